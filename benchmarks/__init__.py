@@ -1,0 +1,1 @@
+"""Benchmarks: how long a merge takes and in how much memory, beside the disk and a peer."""

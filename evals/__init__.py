@@ -1,0 +1,1 @@
+"""Diagnostics of a merge: weights, activations, information, tasks."""

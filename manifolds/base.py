@@ -1,0 +1,134 @@
+"""What every carrier here answers, over and above geoopt's `Manifold`.
+
+geoopt names its operations by symbols (`projx`, `expmap`, `transp`); the subclasses implement those, so its
+optimisers work on our manifolds, and this class gives them the field's words. It adds what merging needs:
+logarithms that say where they are not unique, membership explained in words, and the few facts about a
+space that its Fréchet mean depends on.
+"""
+
+import abc
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+with warnings.catch_warnings():
+    # geoopt 0.5.1 scripts a helper at import, which newer torch reports as deprecated.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from geoopt.manifolds.base import Manifold
+    from geoopt.manifolds.sphere import Sphere as GeooptSphere
+
+__all__ = ["AbstractManifold", "CutLocusError", "GeooptSphere", "NotOnManifoldError"]
+
+
+class NotOnManifoldError(ValueError):
+    """A point that should lie on the manifold does not; the text says how far off it is."""
+
+
+class CutLocusError(ValueError):
+    """A logarithm was asked for where none, or more than one, shortest path exists."""
+
+
+def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
+    """`sum_i w_i v_i` for weights `[..., N]` and values `[..., N, *event]`."""
+    event = values.dim() - weights.dim()
+    return (weights.reshape(*weights.shape, *[1] * event) * values).sum(dim=-1 - event)
+
+
+class AbstractManifold(Manifold):
+    """A complete space of non-negative curvature, whose points are tensors `[..., *event]`.
+
+    `ndim` is the number of event dimensions. Leading dimensions are a batch and broadcast.
+    """
+
+    ndim: int
+
+    @abc.abstractmethod
+    def minimal_log(self, point: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """The shortest tangent that leads from `point` to `other`, and where there is no single one.
+
+        Returns the tangent `[..., *event]` and a mask `[...]`; under the mask the tangent is zero.
+        """
+
+    @abc.abstractmethod
+    def magnitude(self, point: Tensor) -> Tensor:
+        """The size `[...]` of the numbers that tangents at `point` come from: they round at eps times it."""
+
+    @abc.abstractmethod
+    def mean_is_unique(self, points: Tensor, weights: Tensor, distances: Tensor) -> Tensor:
+        """Whether `[B]` a theorem guarantees one mean of `points [B, N, *event]`, `distances [B, N]` from it."""
+
+    def mean_start(self, points: Tensor, weights: Tensor) -> Tensor:
+        """Where the mean's iteration starts `[B, *event]`: the flat mean, projected."""
+        return self.projx(weighted_sum(weights, points))
+
+    def mean_step(self, point: Tensor, logs: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
+        """The tangent to follow from `point` toward the mean, given the mean of `logs`."""
+        del point, logs, weights
+        return gradient
+
+    def logmap(self, x: Tensor, y: Tensor) -> Tensor:
+        tangent, cut = self.minimal_log(x, y)
+        if bool(cut.any()):
+            raise CutLocusError(
+                f"{self.name}: no single shortest path for {int(cut.sum())} of {cut.numel()} pairs"
+                " of points (antipodes, a rotation by pi, or mass that no map can reach)"
+            )
+        return tangent
+
+    def project(self, point: Tensor) -> Tensor:
+        """The nearest point of the manifold."""
+        return self.projx(point)
+
+    def exp(self, point: Tensor, tangent: Tensor) -> Tensor:
+        """Follow the geodesic that leaves `point` along `tangent` for unit time."""
+        return self.expmap(point, tangent)
+
+    def log(self, point: Tensor, other: Tensor) -> Tensor:
+        """The tangent at `point` with `exp(point, tangent) = other`; `CutLocusError` if it is not unique."""
+        return self.logmap(point, other)
+
+    def transport(self, point: Tensor, other: Tensor, tangent: Tensor) -> Tensor:
+        """Carry a tangent at `point` to `other`."""
+        return self.transp(point, other, tangent)
+
+    def geodesic(self, start: Tensor, end: Tensor, t: Tensor | float) -> Tensor:
+        """The point at `t` on the shortest path: `start` at 0, `end` at 1. `t` broadcasts over the batch."""
+        time = torch.as_tensor(t, dtype=start.dtype, device=start.device)
+        time = time.reshape(*time.shape, *[1] * self.ndim)
+        return self.expmap(start, time * self.logmap(start, end))
+
+    def check(self, point: Tensor, *, tolerance: float | None = None) -> str | None:
+        """None if every point of the batch lies on the manifold, or else the reason in words."""
+        if not point.is_floating_point():
+            return f"a point is a floating tensor, not {point.dtype}"
+        if point.dim() < self.ndim:
+            return f"a point has {self.ndim} dimensions or more, not shape {tuple(point.shape)}"
+        if not bool(torch.isfinite(point).all()):
+            return f"{int((~torch.isfinite(point)).sum())} of {point.numel()} entries are NaN or Inf"
+        tolerance = math.sqrt(torch.finfo(point.dtype).eps) if tolerance is None else tolerance
+        return self._violation(point, tolerance)
+
+    def require(self, point: Tensor) -> None:
+        """Raise `NotOnManifoldError` with the reason that `check` gives."""
+        reason = self.check(point)
+        if reason is not None:
+            raise NotOnManifoldError(f"{self.name}: {reason}")
+
+    @abc.abstractmethod
+    def _violation(self, point: Tensor, tolerance: float) -> str | None:
+        """Why finite floating points `[..., *event]` are off the manifold, or None."""
+
+    def _check_point_on_manifold(
+        self, x: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
+    ) -> tuple[bool, str | None]:
+        reason = self._violation(x, max(atol, rtol))
+        return reason is None, reason
+
+    def _check_vector_on_tangent(
+        self, x: Tensor, u: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
+    ) -> tuple[bool, str | None]:
+        gap = float((u - self.proju(x, u)).abs().max()) if u.numel() else 0.0
+        allowed = atol + rtol * (float(u.abs().max()) if u.numel() else 0.0)
+        return gap <= allowed, None if gap <= allowed else f"the vector leaves the tangent by {gap:.3g}"

@@ -1,0 +1,48 @@
+"""Merge neural-network checkpoints.
+
+    state = merge([model_a, model_b], Linear(weight=(0.7, 0.3)))
+    merge(["runs/a", "runs/b"], Linear(), out="runs/merged")
+
+Names are loaded on first use, so that the command line answers before torch is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from merge_models.merge.errors import CheckpointError as CheckpointError
+from merge_models.merge.errors import MergeError as MergeError
+from merge_models.merge.errors import NonFiniteError as NonFiniteError
+from merge_models.merge.errors import PlanError as PlanError
+from merge_models.merge.errors import RecipeError as RecipeError
+
+if TYPE_CHECKING:
+    from merge_models.merge.api import MergeResult as MergeResult
+    from merge_models.merge.api import Prepared as Prepared
+    from merge_models.merge.api import merge as merge
+    from merge_models.merge.api import prepare as prepare
+    from merge_models.merge.api import run_recipe as run_recipe
+    from merge_models.merge.api import soup as soup
+    from merge_models.merge.recipe import Recipe as Recipe
+    from merge_models.merge.recipe import load_recipe as load_recipe
+    from merge_models.merge.strategies import STRATEGIES as STRATEGIES
+    from merge_models.merge.strategies import AbstractStrategy as AbstractStrategy
+    from merge_models.merge.strategies import Linear as Linear
+    from merge_models.merge.strategies import TaskArithmetic as TaskArithmetic
+
+_HOMES = {
+    "api": ("MergeResult", "Prepared", "merge", "prepare", "run_recipe", "soup"),
+    "recipe": ("Recipe", "load_recipe"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = next((module for module, names in _HOMES.items() if name in names), "strategies")
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{home}"), name, None)
+    if found is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found

@@ -1,0 +1,320 @@
+"""The Python API: merge state dicts in memory, or checkpoints from folder to folder."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from merge_models.merge.card import manifest, model_card
+from merge_models.merge.checkpoint.dtypes import DType, parse_dtype
+from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE, Layout, parse_size, plan_layout
+from merge_models.merge.checkpoint.sidecars import Sidecars, find_sidecars, output_config
+from merge_models.merge.checkpoint.source import Checkpoint, StateDict, open_checkpoint
+from merge_models.merge.checkpoint.staging import MANIFEST, Staging, check_target, free_space
+from merge_models.merge.errors import PlanError, RecipeError
+from merge_models.merge.kernels import native_name
+from merge_models.merge.plan import Plan, make_plan
+from merge_models.merge.recipe import Recipe, load_recipe, recipe_of
+from merge_models.merge.run import RunOptions, execute
+from merge_models.merge.strategies.base import AbstractStrategy, BaseModel, Figures
+from merge_models.merge.strategies.linear import Linear
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+PathLike = Union[str, "os.PathLike[str]"]
+InMemory = Union[Mapping[str, Tensor], "Module"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe with its checkpoints open and its plan made: all that is known before any arithmetic.
+
+    Attributes:
+        recipe: the recipe.
+        parents: the models to merge.
+        base: the base model, if any.
+        plan: what will be done.
+        layout: the output files.
+        sidecars: the small files that the donor gives.
+    """
+
+    recipe: Recipe
+    parents: list[Checkpoint]
+    base: Checkpoint | None
+    plan: Plan
+    layout: Layout
+    sidecars: Sidecars
+
+    @property
+    def donor(self) -> Checkpoint:
+        """The model that gives config and tokenizer: the base, else the first parent."""
+        return self.base or self.parents[0]
+
+    def models(self) -> list[tuple[str, Checkpoint]]:
+        """(role, checkpoint) of every input."""
+        base = [("base", self.base)] if self.base else []
+        return [*base, *(("parent", parent) for parent in self.parents)]
+
+    def memory(self, threads: int) -> int:
+        """Bytes of buffers that a run with so many threads needs, beyond Python and torch themselves."""
+        return threads * self.plan.worker_bytes()
+
+    def close(self) -> None:
+        """Closes every input file."""
+        for _, model in self.models():
+            model.close()
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What a merge from folder to folder has done.
+
+    Attributes:
+        path: the output folder.
+        seconds: time taken.
+        bytes_read, bytes_written: of tensors.
+        figures: what the strategy found worth telling, by tensor.
+    """
+
+    path: Path
+    seconds: float
+    bytes_read: int
+    bytes_written: int
+    figures: dict[str, Figures]
+
+
+def default_threads() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def prepare(recipe: Recipe | PathLike, shard_size: int | str = DEFAULT_SHARD_SIZE) -> Prepared:
+    """Opens a recipe's checkpoints and plans the merge, from headers and configs alone.
+
+    Raises:
+        MergeError: the recipe, a checkpoint, or their fit is wrong.
+    """
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    strategy_for = loaded.strategy_for()
+    out_dtype = loaded.output_dtype()
+    parents = [open_checkpoint(entry.model) for entry in loaded.parents()]
+    base = open_checkpoint(loaded.base_model) if loaded.base_model else None
+    plan = make_plan(parents, base, strategy_for, out_dtype)
+    donor = base or parents[0]
+    keep = {k: v for k, v in donor.metadata.items() if k != "format" and v not in donor.tensors}
+    layout = plan_layout(plan.outputs(), parse_size(shard_size), keep)
+    sidecars = find_sidecars(donor.path) if donor.path.is_dir() else Sidecars(donor.folder, (), ())
+    return Prepared(loaded, parents, base, plan, layout, sidecars)
+
+
+def run_recipe(
+    recipe: Recipe | PathLike,
+    out: PathLike,
+    *,
+    overwrite: bool = False,
+    shard_size: int | str = DEFAULT_SHARD_SIZE,
+    threads: int | None = None,
+    on_nonfinite: str = "error",
+    progress: Callable[[int], None] | None = None,
+    planned: Callable[[Prepared], None] | None = None,
+) -> MergeResult:
+    """Runs a recipe; the output folder appears complete, or not at all.
+
+    Args:
+        recipe: a recipe, or the path of one.
+        out: the output folder.
+        overwrite: replace a checkpoint that stands there.
+        shard_size: bytes per output file at most, as a number or as ``"5GB"``.
+        threads: workers; by default one per core. The result does not depend on it.
+        on_nonfinite: ``error`` or ``keep``, for NaN and Inf.
+        progress: called with the bytes just written, from any worker.
+        planned: called with the plan before anything is written.
+
+    Raises:
+        MergeError: anything is wrong with the recipe, the models, or the place for the output.
+    """
+    started = time.monotonic()
+    target = Path(out)
+    prepared = prepare(recipe, shard_size)
+    try:
+        check_target(target, [model.path for _, model in prepared.models()], overwrite)
+        _check_space(target, prepared)
+        if planned:
+            planned(prepared)
+        options = RunOptions(
+            threads or default_threads(), on_nonfinite, prepared.recipe.seed, progress
+        )
+        figures = _write(prepared, target, options)
+    finally:
+        prepared.close()
+    plan = prepared.plan
+    return MergeResult(target, time.monotonic() - started, plan.bytes_in, plan.bytes_out, figures)
+
+
+def _check_space(target: Path, prepared: Prepared) -> None:
+    needed = sum(shard.nbytes for shard in prepared.layout.shards)
+    free = free_space(target)
+    if needed > free:
+        raise PlanError(
+            f"output {target}: needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free;"
+            " make room or choose another disk"
+        )
+
+
+def _write(prepared: Prepared, target: Path, options: RunOptions) -> dict[str, Figures]:
+    staging = Staging(target, prepared.layout)
+    try:
+        staging.allocate()
+        sink = _FileSink(staging)
+        figures = execute(prepared.plan, prepared.parents, prepared.base, sink, options)
+        _write_sidecars(prepared, staging, figures)
+        staging.publish()
+    except BaseException:
+        staging.discard()
+        raise
+    return figures
+
+
+def _write_sidecars(prepared: Prepared, staging: Staging, figures: dict[str, Figures]) -> None:
+    prepared.sidecars.copy_into(staging.folder)
+    config = prepared.donor.config
+    dtype = prepared.plan.main_dtype()
+    if config:
+        written = output_config(config, dtype, prepared.plan.untied) if dtype else dict(config)
+        staging.write_json("config.json", written)
+    library = "transformers" if config.get("architectures") else None
+    staging.write_text("README.md", model_card(prepared.recipe, library))
+    record = manifest(prepared.recipe, prepared.plan, prepared.models(), figures, native_name())
+    staging.write_json(MANIFEST, record)
+
+
+class _FileSink:
+    """Blocks go to their places in the staged shards."""
+
+    def __init__(self, staging: Staging) -> None:
+        self._staging = staging
+
+    def buffer(self, name: str, start: int, stop: int, scratch: np.ndarray) -> np.ndarray:
+        del name
+        return scratch[: stop - start]
+
+    def write(self, name: str, start: int, data: np.ndarray) -> None:
+        self._staging.write(name, start, data)
+
+
+class _MemorySink:
+    """Blocks are computed where they stay: in the output tensors."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.tensors = {
+            t.name: torch.empty(t.shape, dtype=getattr(torch, t.dtype.torch_name))
+            for t in plan.tensors
+        }
+        self._bytes = {
+            name: tensor.reshape(-1).view(torch.uint8).numpy()
+            for name, tensor in self.tensors.items()
+            if tensor.numel()
+        }
+
+    def buffer(self, name: str, start: int, stop: int, scratch: np.ndarray) -> np.ndarray:
+        del scratch
+        return self._bytes[name][start:stop]
+
+    def write(self, name: str, start: int, data: np.ndarray) -> None:
+        del name, start, data
+
+
+def merge(
+    models: Sequence[PathLike] | Sequence[InMemory],
+    strategy: AbstractStrategy | None = None,
+    *,
+    base: PathLike | InMemory | None = None,
+    out: PathLike | None = None,
+    dtype: str | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    **options: Any,
+) -> dict[str, Tensor] | MergeResult:
+    """Merges models: state dicts or modules in memory, or checkpoints from folder to folder.
+
+    Args:
+        models: state dicts, ``nn.Module``s, or paths and Hub ids; all of one kind.
+        strategy: what to do; uniform ``Linear()`` by default.
+        base: the base model, of the same kind as ``models``.
+        out: the output folder; needed for paths, refused for models in memory.
+        dtype: dtype of the output, such as ``"bfloat16"``; by default that of the models.
+        seed: key of all randomness.
+        threads: workers; by default one per core. The result does not depend on it.
+        **options: further options of :func:`run_recipe`, for paths.
+
+    Returns:
+        A state dict for models in memory (on the first model's devices), a :class:`MergeResult` for paths.
+
+    Raises:
+        MergeError: anything is wrong with models, strategy or output.
+    """
+    chosen = strategy if strategy is not None else Linear()
+    if not models:
+        raise PlanError("there are no models to merge")
+    if isinstance(models[0], (str, os.PathLike)):
+        if out is None:
+            raise RecipeError("merging folders needs out=FOLDER")
+        paths = cast("Sequence[PathLike]", models)
+        recipe = recipe_of(chosen, paths, cast("PathLike | None", base), dtype, seed)
+        return run_recipe(recipe, out, threads=threads, **options)
+    if out is not None or options:
+        raise RecipeError(
+            "out= and its options are for merging folders; save the returned state dict"
+        )
+    held = cast("Sequence[InMemory]", models)
+    written = parse_dtype(dtype) if dtype else None
+    return _merge_in_memory(held, chosen, cast("InMemory | None", base), written, seed, threads)
+
+
+def soup(
+    models: Sequence[PathLike] | Sequence[InMemory],
+    *,
+    weights: Sequence[float] | None = None,
+    **options: Any,
+) -> dict[str, Tensor] | MergeResult:
+    """The model soup: the weighted mean of models; see :func:`merge` for everything else."""
+    return merge(models, Linear(weight=1.0 if weights is None else tuple(weights)), **options)
+
+
+def _merge_in_memory(
+    models: Sequence[InMemory],
+    strategy: AbstractStrategy,
+    base: InMemory | None,
+    dtype: DType | None,
+    seed: int,
+    threads: int | None,
+) -> dict[str, Tensor]:
+    parents = [StateDict(_state(model), f"model {number}") for number, model in enumerate(models)]
+    base_source = None if base is None else StateDict(_state(base), "base")
+    resolved = strategy.resolved(len(parents))
+    if strategy.base_model is BaseModel.UNUSED:
+        base_source = None
+    plan = make_plan(parents, base_source, lambda name: resolved, dtype)
+    sink = _MemorySink(plan)
+    options = RunOptions(threads or default_threads(), seed=seed)
+    execute(plan, parents, base_source, sink, options)
+    first = _state(models[0])
+    return {
+        name: tensor.to(first[name].device) if name in first else tensor
+        for name, tensor in sink.tensors.items()
+    }
+
+
+def _state(model: InMemory) -> Mapping[str, Tensor]:
+    return model if isinstance(model, Mapping) else model.state_dict()

@@ -1,0 +1,106 @@
+"""What a merge says of itself: the model card and the manifest."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from merge_models.merge.checkpoint.header import printable
+from merge_models.merge.checkpoint.source import Checkpoint
+from merge_models.merge.plan import Plan
+from merge_models.merge.recipe import Recipe
+from merge_models.merge.strategies import find_strategy
+from merge_models.merge.strategies.base import Figures
+
+MANIFEST_FORMAT = 1
+
+
+def version() -> str:
+    """The installed version of merge-models."""
+    try:
+        return metadata.version("merge-models")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def model_card(recipe: Recipe, library: str | None) -> str:
+    """README.md of a merge: front matter that hubs read, and the recipe that makes it again.
+
+    Args:
+        recipe: what was run.
+        library: ``library_name`` for hubs, where known.
+    """
+    names = [entry.model for entry in recipe.parents()]
+    hub_ids = [name for name in [recipe.base_model, *names] if name and not Path(name).exists()]
+    front: dict[str, Any] = {}
+    if hub_ids:
+        front["base_model"] = list(dict.fromkeys(hub_ids))
+    if library:
+        front["library_name"] = library
+    front["tags"] = ["merge", "merge-models"]
+    strategy = find_strategy(recipe.merge_method)
+    parents = "\n".join(f"- `{_code(name)}`" for name in names)
+    base = f"\nBase model: `{_code(recipe.base_model)}`\n" if recipe.base_model else ""
+    head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    return (
+        f"---\n{head}---\n# Merge ({strategy.name})\n\n"
+        f"Made with merge-models {version()} by `{strategy.name}`"
+        f"{f' ({strategy.source})' if strategy.source else ''} from\n\n{parents}\n{base}\n"
+        f"## Recipe\n\n```yaml\n{_fenced(recipe.yaml())}```\n"
+    )
+
+
+def _code(text: str) -> str:
+    return printable(text).replace("`", "'")
+
+
+def _fenced(text: str) -> str:
+    return text.replace("```", "'''")
+
+
+def manifest(
+    recipe: Recipe,
+    plan: Plan,
+    models: Sequence[tuple[str, Checkpoint]],
+    figures: Mapping[str, Figures],
+    kernels: str,
+) -> dict[str, Any]:
+    """``merge_manifest.json``: what was made from what, with what.
+
+    Args:
+        recipe: what was run.
+        plan: what it came to.
+        models: (role, checkpoint) of every input, in order.
+        figures: what strategies told, by tensor.
+        kernels: which block kernels ran.
+    """
+    packages = ("torch", "numpy", "safetensors", "geoopt")
+    return {
+        "format": MANIFEST_FORMAT,
+        "tool": {"name": "merge-models", "version": version(), "kernels": kernels},
+        "versions": {
+            "python": platform.python_version(),
+            **{p: metadata.version(p) for p in packages},
+        },
+        "recipe": recipe.document(),
+        "seed": recipe.seed,
+        "inputs": [_input(role, model) for role, model in models],
+        "output": {
+            "tensors": len(plan.tensors),
+            "parameters": plan.parameters,
+            "bytes": plan.bytes_out,
+            "copied": [t.name for t in plan.tensors if t.action == "copy"],
+            "dropped": [{"tensor": n, "model": m, "reason": r} for n, m, r in plan.dropped],
+        },
+        "figures": dict(sorted(figures.items())),
+    }
+
+
+def _input(role: str, model: Checkpoint) -> dict[str, Any]:
+    files = [{"name": file.name, "bytes": file.stat().st_size} for file in model.files]
+    return {"role": role, "model": model.label, "tensors": len(model.tensors), "files": files}

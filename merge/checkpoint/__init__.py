@@ -1,0 +1,16 @@
+"""Checkpoints on disk: headers, blocks, pre-sized shards, one rename."""
+
+from merge_models.merge.checkpoint.dtypes import DType as DType
+from merge_models.merge.checkpoint.dtypes import parse_dtype as parse_dtype
+from merge_models.merge.checkpoint.header import Header as Header
+from merge_models.merge.checkpoint.header import TensorInfo as TensorInfo
+from merge_models.merge.checkpoint.header import printable as printable
+from merge_models.merge.checkpoint.header import read_header as read_header
+from merge_models.merge.checkpoint.layout import Layout as Layout
+from merge_models.merge.checkpoint.layout import OutputTensor as OutputTensor
+from merge_models.merge.checkpoint.layout import plan_layout as plan_layout
+from merge_models.merge.checkpoint.source import Checkpoint as Checkpoint
+from merge_models.merge.checkpoint.source import Source as Source
+from merge_models.merge.checkpoint.source import StateDict as StateDict
+from merge_models.merge.checkpoint.source import open_checkpoint as open_checkpoint
+from merge_models.merge.checkpoint.staging import Staging as Staging

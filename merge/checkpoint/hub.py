@@ -1,0 +1,55 @@
+"""From what the user typed to a path: a local one, or a Hub id ``org/name[@revision]``."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from merge_models.merge.errors import CheckpointError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+_FILES = [
+    "*.safetensors",
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "LICENSE*",
+    "NOTICE*",
+    "*/*.json",
+]
+
+
+def resolve(name: str | os.PathLike[str]) -> Path:
+    """The local path of a checkpoint; Hub ids are fetched into, or found in, huggingface_hub's cache.
+
+    Raises:
+        CheckpointError: there is no such path, and it is no Hub id or cannot be fetched.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    text = os.fspath(name)
+    if not _HUB_ID.fullmatch(text):
+        raise CheckpointError(f"{text}: no such file or folder")
+    return _from_hub(text)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repository, _, revision = name.partition("@")
+    try:
+        folder = snapshot_download(repository, revision=revision or None, allow_patterns=_FILES)
+    except LocalEntryNotFoundError:
+        raise CheckpointError(
+            f"{name}: no such folder, and not in the local Hub cache (offline, or the Hub is out of reach)"
+        ) from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()
+        raise CheckpointError(
+            f"{name}: no such folder, and the Hub says: {reason[0] if reason else type(error).__name__}"
+        ) from None
+    return Path(folder)

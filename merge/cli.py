@@ -1,0 +1,337 @@
+"""The command line: parse, call the API, print. Anything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from merge_models.merge.errors import MergeError, RecipeError
+
+if TYPE_CHECKING:
+    from merge_models.merge.api import Prepared
+    from merge_models.merge.recipe import Recipe
+
+
+class _Group(click.Group):
+    """One line and exit code 2 for every error that the user can cause."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MergeError as error:
+            _fail(str(error))
+        except BrokenPipeError:
+            os._exit(1)
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(2)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="merge-models")
+def main() -> None:
+    """Merge neural-network checkpoints on the geometry that they live in.
+
+    \b
+    Example: merge-models merge ./math ./code -m linear -o ./merged
+    """
+
+
+def _write_options(command: Any) -> Any:
+    options = [
+        click.option(
+            "-o", "--out", required=True, type=click.Path(path_type=Path), help="Output folder."
+        ),
+        click.option("--overwrite", is_flag=True, help="Replace a checkpoint that stands there."),
+        click.option(
+            "--shard-size", default="5GB", show_default=True, help="Bytes per output file."
+        ),
+        click.option("--threads", type=click.IntRange(1, 1024), help="Workers [default: cores]."),
+        click.option(
+            "--on-nonfinite",
+            type=click.Choice(["error", "keep"]),
+            default="error",
+            show_default=True,
+            help="What a NaN or Inf in a parent does.",
+        ),
+        click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
+        click.option(
+            "-v", "--verbose", is_flag=True, help="Print the plan, and figures by tensor."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _strategy_options(command: Any) -> Any:
+    options = [
+        click.argument("models", nargs=-1, required=True),
+        click.option("-m", "--method", default="linear", show_default=True, help="Strategy."),
+        click.option("--base", help="Base model: path or Hub id."),
+        click.option("--weights", help="One weight per model: .5,.3,.2"),
+        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A parameter."),
+        click.option("--dtype", help="Output dtype [default: that of the models]."),
+        click.option("--seed", default=0, show_default=True, help="Key of all randomness."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command()
+@_strategy_options
+@_write_options
+def merge(
+    models: tuple[str, ...],
+    method: str,
+    base: str | None,
+    weights: str | None,
+    settings: tuple[str, ...],
+    dtype: str | None,
+    seed: int,
+    **options: Any,
+) -> None:
+    """Merge MODELS: folders, .safetensors files or Hub ids (org/name[@revision]).
+
+    \b
+    Example: merge-models merge A B C -m linear --weights .5,.3,.2 -o OUT
+    """
+    _run(_recipe(models, method, base, weights, settings, dtype, seed), options)
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@_write_options
+def run(recipe: Path, **options: Any) -> None:
+    """Run a recipe: a YAML file in mergekit's dialect.
+
+    \b
+    Example: merge-models run recipe.yml -o OUT
+    """
+    from merge_models.merge.recipe import load_recipe
+
+    _run(load_recipe(recipe), options)
+
+
+def _recipe(
+    models: tuple[str, ...],
+    method: str,
+    base: str | None,
+    weights: str | None,
+    settings: tuple[str, ...],
+    dtype: str | None,
+    seed: int,
+) -> Recipe:
+    from merge_models.merge.recipe import parse_recipe
+
+    shares = _weights(weights, len(models))
+    parameters = dict(_setting(text) for text in settings)
+    entries = [
+        {"model": model, "parameters": {"weight": share} if shares else {}}
+        for model, share in zip(models, shares or [None] * len(models), strict=True)
+    ]
+    return parse_recipe(
+        {
+            "merge_method": method,
+            "models": entries,
+            "base_model": base,
+            "parameters": parameters,
+            "dtype": dtype,
+            "seed": seed,
+        },
+        "command line",
+    )
+
+
+def _weights(text: str | None, count: int) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        values = [float(word) for word in text.replace(" ", "").split(",")]
+    except ValueError:
+        raise RecipeError(f"--weights '{text}' is not a list of numbers; write .5,.3,.2") from None
+    if len(values) != count:
+        raise RecipeError(f"--weights has {len(values)} values for {count} models")
+    return values
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    import yaml
+
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set '{text}' is not KEY=VALUE")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        return key, value
+
+
+def _run(recipe: Recipe, options: dict[str, Any]) -> None:
+    from merge_models.merge.api import run_recipe
+    from merge_models.merge.progress import Progress
+
+    quiet, verbose = options.pop("quiet"), options.pop("verbose")
+    with Progress(quiet) as progress:
+
+        def planned(prepared: Prepared) -> None:
+            if verbose and not quiet:
+                click.echo(_plan_text(prepared))
+            progress.start(prepared.plan.bytes_out)
+
+        result = run_recipe(recipe, progress=progress.advance, planned=planned, **options)
+    if quiet:
+        return
+    gigabytes = (result.bytes_read + result.bytes_written) / 1e9
+    click.echo(
+        f"{result.path}: {result.bytes_written / 1e9:.2f} GB written in {result.seconds:.1f} s",
+        nl=False,
+    )
+    click.echo(f" ({gigabytes / max(result.seconds, 1e-9):.2f} GB/s read and written)")
+    for line in _figure_lines(result.figures, verbose):
+        click.echo(line)
+
+
+def _figure_lines(figures: dict[str, dict[str, Any]], verbose: bool) -> list[str]:
+    """Medians and extremes of what the strategy told, or every tensor's."""
+    if verbose:
+        return [
+            f"  {name}: " + ", ".join(f"{k} {_short(v)}" for k, v in f.items())
+            for name, f in figures.items()
+        ]
+    lines = []
+    for key in dict.fromkeys(key for values in figures.values() for key in values):
+        values = [f[key] for f in figures.values() if key in f]
+        if all(isinstance(value, bool) for value in values):
+            lines.append(f"  {key}: {sum(values)} of {len(values)} tensors")
+        elif all(isinstance(value, (int, float)) for value in values):
+            ordered = sorted(values)
+            middle = ordered[len(ordered) // 2]
+            lines.append(
+                f"  {key}: median {_short(middle)}, {_short(ordered[0])} to {_short(ordered[-1])}"
+            )
+    return lines
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--shard-size", default="5GB", show_default=True, help="Bytes per output file.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Workers [default: cores].")
+def plan(recipe: Path, as_json: bool, shard_size: str, threads: int | None) -> None:
+    """Show what a recipe would do, from headers alone; nothing is written.
+
+    \b
+    Example: merge-models plan recipe.yml --json
+    """
+    from merge_models.merge.api import default_threads, prepare
+
+    prepared = prepare(recipe, shard_size)
+    workers = threads or default_threads()
+    if as_json:
+        click.echo(json.dumps(_plan_document(prepared, workers), indent=2))
+    else:
+        click.echo(_plan_text(prepared, workers))
+
+
+def _plan_document(prepared: Prepared, threads: int) -> dict[str, Any]:
+    plan = prepared.plan
+    return {
+        "recipe": prepared.recipe.document(),
+        "tensors": [
+            {
+                "name": t.name,
+                "shape": list(t.shape),
+                "dtype": t.dtype.torch_name,
+                "action": t.action,
+                "strategy": t.strategy.name if t.strategy else None,
+                "note": t.note,
+            }
+            for t in plan.tensors
+        ],
+        "dropped": [{"tensor": n, "model": m, "reason": r} for n, m, r in plan.dropped],
+        "files": [{"name": s.name, "bytes": s.nbytes} for s in prepared.layout.shards],
+        "copied_files": list(prepared.sidecars.copied),
+        "left_files": [{"name": n, "reason": r} for n, r in prepared.sidecars.left],
+        "donor": prepared.donor.label,
+        "bytes_in": plan.bytes_in,
+        "bytes_out": plan.bytes_out,
+        "parameters": plan.parameters,
+        "threads": threads,
+        "buffer_bytes": prepared.memory(threads),
+        "disk_bytes": sum(shard.nbytes for shard in prepared.layout.shards),
+    }
+
+
+def _plan_text(prepared: Prepared, threads: int = 1) -> str:
+    plan, recipe = prepared.plan, prepared.recipe
+    merged = [t for t in plan.tensors if t.action == "merge"]
+    copied = [t for t in plan.tensors if t.action == "copy"]
+    disk = sum(shard.nbytes for shard in prepared.layout.shards)
+    lines = [
+        f"{recipe.merge_method}: {len(prepared.parents)} models, {plan.parameters:,} parameters"
+    ]
+    for role, model in prepared.models():
+        donates = " (config and tokenizer from here)" if model is prepared.donor else ""
+        lines.append(
+            f"  {role:6} {model.label}: {len(model.tensors)} tensors, {model.nbytes / 1e9:.3f} GB{donates}"
+        )
+    dtypes = ", ".join(sorted({t.dtype.torch_name for t in plan.tensors}))
+    lines.append(f"  merged {len(merged)} tensors; written as {dtypes}")
+    lines += [f"  merged {t.name}: {t.note}" for t in merged if t.note]
+    lines += [f"  copied {t.name}: {t.note}" for t in copied]
+    lines += [f"  dropped {name} of {model}: {reason}" for name, model, reason in plan.dropped]
+    if prepared.sidecars.copied:
+        lines.append(f"  files  {', '.join(prepared.sidecars.copied)}")
+    lines += [f"  left   {name}: {reason}" for name, reason in prepared.sidecars.left]
+    lines.append(
+        f"  reads {plan.bytes_in / 1e9:.3f} GB a pass, writes {disk / 1e9:.3f} GB"
+        f" in {len(prepared.layout.shards)} file(s)"
+    )
+    lines.append(f"  buffers {prepared.memory(threads) / 1e6:.0f} MB for {threads} thread(s)")
+    return "\n".join(lines)
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def methods(name: str | None, as_json: bool) -> None:
+    """List the strategies, or one strategy's parameters.
+
+    \b
+    Example: merge-models methods task_arithmetic
+    """
+    from merge_models.merge.methods import describe, describe_all
+
+    click.echo(describe(name, as_json) if name else describe_all(as_json))
+
+
+@main.command()
+@click.option(
+    "--keep", type=click.Path(path_type=Path), help="Leave the merged models in this folder."
+)
+def demo(keep: Path | None) -> None:
+    """Merge three tiny trained experts with every strategy, and score each result.
+
+    \b
+    Example: merge-models demo
+    """
+    from merge_models.merge.demo.run import run_demo
+
+    run_demo(keep, click.echo)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""The one exception family: what the user knows, and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MergeError(Exception):
+    """Base of everything that a caller's input can cause. The text is one line and names the fix."""
+
+
+class CheckpointError(MergeError):
+    """A file or folder cannot be read as a checkpoint, or cannot be written."""
+
+
+class RecipeError(MergeError):
+    """A recipe, strategy name or parameter is not valid."""
+
+
+class PlanError(MergeError):
+    """The parents do not fit each other, the strategy or the machine."""
+
+
+class NonFiniteError(MergeError):
+    """A parent holds NaN or Inf, or a result does not fit the output dtype."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Returns ``"; did you mean 'x'?"`` for the nearest known word, else the known ones."""
+    names = sorted(set(known))
+    near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; known: {', '.join(names)}" if names else ""

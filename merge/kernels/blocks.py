@@ -1,0 +1,195 @@
+"""Dispatch of the block kernels: compiled where possible, torch otherwise."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from merge_models.merge.checkpoint.dtypes import DType
+
+_NATIVE_TYPES = {"F32": 0, "F16": 1, "BF16": 2, "F8_E4M3": 3, "F8_E5M2": 4}
+_NATIVE_TARGETS = ("F32", "F16", "BF16")
+NOT_FINITE = 1
+OVERFLOW = 2
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of elements in storage form.
+
+    Attributes:
+        data: uint8 array, ``count * dtype.size`` bytes, contiguous.
+        dtype: how to read it.
+    """
+
+    data: np.ndarray
+    dtype: DType
+
+    @property
+    def count(self) -> int:
+        return self.data.nbytes // self.dtype.size
+
+    def tensor(self) -> Tensor:
+        """The same memory as a 1-D tensor."""
+        dtype = getattr(torch, self.dtype.torch_name)
+        return (
+            torch.from_numpy(self.data).view(dtype) if self.count else torch.empty(0, dtype=dtype)
+        )
+
+
+@lru_cache(maxsize=1)
+def _native() -> ctypes.CDLL | None:
+    """The compiled kernels, or None where they were not built (or are switched off for a test)."""
+    if os.environ.get("MERGE_MODELS_NATIVE", "1") == "0":
+        return None
+    spec = importlib.util.find_spec("merge_models.merge.kernels._native")
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        library = ctypes.CDLL(spec.origin)
+    except OSError:
+        return None
+    pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    library.merge_models_weighted_sum.argtypes = [
+        number, pointer, pointer, pointer, size, pointer, number,
+    ]  # fmt: skip
+    library.merge_models_gram.argtypes = [pointer, number, number, pointer, pointer, size, pointer]
+    return library
+
+
+def native_name() -> str:
+    """``"compiled"`` or ``"torch"``: which kernels run on this machine."""
+    return "torch" if _native() is None else "compiled"
+
+
+def weighted_sum(sources: Sequence[Span], weights: Sequence[float], out: Span) -> int:
+    """Writes ``sum_i weights[i] * sources[i]`` into ``out``: float64 sums in the given order, rounded once.
+
+    Sources with weight 0 are left out, so that their values cannot matter.
+
+    Returns:
+        ``NOT_FINITE`` where a source (so, a sum) is NaN or Inf, ``OVERFLOW`` where a finite sum does not
+        fit the output dtype, else 0.
+    """
+    used = [(s, float(w)) for s, w in zip(sources, weights, strict=True) if w != 0.0]
+    if not used:
+        out.data[:] = 0
+        return 0
+    library = _native()
+    native = (
+        library is not None
+        and out.dtype.code in _NATIVE_TARGETS
+        and all(s.dtype.code in _NATIVE_TYPES for s, _ in used)
+    )
+    if native:
+        flags = _native_weighted_sum(library, used, out)
+    else:
+        flags = _torch_weighted_sum(used, out)
+    if flags & 1:
+        return NOT_FINITE
+    return OVERFLOW if flags & 2 else 0
+
+
+def _addresses(sources: Sequence[Span]):
+    return (ctypes.c_void_p * len(sources))(*[s.data.ctypes.data for s in sources])
+
+
+def _types(sources: Sequence[Span]):
+    return (ctypes.c_int * len(sources))(*[_NATIVE_TYPES[s.dtype.code] for s in sources])
+
+
+def _native_weighted_sum(library, used: list[tuple[Span, float]], out: Span) -> int:
+    sources = [source for source, _ in used]
+    weights = (ctypes.c_double * len(used))(*[weight for _, weight in used])
+    return library.merge_models_weighted_sum(
+        len(used), _addresses(sources), _types(sources), weights, out.count,
+        out.data.ctypes.data, _NATIVE_TYPES[out.dtype.code],
+    )  # fmt: skip
+
+
+def _torch_weighted_sum(used: list[tuple[Span, float]], out: Span) -> int:
+    if out.dtype.code == "F64":
+        total = _compensated_sum(used)
+    else:
+        total = used[0][0].tensor().double().mul_(used[0][1])
+        for source, weight in used[1:]:
+            total += source.tensor().double().mul_(weight)
+    stored = out.tensor()
+    stored.copy_(total)
+    bad_in = not bool(torch.isfinite(total).all())
+    bad_out = not bool(torch.isfinite(stored.float() if out.dtype.size < 4 else stored).all())
+    return int(bad_in) | (int(bad_out) << 1)
+
+
+def _compensated_sum(used: list[tuple[Span, float]]) -> Tensor:
+    """The sum in doubled precision (Ogita, Rump & Oishi 2005, Dot2), for float64 results.
+
+    The weights' own rounding error is given to the first source: weights that should sum to 1 then do,
+    and equal parents come back equal.
+    """
+    weights = [weight for _, weight in used]
+    gap = math.fsum([1.0, *[-w for w in weights]])
+    closes = abs(gap) <= 2e-16 * len(used)
+    high = torch.full((used[0][0].count,), -0.0, dtype=torch.float64)  # the sum's neutral element
+    low = torch.zeros_like(high)
+    terms = [*used, (used[0][0], gap)] if closes and gap else used
+    for source, weight in terms:
+        product, error = _two_product(source.tensor().double(), weight)
+        total = high + product
+        shadow = total - high
+        low += (high - (total - shadow)) + (product - shadow) + error
+        high = total
+    return torch.where(torch.isfinite(low) & (low != 0), high + low, high)
+
+
+def _two_product(x: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    """``x * weight`` and its exact rounding error (Dekker 1971)."""
+    product = x * weight
+    x_high = x * 134217729.0
+    x_high = x_high - (x_high - x)
+    w = weight * 134217729.0
+    w_high = w - (w - weight)
+    x_low, w_low = x - x_high, weight - w_high
+    return product, ((x_high * w_high - product) + x_high * w_low + x_low * w_high) + x_low * w_low
+
+
+def moment_count(sources: int) -> int:
+    """How many moments :func:`gram_moments` gives for that many sources."""
+    return 1 + sources + sources * (sources + 1) // 2
+
+
+def gram_moments(reference: Span, sources: Sequence[Span]) -> np.ndarray:
+    """Moments of one block about a reference ``r``: all that isometry-respecting means need.
+
+    Returns:
+        float64 array: ``|r|^2``, then ``<r, x_i - r>`` for each source, then ``<x_i - r, x_j - r>`` for
+        ``i <= j``, row by row. Differences are taken before products, so that sources 1e-8 apart keep
+        their geometry. Add the arrays of blocks to get those of a tensor.
+    """
+    out = np.zeros(moment_count(len(sources)))
+    library = _native()
+    spans = [reference, *sources]
+    if library is not None and all(s.dtype.code in _NATIVE_TYPES for s in spans):
+        failed = library.merge_models_gram(
+            reference.data.ctypes.data, _NATIVE_TYPES[reference.dtype.code], len(sources),
+            _addresses(sources), _types(sources), reference.count, out.ctypes.data,
+        )  # fmt: skip
+        if failed:
+            raise MemoryError("no memory for the Gram kernel's scratch tiles")
+        return out
+    r = reference.tensor().double()
+    differences = [s.tensor().double() - r for s in sources]
+    pairs = [(i, j) for i in range(len(sources)) for j in range(i, len(sources))]
+    values = [r @ r, *[r @ d for d in differences]]
+    values += [differences[i] @ differences[j] for i, j in pairs]
+    out[:] = [float(value) for value in values]
+    return out

@@ -1,0 +1,122 @@
+/* The kernels proper; native.c includes this once per instruction set, with NAME() adding the suffix.
+ * Every product and sum is a separately rounded double (no contraction), in an order fixed by the element
+ * index alone: the same bytes on every machine. */
+
+#define TILE 512
+#define LANES 8
+
+#define EACH(element, CONVERT)                                                     \
+    { const element *p = (const element *)source + start;                          \
+      for (size_t j = 0; j < count; j++) { double x = (double)CONVERT(p[j]); USE; } \
+      break; }
+#define EACH_TYPE                                      \
+    switch (type) {                                    \
+    case T_F32: EACH(float, )                          \
+    case T_F16: EACH(uint16_t, f16_to_float)           \
+    case T_BF16: EACH(uint16_t, bf16_to_float)         \
+    case T_F8_E4M3: EACH(uint8_t, f8_e4m3_to_float)    \
+    default: EACH(uint8_t, f8_e5m2_to_float)           \
+    }
+
+/* out = weight * source, in double. */
+static void NAME(scale)(const char *source, int type, double weight, size_t start, size_t count, double *restrict out) {
+#define USE out[j] = x * weight
+    EACH_TYPE
+#undef USE
+}
+
+/* out += weight * source. */
+static void NAME(add_scaled)(const char *source, int type, double weight, size_t start, size_t count, double *restrict out) {
+#define USE out[j] += x * weight
+    EACH_TYPE
+#undef USE
+}
+
+/* out = source - reference. */
+static void NAME(subtract)(const char *source, int type, const double *restrict reference, size_t start, size_t count,
+                           double *restrict out) {
+#define USE out[j] = x - reference[j]
+    EACH_TYPE
+#undef USE
+}
+
+/* Rounds one tile of doubles, once. Returns nonzero where a stored value is not finite. */
+static int NAME(store)(const double *in, int type, size_t start, size_t count, char *target) {
+    size_t j;
+    uint32_t bad = 0;
+    switch (type) {
+    case T_F32: { float *p = (float *)target + start;
+        for (j = 0; j < count; j++) {
+            p[j] = (float)in[j];
+            bad |= (as_bits(p[j]) & 0x7f800000u) == 0x7f800000u;
+        }
+        break; }
+    case T_F16: { uint16_t *p = (uint16_t *)target + start;
+        for (j = 0; j < count; j++) {
+            p[j] = bits_to_f16(as_bits((float)in[j]));
+            bad |= (p[j] & 0x7c00u) == 0x7c00u;
+        }
+        break; }
+    case T_BF16: { uint16_t *p = (uint16_t *)target + start;
+        for (j = 0; j < count; j++) {
+            p[j] = bits_to_bf16(as_bits((float)in[j]));
+            bad |= (p[j] & 0x7f80u) == 0x7f80u;
+        }
+        break; }
+    }
+    return bad != 0;
+}
+
+static int NAME(weighted_sum)(int sources, const char *const *source, const int *type, const double *weight,
+                              size_t count, char *target, int target_type) {
+    double sum[TILE];
+    int bad_in = 0, bad_out = 0;
+    for (size_t start = 0; start < count; start += TILE) {
+        size_t tile = count - start < TILE ? count - start : TILE, j;
+        NAME(scale)(source[0], type[0], weight[0], start, tile, sum);
+        for (int i = 1; i < sources; i++) NAME(add_scaled)(source[i], type[i], weight[i], start, tile, sum);
+        int bad = 0;
+        for (j = 0; j < tile; j++) bad |= !(sum[j] - sum[j] == 0.0);
+        bad_in |= bad;
+        bad_out |= NAME(store)(sum, target_type, start, tile, target);
+    }
+    return bad_in | (bad_out << 1);
+}
+
+static double NAME(dot)(const double *a, const double *b, size_t count) {
+    double lane[LANES] = {0}, tail = 0;
+    size_t j = 0;
+    for (; j + LANES <= count; j += LANES)
+        for (int k = 0; k < LANES; k++) lane[k] += a[j + k] * b[j + k];
+    for (; j < count; j++) tail += a[j] * b[j];
+    for (int k = 0; k < LANES; k++) tail += lane[k];
+    return tail;
+}
+
+/* Adds to out: |r|^2, then <r, x_i - r> for each i, then <x_i - r, x_j - r> for i <= j (row by row).
+ * Returns nonzero where memory is short. */
+static int NAME(gram)(const char *reference, int reference_type, int sources, const char *const *source,
+                      const int *type, size_t count, double *out) {
+    double *scratch = malloc(((size_t)sources + 1) * TILE * sizeof(double)), *r = scratch;
+    if (!scratch) return 1;
+    for (size_t start = 0; start < count; start += TILE) {
+        size_t tile = count - start < TILE ? count - start : TILE;
+        double *o = out;
+        NAME(scale)(reference, reference_type, 1.0, start, tile, r);
+        *o++ += NAME(dot)(r, r, tile);
+        for (int i = 0; i < sources; i++) {
+            double *d = scratch + (size_t)(i + 1) * TILE;
+            NAME(subtract)(source[i], type[i], r, start, tile, d);
+            *o++ += NAME(dot)(r, d, tile);
+        }
+        for (int i = 0; i < sources; i++)
+            for (int k = i; k < sources; k++)
+                *o++ += NAME(dot)(scratch + (size_t)(i + 1) * TILE, scratch + (size_t)(k + 1) * TILE, tile);
+    }
+    free(scratch);
+    return 0;
+}
+#undef EACH
+#undef EACH_TYPE
+#undef TILE
+#undef LANES

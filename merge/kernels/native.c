@@ -1,0 +1,51 @@
+/* Fused block kernels of span strategies: one pass over the parents, in double, rounded once.
+ * Plain C without Python's headers; kernels/__init__.py loads it with ctypes, which lets go of the GIL. */
+#include "convert.h"
+#include <stddef.h>
+#include <stdlib.h>
+
+#define NAME(x) x##_portable
+#include "body.h"
+#undef NAME
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC target("avx2,f16c,bmi2")
+#define NAME(x) x##_avx2
+#include "body.h"
+#undef NAME
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
+#define NAME(x) x##_avx512
+#include "body.h"
+#undef NAME
+#pragma GCC pop_options
+
+static int width(void) {
+    static int known = 0;
+    if (!known) {
+        __builtin_cpu_init();
+        known = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512dq") ? 3
+                : __builtin_cpu_supports("avx2") ? 2 : 1;
+    }
+    return known;
+}
+#define DISPATCH(call, ...) \
+    (width() == 3 ? call##_avx512(__VA_ARGS__) : width() == 2 ? call##_avx2(__VA_ARGS__) : call##_portable(__VA_ARGS__))
+#else
+#define DISPATCH(call, ...) call##_portable(__VA_ARGS__)
+#endif
+
+/* target[j] = sum_i weight[i] * source[i][j]. Bit 0: a sum is not finite; bit 1: a stored value is not finite. */
+int merge_models_weighted_sum(int sources, const char *const *source, const int *type, const double *weight,
+                              size_t count, char *target, int target_type) {
+    return DISPATCH(weighted_sum, sources, source, type, weight, count, target, target_type);
+}
+
+/* Adds the moments of count elements to out (layout: see gram in body.h). Nonzero: out of memory. */
+int merge_models_gram(const char *reference, int reference_type, int sources, const char *const *source,
+                      const int *type, size_t count, double *out) {
+    return DISPATCH(gram, reference, reference_type, sources, source, type, count, out);
+}

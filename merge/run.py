@@ -1,0 +1,432 @@
+"""The one loop: reads blocks, lets strategies survey and combine them, writes them in place.
+
+Any thread may take any block at any time; results do not depend on it: blocks have fixed boundaries and
+survey totals are folded in block order.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from merge_models.manifolds.span import Gram
+from merge_models.merge.checkpoint.dtypes import DType
+from merge_models.merge.checkpoint.header import TensorInfo, printable
+from merge_models.merge.checkpoint.source import Source
+from merge_models.merge.errors import MergeError, NonFiniteError
+from merge_models.merge.kernels import Span, gram_moments, weighted_sum
+from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW
+from merge_models.merge.plan import Plan, TensorPlan, is_fused
+from merge_models.merge.strategies.base import (
+    AbstractSpanStrategy,
+    AbstractStrategy,
+    Block,
+    Figures,
+    Grain,
+    Mixture,
+    Pass,
+)
+
+
+class Sink(Protocol):
+    """Where merged bytes go."""
+
+    def buffer(self, name: str, start: int, stop: int, scratch: np.ndarray) -> np.ndarray:
+        """Memory for bytes ``start`` to ``stop`` of a tensor: the place itself, or ``scratch``."""
+        ...
+
+    def write(self, name: str, start: int, data: np.ndarray) -> None:
+        """Takes bytes that were put into ``buffer``."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a plan is carried out; none of it changes the result.
+
+    Attributes:
+        threads: workers.
+        on_nonfinite: ``error`` stops at a NaN or Inf, ``keep`` lets it through.
+        seed: key of all randomness (this one does change the result).
+        progress: called with the number of output bytes just written, from any worker.
+    """
+
+    threads: int = 1
+    on_nonfinite: str = "error"
+    seed: int = 0
+    progress: Callable[[int], None] | None = None
+
+
+def execute(
+    plan: Plan,
+    parents: Sequence[Source],
+    base: Source | None,
+    sink: Sink,
+    options: RunOptions,
+) -> dict[str, Figures]:
+    """Carries out a plan.
+
+    Returns:
+        What strategies found worth telling, by tensor.
+
+    Raises:
+        MergeError: a parent cannot be read or holds NaN or Inf, or the output cannot be written.
+    """
+    run = _Run(plan, parents, base, sink, options)
+    with _one_torch_thread():
+        run.work(max(1, options.threads))
+    return run.figures
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Workers are the parallelism; torch's own threads would only split sums differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Buffers:
+    """A worker's reusable memory, one array per use, grown to the largest block seen."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[int | str, np.ndarray] = {}
+
+    def get(self, use: int | str, nbytes: int) -> np.ndarray:
+        array = self._arrays.get(use)
+        if array is None or array.nbytes < nbytes:
+            array = self._arrays[use] = np.empty(nbytes, dtype=np.uint8)
+        return array
+
+
+@dataclass
+class _Job:
+    """Tensors that share one survey: one tensor, or a whole model for strategies of model scope."""
+
+    tensors: list[TensorPlan]
+    survey: Any = None
+    passing: Pass | None = None
+    rounds: Any = None
+    total: Any = None
+    parts: dict[int, Any] = field(default_factory=dict)
+    folded: int = 0
+    left: int = 0
+
+    def blocks(self) -> list[tuple[TensorPlan, int, int]]:
+        return [(tensor, *block) for tensor in self.tensors for block in tensor.blocks()]
+
+
+_Task = tuple[_Job, int, TensorPlan, int, int]
+
+
+class _Run:
+    """State of one execution: a queue of tasks that workers take, and jobs that open as it drains."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        parents: Sequence[Source],
+        base: Source | None,
+        sink: Sink,
+        options: RunOptions,
+    ) -> None:
+        self.figures: dict[str, Figures] = {}
+        self._parents, self._base, self._sink, self._options = parents, base, sink, options
+        self._waiting = deque(_jobs(plan))
+        self._ready: deque[_Task] = deque()
+        self._running = 0
+        self._failure: BaseException | None = None
+        self._changed = threading.Condition()
+
+    def work(self, threads: int) -> None:
+        workers = [threading.Thread(target=self._worker, daemon=True) for _ in range(threads)]
+        for worker in workers:
+            worker.start()
+        try:
+            for worker in workers:
+                while worker.is_alive():
+                    worker.join(timeout=0.2)
+        except BaseException as interruption:
+            self._fail(interruption)
+            for worker in workers:
+                worker.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _fail(self, failure: BaseException) -> None:
+        with self._changed:
+            self._failure = self._failure or failure
+            self._changed.notify_all()
+
+    def _worker(self) -> None:
+        buffers = _Buffers()
+        try:
+            while (task := self._take()) is not None:
+                self._perform(task, buffers)
+        except BaseException as failure:
+            self._fail(failure)
+
+    def _take(self) -> _Task | None:
+        with self._changed:
+            while self._failure is None:
+                if self._ready:
+                    self._running += 1
+                    return self._ready.popleft()
+                if self._waiting:
+                    self._open(self._waiting.popleft())
+                elif self._running:
+                    self._changed.wait()
+                else:
+                    return None
+            return None
+
+    def _open(self, job: _Job) -> None:
+        """Starts a job: its survey where it has one, else its combining. Called with the lock held."""
+        first = job.tensors[0]
+        job.rounds = _survey(first, self._options.seed)
+        if job.rounds is None:
+            self._enqueue(job)
+        else:
+            self._advance(job, None)
+
+    def _advance(self, job: _Job, total: Any) -> None:
+        try:
+            job.passing = job.rounds.send(total)
+            job.total, job.folded = None, 0
+        except StopIteration as finished:
+            job.survey, job.passing = finished.value, None
+            strategy = job.tensors[0].strategy
+            for tensor in job.tensors:
+                figures = _figures(strategy, tensor, job.survey, self._options.seed)
+                if figures:
+                    self.figures[tensor.name] = figures
+        self._enqueue(job)
+
+    def _enqueue(self, job: _Job) -> None:
+        blocks = job.blocks()
+        job.left = len(blocks)
+        if not blocks and job.passing is not None:
+            raise MergeError(
+                f"tensor '{job.tensors[0].name}': nothing to survey in an empty tensor"
+            )
+        tasks = [(job, number, *block) for number, block in enumerate(blocks)]
+        self._ready.extendleft(reversed(tasks))
+        self._changed.notify_all()
+
+    def _perform(self, task: _Task, buffers: _Buffers) -> None:
+        job, number, tensor, start, stop = task
+        spans = self._read(tensor, start, stop, buffers)
+        part = None
+        if job.passing is not None:
+            part = _measure(job.passing, tensor, spans, start, self._options.seed)
+        else:
+            self._combine(job, tensor, spans, start, stop, buffers)
+        with self._changed:
+            if job.passing is not None:
+                self._fold(job, number, part)
+            self._running -= 1
+            self._changed.notify_all()
+
+    def _fold(self, job: _Job, number: int, part: Any) -> None:
+        """Adds parts in block order, as they become adjacent."""
+        job.parts[number] = part
+        while job.folded in job.parts:
+            part = job.parts.pop(job.folded)
+            job.total = (
+                part
+                if job.total is None
+                else tuple(a + b for a, b in zip(job.total, part, strict=True))
+            )
+            job.folded += 1
+        job.left -= 1
+        if job.left == 0:
+            self._advance(job, job.total)
+
+    def _read(self, tensor: TensorPlan, start: int, stop: int, buffers: _Buffers) -> list[Span]:
+        sources: list[tuple[Source, TensorInfo]] = list(
+            zip(self._parents, tensor.parents, strict=True)
+        )
+        if tensor.base is not None and self._base is not None:
+            sources.append((self._base, tensor.base))
+        spans = []
+        for number, (source, info) in enumerate(sources):
+            size = info.dtype.size
+            buffer = buffers.get(number, (stop - start) * size)
+            spans.append(Span(source.read(info, start * size, stop * size, buffer), info.dtype))
+        return spans
+
+    def _combine(
+        self,
+        job: _Job,
+        tensor: TensorPlan,
+        spans: list[Span],
+        start: int,
+        stop: int,
+        buffers: _Buffers,
+    ) -> None:
+        size = tensor.dtype.size
+        scratch = buffers.get("out", (stop - start) * size)
+        data = self._sink.buffer(tensor.name, start * size, stop * size, scratch)
+        out = Span(data, tensor.dtype)
+        if tensor.action == "copy":
+            self._copy(tensor, spans, out)
+        elif isinstance(tensor.strategy, AbstractSpanStrategy) and is_fused(tensor.strategy):
+            flags = weighted_sum(spans, _weights(job.survey, spans, tensor), out)
+            self._check_flags(flags, tensor, spans)
+        else:
+            self._check_inputs(tensor, spans)
+            _combine_wide(job.survey, tensor, spans, out, start, self._options.seed)
+            if self._options.on_nonfinite == "error" and not _is_finite(out):
+                self._check_flags(OVERFLOW, tensor, spans)
+        self._sink.write(tensor.name, start * size, out.data)
+        if self._options.progress:
+            self._options.progress(out.data.nbytes)
+
+    def _copy(self, tensor: TensorPlan, spans: list[Span], out: Span) -> None:
+        for source, span in zip(self._parents[1:], spans[1:], strict=True):
+            if not np.array_equal(span.data, spans[0].data):
+                raise MergeError(
+                    f"tensor '{printable(tensor.name)}' ({tensor.dtype.code}) differs between"
+                    f" {self._parents[0].label} and {source.label}; whole numbers cannot be merged"
+                )
+        out.data[:] = spans[0].data
+
+    def _check_inputs(self, tensor: TensorPlan, spans: list[Span]) -> None:
+        if self._options.on_nonfinite == "error" and not all(_is_finite(span) for span in spans):
+            self._check_flags(NOT_FINITE, tensor, spans)
+
+    def _check_flags(self, flags: int, tensor: TensorPlan, spans: list[Span]) -> None:
+        if not flags or self._options.on_nonfinite == "keep":
+            return
+        models = [*self._parents, *([self._base] if tensor.base is not None and self._base else [])]
+        for model, span in zip(models, spans, strict=True):
+            if not _is_finite(span):
+                raise NonFiniteError(
+                    f"{model.label}: tensor '{printable(tensor.name)}' holds NaN or Inf; repair it, or pass"
+                    " --on-nonfinite keep"
+                )
+        raise NonFiniteError(
+            f"tensor '{printable(tensor.name)}': merged values do not fit {tensor.dtype.torch_name};"
+            " choose a wider --dtype (bfloat16, float32), or pass --on-nonfinite keep"
+        )
+
+
+def _jobs(plan: Plan) -> list[_Job]:
+    """Copies first (cheap, and they may stop the merge), then merges; model-wide surveys in one job."""
+    copies = [_Job([t]) for t in plan.tensors if t.action == "copy"]
+    shared: dict[AbstractStrategy, _Job] = {}
+    jobs = []
+    for tensor in plan.tensors:
+        if tensor.strategy is None or tensor.count == 0:
+            continue
+        if tensor.strategy.model_scope:
+            if tensor.strategy not in shared:
+                shared[tensor.strategy] = _Job([])
+                jobs.append(shared[tensor.strategy])
+            shared[tensor.strategy].tensors.append(tensor)
+        else:
+            jobs.append(_Job([tensor]))
+    return copies + jobs
+
+
+@dataclass(frozen=True)
+class _GramPass(Pass):
+    """The survey of span strategies, measured on storage bytes."""
+
+
+def _survey(tensor: TensorPlan, seed: int) -> Any:
+    strategy = tensor.strategy
+    if strategy is None:
+        return None
+    if isinstance(strategy, AbstractSpanStrategy) and is_fused(strategy):
+        return _span_survey(strategy, tensor)
+    return strategy.survey(tensor.spec(seed))
+
+
+def _span_survey(strategy: AbstractSpanStrategy, tensor: TensorPlan) -> Iterator[Pass]:
+    if not strategy.needs_gram:
+        return strategy.mixture(None)
+    (moments,) = yield _GramPass(measure=lambda block: ())
+    return strategy.mixture(
+        _gram_of(torch.from_numpy(moments), len(tensor.parents), tensor.base is not None)
+    )
+
+
+def _gram_of(moments: torch.Tensor, count: int, has_base: bool) -> Gram:
+    """Unpacks :func:`gram_moments`; without a base the first parent is the reference, at difference 0."""
+    measured = count if has_base else count - 1
+    cross = torch.zeros(count, dtype=torch.float64)
+    differences = torch.zeros(count, count, dtype=torch.float64)
+    first = count - measured
+    cross[first:] = moments[1 : 1 + measured]
+    rows, columns = torch.triu_indices(measured, measured) + first
+    differences[rows, columns] = moments[1 + measured :]
+    differences[columns, rows] = moments[1 + measured :]
+    return Gram(reference=moments[0], cross=cross, differences=differences)
+
+
+def _measure(passing: Pass, tensor: TensorPlan, spans: list[Span], start: int, seed: int) -> Any:
+    if isinstance(passing, _GramPass):
+        if tensor.base is not None:
+            return (gram_moments(spans[-1], spans[:-1]),)
+        return (gram_moments(spans[0], spans[1:]),)
+    return passing.measure(_block(tensor, spans, start, seed))
+
+
+def _weights(mixture: Mixture, spans: list[Span], tensor: TensorPlan) -> list[float]:
+    weights = mixture.parents.tolist()
+    if tensor.base is not None:
+        weights.append(0.0 if mixture.base is None else float(mixture.base))
+    return weights
+
+
+def _figures(
+    strategy: AbstractStrategy | None, tensor: TensorPlan, survey: Any, seed: int
+) -> Figures:
+    if isinstance(survey, Mixture):
+        return survey.figures
+    return strategy.figures(tensor.spec(seed), survey) if strategy is not None else {}
+
+
+def _block(tensor: TensorPlan, spans: list[Span], start: int, seed: int) -> Block:
+    wide = [_widen(span) for span in spans]
+    strategy = tensor.strategy
+    if strategy is not None and strategy.grain is not Grain.ELEMENT:
+        columns = tensor.count // max(tensor.spec().rows, 1)
+        wide = [x.view(-1, columns) for x in wide]
+    base = wide.pop() if tensor.base is not None else None
+    return Block(tuple(wide), base, start, tensor.spec(seed))
+
+
+def _widen(span: Span) -> torch.Tensor:
+    dtype = torch.float64 if span.dtype.code == "F64" else torch.float32
+    return span.tensor().to(dtype, copy=True)
+
+
+def _combine_wide(
+    survey: Any, tensor: TensorPlan, spans: list[Span], out: Span, start: int, seed: int
+) -> None:
+    assert tensor.strategy is not None
+    merged = tensor.strategy.combine(_block(tensor, spans, start, seed), survey)
+    out.tensor().copy_(merged.reshape(-1))
+
+
+def _is_finite(span: Span) -> bool:
+    if not span.dtype.is_float or not span.count:
+        return True
+    values = span.tensor()
+    return bool(torch.isfinite(values if _checks_natively(span.dtype) else values.float()).all())
+
+
+def _checks_natively(dtype: DType) -> bool:
+    return dtype.size > 1

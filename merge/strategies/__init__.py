@@ -1,0 +1,32 @@
+"""The strategies: one kernel per file. ``STRATEGIES`` lists the classes in the order of the docs."""
+
+from __future__ import annotations
+
+from merge_models.merge.errors import RecipeError, did_you_mean
+from merge_models.merge.strategies.base import (
+    AbstractSpanStrategy as AbstractSpanStrategy,
+)
+from merge_models.merge.strategies.base import AbstractStrategy as AbstractStrategy
+from merge_models.merge.strategies.base import BaseModel as BaseModel
+from merge_models.merge.strategies.base import Block as Block
+from merge_models.merge.strategies.base import Grain as Grain
+from merge_models.merge.strategies.base import Mixture as Mixture
+from merge_models.merge.strategies.base import Pass as Pass
+from merge_models.merge.strategies.base import TensorSpec as TensorSpec
+from merge_models.merge.strategies.linear import Linear as Linear
+from merge_models.merge.strategies.parameters import parameters_of as parameters_of
+from merge_models.merge.strategies.task_arithmetic import TaskArithmetic as TaskArithmetic
+
+STRATEGIES: tuple[type[AbstractStrategy], ...] = (Linear, TaskArithmetic)
+
+
+def find_strategy(name: str) -> type[AbstractStrategy]:
+    """The strategy class of that name or alias.
+
+    Raises:
+        RecipeError: there is none; the message suggests the nearest name.
+    """
+    by_name = {word: s for s in STRATEGIES for word in (s.name, *s.aliases)}
+    if name not in by_name:
+        raise RecipeError(f"unknown merge method '{name}'{did_you_mean(name, by_name)}")
+    return by_name[name]

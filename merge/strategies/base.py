@@ -1,0 +1,255 @@
+"""The contract between a strategy and the loop that runs it (one kernel per file beside this one).
+
+A strategy is a frozen dataclass whose fields are its parameters, resolved for one tensor. It sees blocks
+of tensors and nothing else. It declares its ``grain`` (what a block must not split), may ``survey`` the
+blocks first (an associative reduction, in as many rounds as it needs), and then combines each block alone.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import enum
+import math
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from merge_models.manifolds.span import Gram
+from merge_models.merge.errors import PlanError, RecipeError
+from merge_models.merge.strategies.parameters import parameters_of, per_model_values
+
+
+class Grain(enum.Enum):
+    """What a block must not split."""
+
+    ELEMENT = "element"
+    ROW = "row"
+    TENSOR = "tensor"
+
+
+class BaseModel(enum.Enum):
+    """Whether a strategy measures parents against a base model."""
+
+    UNUSED = "unused"
+    OPTIONAL = "optional"
+    REQUIRED = "required"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a strategy may know of the tensor that it works on.
+
+    Attributes:
+        name: the tensor's name; randomness is keyed by it.
+        shape: its full shape, ``[out, in]`` for matrices.
+        seed: the merge's seed.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    seed: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of the matrix view: the first dimension, or 1 below two dimensions."""
+        return self.shape[0] if len(self.shape) >= 2 else 1
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        total = 1
+        for size in self.shape:
+            total *= size
+        return total
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of one tensor, of every parent.
+
+    Attributes:
+        parents: one float32 (float64 for float64 storage) tensor per parent: ``[count]`` under
+            ``Grain.ELEMENT``, else ``[rows, columns]`` (a 1-D tensor is one row).
+        base: the same part of the base model, or None.
+        start: index of the block's first element in the flattened tensor.
+        spec: the whole tensor.
+    """
+
+    parents: tuple[Tensor, ...]
+    base: Tensor | None
+    start: int
+    spec: TensorSpec
+
+    def deltas(self) -> list[Tensor]:
+        """Task vectors: each parent minus the base."""
+        if self.base is None:
+            raise PlanError(f"tensor '{self.spec.name}': no base model to take differences from")
+        return [parent - self.base for parent in self.parents]
+
+
+Moments = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One round of a survey: ``measure`` is called on every block, its results are added.
+
+    ``measure`` returns a tuple of float64 or int64 tensors of fixed shapes. The loop adds them in block
+    order, so the total does not depend on threads.
+    """
+
+    measure: Callable[[Block], Moments]
+
+
+Survey = Generator[Pass, Moments, Any]
+"""Yields passes, is sent each pass's total, returns what ``combine`` gets."""
+
+Figures = dict[str, float | int | bool | str]
+"""What a strategy found out about a tensor, for the summary and the manifest."""
+
+S = TypeVar("S", bound="AbstractStrategy")
+
+
+@dataclass(frozen=True)
+class AbstractStrategy(abc.ABC):
+    """Turns the blocks of several parents into one; concrete classes are final."""
+
+    name: ClassVar[str]
+    aliases: ClassVar[tuple[str, ...]] = ()
+    carrier: ClassVar[str] = "flat"
+    source: ClassVar[str] = ""
+    base_model: ClassVar[BaseModel] = BaseModel.UNUSED
+    parents: ClassVar[tuple[int, int | None]] = (1, None)
+    model_scope: ClassVar[bool] = False
+
+    def resolved(self: S, count: int) -> S:
+        """Returns this strategy with every parameter checked and per-model ones as tuples of ``count``.
+
+        Raises:
+            RecipeError: a value has the wrong type, range or number.
+        """
+        values = {}
+        for parameter in parameters_of(type(self)).values():
+            value = getattr(self, parameter.field)
+            if parameter.per_model:
+                values[parameter.field] = per_model_values(parameter, value, count)
+            else:
+                values[parameter.field] = parameter.check(value)
+        strategy = dataclasses.replace(self, **values)
+        strategy.validate(count)
+        return strategy
+
+    def validate(self, count: int) -> None:
+        """Checks what single parameters cannot: how values of ``count`` parents fit together.
+
+        Raises:
+            RecipeError: they do not.
+        """
+        del count
+
+    @property
+    def grain(self) -> Grain:
+        """What a block must not split."""
+        return Grain.ELEMENT
+
+    def survey(self, spec: TensorSpec) -> Survey | None:
+        """Rounds of measuring before the first block is combined, or None."""
+        del spec
+        return None
+
+    @abc.abstractmethod
+    def combine(self, block: Block, survey: Any) -> Tensor:
+        """Merges one block, given what ``survey`` returned; shape of the parents' blocks."""
+
+    def figures(self, spec: TensorSpec, survey: Any) -> Figures:
+        """What is worth telling about a tensor after its survey."""
+        del spec, survey
+        return {}
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Coefficients of a merge that lies in the span of its points: ``sum_i parents[i] x_i + base * x_0``.
+
+    Attributes:
+        parents: float64 ``[..., N]``, batched like the Gram matrix that it was made from.
+        base: float64 ``[...]``, or None where the base has no part.
+        figures: what is worth telling.
+    """
+
+    parents: Tensor
+    base: Tensor | None = None
+    figures: Figures = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AbstractSpanStrategy(AbstractStrategy):
+    """A mean that respects isometries: it lies in the span of its points, so a Gram matrix decides it.
+
+    Subclasses give ``mixture``: Gram in, coefficients out, batched. The loop does the rest, from storage
+    bytes to storage bytes, with float64 sums.
+    """
+
+    @property
+    def per(self) -> str:
+        """``tensor``: one point per tensor; ``row``: one per row (neuron)."""
+        return "tensor"
+
+    @property
+    def needs_gram(self) -> bool:
+        """Whether ``mixture`` looks at the Gram matrix; else one pass over the files is enough."""
+        return True
+
+    @abc.abstractmethod
+    def mixture(self, gram: Gram | None) -> Mixture:
+        """Coefficients from the points' Gram matrix, taken about the base, or about the first parent.
+
+        Args:
+            gram: N parents, batched over leading dimensions; None where ``needs_gram`` is false.
+        """
+
+    @property
+    def grain(self) -> Grain:
+        return Grain.ELEMENT if self.per == "tensor" else Grain.ROW
+
+    def combine(self, block: Block, survey: Any) -> Tensor:
+        """Merges with the tensor's mixture (``survey``), or with one per row."""
+        points = torch.stack(block.parents).double()
+        base = None if block.base is None else block.base.double()
+        mixture = survey if self.per == "tensor" else self._row_mixture(points, base)
+        weights = mixture.parents.movedim(-1, 0)
+        weights = weights.reshape(weights.shape + (1,) * (points.ndim - weights.ndim))
+        merged = (weights * points).sum(0)
+        if mixture.base is not None and base is not None:
+            merged += (
+                mixture.base.reshape(mixture.base.shape + (1,) * (base.ndim - mixture.base.ndim))
+                * base
+            )
+        return merged.to(block.parents[0].dtype)
+
+    def _row_mixture(self, points: Tensor, base: Tensor | None) -> Mixture:
+        if not self.needs_gram:
+            return self.mixture(None)
+        return self.mixture(
+            Gram.from_points(points.movedim(0, -2), points[0] if base is None else base)
+        )
+
+
+def normalised(weights: tuple[float, ...], what: str = "weights") -> tuple[float, ...]:
+    """Weights divided by their sum.
+
+    Raises:
+        RecipeError: the sum is zero, or as good as zero against the weights.
+    """
+
+    total = math.fsum(weights)
+    if abs(total) <= 1e-12 * math.fsum(abs(w) for w in weights):
+        raise RecipeError(
+            f"{what} {', '.join(f'{w:g}' for w in weights)} sum to zero and cannot be normalised;"
+            " change them or set normalize: false"
+        )
+    return tuple(w / total for w in weights)

@@ -1,0 +1,43 @@
+"""Linear: the weighted mean; uniform weights are the model soup."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from merge_models.manifolds.span import Gram
+from merge_models.merge.strategies.base import AbstractSpanStrategy, Mixture, normalised
+from merge_models.merge.strategies.parameters import parameter
+
+
+@dataclass(frozen=True)
+class Linear(AbstractSpanStrategy):
+    """Weighted mean of the parents: ``sum_i w_i x_i``, weights divided by their sum.
+
+    Kernel: linear. Carrier: flat space. Source: Wortsman et al. 2022, "Model soups" (2203.05482).
+    mergekit averages a ``base_model`` in as one more parent; here a base only donates config and tokenizer.
+    """
+
+    name: ClassVar[str] = "linear"
+    aliases: ClassVar[tuple[str, ...]] = ("soup",)
+    source: ClassVar[str] = "Wortsman et al. 2022, arXiv:2203.05482"
+
+    weight: float | tuple[float, ...] = parameter(1.0, "share of each model", per_model=True)
+    normalize: bool = parameter(True, "divide the weights by their sum")
+
+    @property
+    def needs_gram(self) -> bool:
+        return False
+
+    def validate(self, count: int) -> None:
+        self._shares()
+
+    def mixture(self, gram: Gram | None) -> Mixture:
+        del gram
+        return Mixture(torch.tensor(self._shares(), dtype=torch.float64))
+
+    def _shares(self) -> tuple[float, ...]:
+        assert isinstance(self.weight, tuple)
+        return normalised(self.weight) if self.normalize else self.weight

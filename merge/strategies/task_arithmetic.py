@@ -1,0 +1,54 @@
+"""Task arithmetic: the base plus a weighted sum of task vectors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from merge_models.manifolds.span import Gram
+from merge_models.merge.strategies.base import (
+    AbstractSpanStrategy,
+    BaseModel,
+    Mixture,
+    normalised,
+)
+from merge_models.merge.strategies.parameters import parameter
+
+
+@dataclass(frozen=True)
+class TaskArithmetic(AbstractSpanStrategy):
+    """``base + lambda * sum_i w_i (x_i - base)``; a negative weight takes a skill away.
+
+    Kernel: linear. Carrier: flat space about the base. Source: Ilharco et al. 2023, "Editing models with
+    task arithmetic" (2212.04089).
+    """
+
+    name: ClassVar[str] = "task_arithmetic"
+    source: ClassVar[str] = "Ilharco et al. 2023, arXiv:2212.04089"
+    base_model: ClassVar[BaseModel] = BaseModel.REQUIRED
+
+    weight: float | tuple[float, ...] = parameter(1.0, "scale of each task vector", per_model=True)
+    lambda_: float = parameter(1.0, "scale of their sum")
+    normalize: bool = parameter(False, "divide the weights by their sum")
+
+    @property
+    def needs_gram(self) -> bool:
+        return False
+
+    def validate(self, count: int) -> None:
+        self._scales()
+
+    def mixture(self, gram: Gram | None) -> Mixture:
+        del gram
+        scales = self._scales()
+        base = math.fsum([1.0, *[-scale for scale in scales]])
+        parents = torch.tensor(scales, dtype=torch.float64)
+        return Mixture(parents, torch.tensor(base, dtype=torch.float64))
+
+    def _scales(self) -> tuple[float, ...]:
+        assert isinstance(self.weight, tuple)
+        weights = normalised(self.weight) if self.normalize else self.weight
+        return tuple(self.lambda_ * weight for weight in weights)

@@ -1,0 +1,156 @@
+"""Laws that every strategy meets, whatever its formula (design: numerics)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import pytest
+import torch
+from torch import Tensor
+
+from merge_models.merge import NonFiniteError, merge
+from merge_models.merge.strategies import STRATEGIES, BaseModel, parameters_of
+
+from .strategy_cases import CASES, Case
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+SHAPES = {
+    "matrix": (24, 16),
+    "wide": (8, 40),
+    "vector": (33,),
+    "scalar": (),
+    "empty": (0, 7),
+    "column": (9, 1),
+    "conv": (6, 4, 3, 3),
+}
+
+
+def over(cases: Iterable[Case]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", list(cases), ids=lambda case: case.name)
+
+
+cases = over(CASES)
+
+
+def make_state(seed: int, dtype: torch.dtype, spread: float = 0.05) -> dict[str, Tensor]:
+    """A sibling: a shared base plus its own small difference."""
+    own, shared = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(0)
+    state = {}
+    for name, shape in SHAPES.items():
+        base = torch.randn(shape, generator=shared)
+        difference = torch.randn(shape, generator=own) * (spread if seed else 0.0)
+        state[name] = (base + difference).to(dtype)
+    return state
+
+
+def family(
+    case: Case, dtype: torch.dtype
+) -> tuple[list[dict[str, Tensor]], dict[str, Tensor] | None]:
+    parents = [make_state(seed, dtype) for seed in range(1, case.count + 1)]
+    return parents, base_for(case, dtype)
+
+
+def base_for(case: Case, dtype: torch.dtype) -> dict[str, Tensor] | None:
+    return None if case.strategy.base_model is BaseModel.UNUSED else make_state(0, dtype)
+
+
+def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    """Bit for bit, signs of zero included."""
+    assert left.keys() == right.keys()
+    for name in left:
+        a, b = left[name].contiguous().reshape(-1), right[name].contiguous().reshape(-1)
+        assert left[name].shape == right[name].shape and a.dtype == b.dtype
+        assert torch.equal(a.view(torch.uint8), b.view(torch.uint8)), name
+
+
+def permuted(case: Case, order: list[int]):
+    changes = {}
+    for parameter in parameters_of(type(case.strategy)).values():
+        value = getattr(case.strategy, parameter.field)
+        if parameter.per_model and isinstance(value, tuple):
+            changes[parameter.field] = tuple(value[i] for i in order)
+    return dataclasses.replace(case.strategy, **changes)
+
+
+def test_every_strategy_has_a_case() -> None:
+    assert {type(case.strategy) for case in CASES} == set(STRATEGIES)
+
+
+@cases
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_defined_everywhere(case: Case, dtype: torch.dtype) -> None:
+    parents, base = family(case, dtype)
+    merged = merge(parents, case.strategy, base=base)
+    for name, shape in SHAPES.items():
+        assert merged[name].shape == shape and merged[name].dtype == dtype
+        assert torch.isfinite(merged[name]).all()
+
+
+@over(case for case in CASES if case.identity is not None)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_parent_comes_back(case: Case, dtype: torch.dtype) -> None:
+    parent = make_state(1, dtype)
+    parent["vector"][0] = -0.0
+    assert_same(merge([parent], case.identity, base=base_for(case, dtype)), parent)
+
+
+@over(case for case in CASES if case.exact_equal)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_equal_parents_come_back(case: Case, dtype: torch.dtype) -> None:
+    parent = make_state(1, dtype)
+    same = [{k: v.clone() for k, v in parent.items()} for _ in range(case.count)]
+    merged = merge(same, case.strategy, base=base_for(case, dtype))
+    assert_same({k: v + 0.0 for k, v in merged.items()}, {k: v + 0.0 for k, v in parent.items()})
+
+
+@over(case for case in CASES if case.strategy.base_model is not BaseModel.UNUSED)
+def test_parents_equal_to_the_base_give_the_base(case: Case) -> None:
+    base = make_state(0, torch.bfloat16)
+    merged = merge([base] * case.count, case.strategy, base=base)
+    assert_same({k: v + 0.0 for k, v in merged.items()}, {k: v + 0.0 for k, v in base.items()})
+
+
+@over(case for case in CASES if case.symmetric)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_order_of_parents_does_not_matter(case: Case, dtype: torch.dtype) -> None:
+    parents, base = family(case, dtype)
+    order = list(range(case.count))[::-1]
+    strategy = permuted(case, order)
+    there = merge(parents, case.strategy, base=base)
+    back = merge([parents[i] for i in order], strategy, base=base)
+    for name in there:
+        ulp = torch.finfo(dtype).eps * there[name].double().abs() * 1.01
+        gap = (there[name].double() - back[name].double()).abs()
+        assert bool((gap <= (ulp if dtype is torch.float32 else 0)).all()), name
+
+
+@cases
+def test_threads_and_repetition_do_not_change_bytes(case: Case) -> None:
+    large = {"long": torch.randn(3, 700, 300, generator=torch.Generator().manual_seed(5))}
+    parents = [
+        {"long": large["long"] + 0.01 * torch.randn_like(large["long"])} for _ in range(case.count)
+    ]
+    base = None if case.strategy.base_model is BaseModel.UNUSED else large
+    first = merge(parents, case.strategy, base=base, threads=1)
+    for threads in (1, 2, 5):
+        assert_same(merge(parents, case.strategy, base=base, threads=threads), first)
+
+
+@cases
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nonfinite_stops_with_names(case: Case, value: float) -> None:
+    parents, base = family(case, torch.float32)
+    parents[-1]["matrix"][3, 2] = value
+    with pytest.raises(NonFiniteError, match=f"model {case.count - 1}.*'matrix'"):
+        merge(parents, case.strategy, base=base)
+
+
+@cases
+def test_zero_tensors_are_defined(case: Case) -> None:
+    parents, base = family(case, torch.float32)
+    for parent in parents:
+        parent["matrix"].zero_()
+    parents[0]["wide"].zero_()
+    merged = merge(parents, case.strategy, base=base)
+    assert all(torch.isfinite(tensor).all() for tensor in merged.values())
