@@ -152,9 +152,7 @@ def run_recipe(
         _check_space(target, prepared)
         if planned:
             planned(prepared)
-        options = RunOptions(
-            threads or default_threads(), on_nonfinite, prepared.recipe.seed, progress
-        )
+        options = RunOptions(threads or default_threads(), on_nonfinite, prepared.recipe.seed, progress)
         figures = _write(prepared, target, options)
     finally:
         prepared.close()
@@ -218,8 +216,7 @@ class _MemorySink:
 
     def __init__(self, plan: Plan) -> None:
         self.tensors = {
-            t.name: torch.empty(t.shape, dtype=getattr(torch, t.dtype.torch_name))
-            for t in plan.tensors
+            t.name: torch.empty(t.shape, dtype=getattr(torch, t.dtype.torch_name)) for t in plan.tensors
         }
         self._bytes = {
             name: tensor.reshape(-1).view(torch.uint8).numpy()
@@ -274,9 +271,7 @@ def merge(
         recipe = recipe_of(chosen, paths, cast("PathLike | None", base), dtype, seed)
         return run_recipe(recipe, out, threads=threads, **options)
     if out is not None or options:
-        raise RecipeError(
-            "out= and its options are for merging folders; save the returned state dict"
-        )
+        raise RecipeError("out= and its options are for merging folders; save the returned state dict")
     held = cast("Sequence[InMemory]", models)
     written = parse_dtype(dtype) if dtype else None
     return _merge_in_memory(held, chosen, cast("InMemory | None", base), written, seed, threads)

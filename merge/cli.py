@@ -46,13 +46,9 @@ def main() -> None:
 
 def _write_options(command: Any) -> Any:
     options = [
-        click.option(
-            "-o", "--out", required=True, type=click.Path(path_type=Path), help="Output folder."
-        ),
+        click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Output folder."),
         click.option("--overwrite", is_flag=True, help="Replace a checkpoint that stands there."),
-        click.option(
-            "--shard-size", default="5GB", show_default=True, help="Bytes per output file."
-        ),
+        click.option("--shard-size", default="5GB", show_default=True, help="Bytes per output file."),
         click.option("--threads", type=click.IntRange(1, 1024), help="Workers [default: cores]."),
         click.option(
             "--on-nonfinite",
@@ -62,9 +58,7 @@ def _write_options(command: Any) -> Any:
             help="What a NaN or Inf in a parent does.",
         ),
         click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
-        click.option(
-            "-v", "--verbose", is_flag=True, help="Print the plan, and figures by tensor."
-        ),
+        click.option("-v", "--verbose", is_flag=True, help="Print the plan, and figures by tensor."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -204,8 +198,7 @@ def _figure_lines(figures: dict[str, dict[str, Any]], verbose: bool) -> list[str
     """Medians and extremes of what the strategy told, or every tensor's."""
     if verbose:
         return [
-            f"  {name}: " + ", ".join(f"{k} {_short(v)}" for k, v in f.items())
-            for name, f in figures.items()
+            f"  {name}: " + ", ".join(f"{k} {_short(v)}" for k, v in f.items()) for name, f in figures.items()
         ]
     lines = []
     for key in dict.fromkeys(key for values in figures.values() for key in values):
@@ -215,9 +208,7 @@ def _figure_lines(figures: dict[str, dict[str, Any]], verbose: bool) -> list[str
         elif all(isinstance(value, (int, float)) for value in values):
             ordered = sorted(values)
             middle = ordered[len(ordered) // 2]
-            lines.append(
-                f"  {key}: median {_short(middle)}, {_short(ordered[0])} to {_short(ordered[-1])}"
-            )
+            lines.append(f"  {key}: median {_short(middle)}, {_short(ordered[0])} to {_short(ordered[-1])}")
     return lines
 
 
@@ -280,9 +271,7 @@ def _plan_text(prepared: Prepared, threads: int = 1) -> str:
     merged = [t for t in plan.tensors if t.action == "merge"]
     copied = [t for t in plan.tensors if t.action == "copy"]
     disk = sum(shard.nbytes for shard in prepared.layout.shards)
-    lines = [
-        f"{recipe.merge_method}: {len(prepared.parents)} models, {plan.parameters:,} parameters"
-    ]
+    lines = [f"{recipe.merge_method}: {len(prepared.parents)} models, {plan.parameters:,} parameters"]
     for role, model in prepared.models():
         donates = " (config and tokenizer from here)" if model is prepared.donor else ""
         lines.append(
@@ -319,9 +308,7 @@ def methods(name: str | None, as_json: bool) -> None:
 
 
 @main.command()
-@click.option(
-    "--keep", type=click.Path(path_type=Path), help="Leave the merged models in this folder."
-)
+@click.option("--keep", type=click.Path(path_type=Path), help="Leave the merged models in this folder.")
 def demo(keep: Path | None) -> None:
     """Merge three tiny trained experts with every strategy, and score each result.
 

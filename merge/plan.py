@@ -166,11 +166,7 @@ def make_plan(
     lookup = _Lookup(parents, base)
     tensors, dropped, untied = [], [], False
     for name in _ordered_names(donor, parents):
-        if (
-            base is not None
-            and name in base.tensors
-            and not any(name in p.tensors for p in parents)
-        ):
+        if base is not None and name in base.tensors and not any(name in p.tensors for p in parents):
             dropped.append((name, base.label, "only the base has it"))
             continue
         strategy = strategy_for(name)
@@ -179,9 +175,7 @@ def make_plan(
         tensors.append(planned)
         untied = untied or (name in _HEADS and name not in donor.tensors)
         tied = name in _HEADS and donor.config.get("tie_word_embeddings") is True
-        untied = untied or (
-            tied and any(p.config.get("tie_word_embeddings") is False for p in parents)
-        )
+        untied = untied or (tied and any(p.config.get("tie_word_embeddings") is False for p in parents))
     if not tensors:
         raise PlanError(f"{donor.label}: holds no tensors")
     return Plan(tuple(tensors), tuple(dropped), untied)
@@ -198,17 +192,11 @@ def _check_count(strategy: AbstractStrategy, count: int, base: Source | None) ->
     low, high = strategy.parents
     if count < low or (high is not None and count > high):
         wanted = (
-            f"exactly {low}"
-            if low == high
-            else f"at least {low}"
-            if high is None
-            else f"{low} to {high}"
+            f"exactly {low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
         )
         raise PlanError(f"{strategy.name} merges {wanted} models, not {count}")
     if strategy.base_model is BaseModel.REQUIRED and base is None:
-        raise PlanError(
-            f"{strategy.name} needs a base model: pass --base (base_model: in a recipe)"
-        )
+        raise PlanError(f"{strategy.name} needs a base model: pass --base (base_model: in a recipe)")
 
 
 def _check_configs(parents: Sequence[Source], base: Source | None) -> None:
@@ -216,14 +204,8 @@ def _check_configs(parents: Sequence[Source], base: Source | None) -> None:
     for model in models:
         quantised = model.config.get("quantization_config")
         if quantised:
-            method = (
-                quantised.get("quant_method", "unknown")
-                if isinstance(quantised, dict)
-                else "unknown"
-            )
-            raise PlanError(
-                f"{model.label}: is quantised ({printable(str(method))}); dequantise it first"
-            )
+            method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
+            raise PlanError(f"{model.label}: is quantised ({printable(str(method))}); dequantise it first")
     kinds = [(m.label, m.config["architectures"]) for m in models if m.config.get("architectures")]
     for label, kind in kinds[1:]:
         if kind != kinds[0][1]:
@@ -273,9 +255,7 @@ def _plan_tensor(
     if floats == {False}:
         codes = sorted({info.dtype.code for info in infos})
         if len(codes) > 1:
-            raise PlanError(
-                f"tensor '{shown}' is {' and '.join(codes)}; whole numbers are not converted"
-            )
+            raise PlanError(f"tensor '{shown}' is {' and '.join(codes)}; whole numbers are not converted")
         copied = "not floating point: must be equal in all models"
         return TensorPlan(name, shape, infos[0].dtype, "copy", None, tuple(infos), None, copied)
     if len(floats) > 1:
@@ -290,9 +270,7 @@ def _required(lookup: _Lookup, model: Source, name: str) -> TensorInfo:
     if info is None:
         others = [m for m in (*lookup.parents, lookup.base) if m is not None]
         has = next(m.label for m in others if name in m.tensors)
-        missing = sum(
-            lookup.find(model, n) is None for m in others for n in m.tensors if m is not model
-        )
+        missing = sum(lookup.find(model, n) is None for m in others for n in m.tensors if m is not model)
         more = f" (and {missing - 1} more)" if missing > 1 else ""
         raise PlanError(
             f"{model.label}: has no tensor '{printable(name)}'{more}, which {has} has;"

@@ -43,9 +43,7 @@ class Progress:
         from rich.progress import Progress as Bar
 
         columns = (TextColumn("merging"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        self._bar = Bar(
-            *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
-        )
+        self._bar = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
         self._task = self._bar.add_task("merge", total=total)
         self._bar.start()
 

@@ -107,9 +107,7 @@ class Recipe(BaseModel):
         return yaml.safe_dump(self.document(), sort_keys=False, allow_unicode=True)
 
 
-def _check_known(
-    given: Mapping[str, Any], known: Mapping[str, Any], where: str, method: str
-) -> None:
+def _check_known(given: Mapping[str, Any], known: Mapping[str, Any], where: str, method: str) -> None:
     for name in given:
         if name not in known:
             hint = did_you_mean(name, known)
@@ -183,9 +181,7 @@ class _StrictLoader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
-            raise yaml.MarkedYAMLError(
-                problem="aliases are not allowed", problem_mark=event.start_mark
-            )
+            raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
@@ -248,9 +244,7 @@ def _entry(item: Any, where: str) -> dict[str, Any]:
 def _model_name(value: Any, where: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    raise RecipeError(
-        f"{where}: a model is named by its path or Hub id, not by {type(value).__name__}"
-    )
+    raise RecipeError(f"{where}: a model is named by its path or Hub id, not by {type(value).__name__}")
 
 
 def with_options(recipe: Recipe, **changes: Any) -> Recipe:

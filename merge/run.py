@@ -216,9 +216,7 @@ class _Run:
         blocks = job.blocks()
         job.left = len(blocks)
         if not blocks and job.passing is not None:
-            raise MergeError(
-                f"tensor '{job.tensors[0].name}': nothing to survey in an empty tensor"
-            )
+            raise MergeError(f"tensor '{job.tensors[0].name}': nothing to survey in an empty tensor")
         tasks = [(job, number, *block) for number, block in enumerate(blocks)]
         self._ready.extendleft(reversed(tasks))
         self._changed.notify_all()
@@ -243,9 +241,7 @@ class _Run:
         while job.folded in job.parts:
             part = job.parts.pop(job.folded)
             job.total = (
-                part
-                if job.total is None
-                else tuple(a + b for a, b in zip(job.total, part, strict=True))
+                part if job.total is None else tuple(a + b for a, b in zip(job.total, part, strict=True))
             )
             job.folded += 1
         job.left -= 1
@@ -253,9 +249,7 @@ class _Run:
             self._advance(job, job.total)
 
     def _read(self, tensor: TensorPlan, start: int, stop: int, buffers: _Buffers) -> list[Span]:
-        sources: list[tuple[Source, TensorInfo]] = list(
-            zip(self._parents, tensor.parents, strict=True)
-        )
+        sources: list[tuple[Source, TensorInfo]] = list(zip(self._parents, tensor.parents, strict=True))
         if tensor.base is not None and self._base is not None:
             sources.append((self._base, tensor.base))
         spans = []
@@ -357,9 +351,7 @@ def _span_survey(strategy: AbstractSpanStrategy, tensor: TensorPlan) -> Iterator
     if not strategy.needs_gram:
         return strategy.mixture(None)
     (moments,) = yield _GramPass(measure=lambda block: ())
-    return strategy.mixture(
-        _gram_of(torch.from_numpy(moments), len(tensor.parents), tensor.base is not None)
-    )
+    return strategy.mixture(_gram_of(torch.from_numpy(moments), len(tensor.parents), tensor.base is not None))
 
 
 def _gram_of(moments: torch.Tensor, count: int, has_base: bool) -> Gram:
@@ -390,9 +382,7 @@ def _weights(mixture: Mixture, spans: list[Span], tensor: TensorPlan) -> list[fl
     return weights
 
 
-def _figures(
-    strategy: AbstractStrategy | None, tensor: TensorPlan, survey: Any, seed: int
-) -> Figures:
+def _figures(strategy: AbstractStrategy | None, tensor: TensorPlan, survey: Any, seed: int) -> Figures:
     if isinstance(survey, Mixture):
         return survey.figures
     return strategy.figures(tensor.spec(seed), survey) if strategy is not None else {}

@@ -44,9 +44,7 @@ def make_state(seed: int, dtype: torch.dtype, spread: float = 0.05) -> dict[str,
     return state
 
 
-def family(
-    case: Case, dtype: torch.dtype
-) -> tuple[list[dict[str, Tensor]], dict[str, Tensor] | None]:
+def family(case: Case, dtype: torch.dtype) -> tuple[list[dict[str, Tensor]], dict[str, Tensor] | None]:
     parents = [make_state(seed, dtype) for seed in range(1, case.count + 1)]
     return parents, base_for(case, dtype)
 
@@ -128,9 +126,7 @@ def test_order_of_parents_does_not_matter(case: Case, dtype: torch.dtype) -> Non
 @cases
 def test_threads_and_repetition_do_not_change_bytes(case: Case) -> None:
     large = {"long": torch.randn(3, 700, 300, generator=torch.Generator().manual_seed(5))}
-    parents = [
-        {"long": large["long"] + 0.01 * torch.randn_like(large["long"])} for _ in range(case.count)
-    ]
+    parents = [{"long": large["long"] + 0.01 * torch.randn_like(large["long"])} for _ in range(case.count)]
     base = None if case.strategy.base_model is BaseModel.UNUSED else large
     first = merge(parents, case.strategy, base=base, threads=1)
     for threads in (1, 2, 5):

@@ -116,9 +116,7 @@ def _parse(file: Path, text: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError):
-        raise CheckpointError(
-            f"{file}: header is not valid JSON; not a safetensors file?"
-        ) from None
+        raise CheckpointError(f"{file}: header is not valid JSON; not a safetensors file?") from None
     if not isinstance(fields, dict):
         raise CheckpointError(f"{file}: header is not a JSON object; not a safetensors file?")
     return fields
@@ -137,9 +135,7 @@ def _tensor(file: Path, name: str, field: Any, data_start: int) -> TensorInfo:
     dtype = BY_CODE.get(field["dtype"]) if isinstance(field["dtype"], str) else None
     if dtype is None:
         hint = did_you_mean(str(field["dtype"])[:20], BY_CODE)
-        raise CheckpointError(
-            f"{where}: unknown dtype {printable(str(field['dtype']))[:20]!r}{hint}"
-        )
+        raise CheckpointError(f"{where}: unknown dtype {printable(str(field['dtype']))[:20]!r}{hint}")
     shape = field["shape"]
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(map(_is_size, shape)):
         raise CheckpointError(f"{where}: shape is not a list of sizes")
@@ -174,20 +170,16 @@ def _check_layout(file: Path, tensors: Mapping[str, TensorInfo], start: int, siz
             raise CheckpointError(f"{file}: {info.offset - position} stray bytes before '{name}'")
         position += info.nbytes
     if position != size:
-        raise CheckpointError(
-            f"{file}: {size - position} bytes after its last tensor are unaccounted for"
-        )
+        raise CheckpointError(f"{file}: {size - position} bytes after its last tensor are unaccounted for")
 
 
 def printable(text: str, limit: int = 120) -> str:
     """Text from a file, safe to show: no control characters, bounded length."""
-    shown = "".join(c if c.isprintable() else "\\x%02x" % ord(c) for c in text[: limit + 1])
+    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[: limit + 1])
     return shown if len(text) <= limit else shown[:limit] + "…"
 
 
-def encode_header(
-    tensors: list[tuple[str, DType, tuple[int, ...]]], metadata: Mapping[str, str]
-) -> bytes:
+def encode_header(tensors: list[tuple[str, DType, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
     """The first bytes of a file that holds these tensors one after the other, padded to 8 bytes."""
     fields: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0

@@ -53,9 +53,7 @@ class Sidecars:
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self.folder / name, target / name)
             except OSError as error:
-                raise CheckpointError(
-                    f"{self.folder / name}: cannot be copied: {error.strerror}"
-                ) from None
+                raise CheckpointError(f"{self.folder / name}: cannot be copied: {error.strerror}") from None
 
 
 def find_sidecars(folder: Path) -> Sidecars:

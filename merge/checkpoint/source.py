@@ -161,9 +161,7 @@ def weight_files(path: Path) -> list[Path]:
         raise CheckpointError(
             f"{path}: several weight files ({names}) and no index; name one file, or add the index"
         )
-    pickles = sorted(
-        [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth"), *path.glob("*.ckpt")]
-    )
+    pickles = sorted([*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth"), *path.glob("*.ckpt")])
     if pickles:
         raise CheckpointError(
             f"{path}: only pickled weights ({pickles[0].name}), which are not opened; convert them:"
@@ -262,6 +260,4 @@ class StateDict:
 
         size = info.dtype.size
         flat = self._tensors[info.name].reshape(-1)[start // size : stop // size].cpu()
-        return (
-            flat.contiguous().view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)
-        )
+        return flat.contiguous().view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)

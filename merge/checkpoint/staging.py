@@ -28,18 +28,14 @@ def check_target(target: Path, inputs: list[Path], overwrite: bool) -> None:
     for path in inputs:
         other = path.resolve()
         if resolved == other or other in resolved.parents or resolved in other.parents:
-            raise CheckpointError(
-                f"output {target} and input {path} overlap; choose another output"
-            )
+            raise CheckpointError(f"output {target} and input {path} overlap; choose another output")
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise CheckpointError(f"output {target} exists and is no folder; choose another output")
     if target.is_dir() and any(target.iterdir()):
         if not overwrite:
             raise CheckpointError(f"output {target} exists; choose another, or pass --overwrite")
         if not (target / MANIFEST).is_file() and not any(target.glob("*.safetensors")):
-            raise CheckpointError(
-                f"output {target} holds no checkpoint; it will not be overwritten"
-            )
+            raise CheckpointError(f"output {target} holds no checkpoint; it will not be overwritten")
     place = _nearest_existing(resolved.parent)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise CheckpointError(f"output {target}: no permission to write in {place}")
@@ -112,9 +108,7 @@ class Staging:
         try:
             (self.folder / name).write_text(text, encoding="utf-8")
         except OSError as error:
-            raise CheckpointError(
-                f"{self.folder / name}: cannot be written: {error.strerror}"
-            ) from None
+            raise CheckpointError(f"{self.folder / name}: cannot be written: {error.strerror}") from None
 
     def write_json(self, name: str, value: object) -> None:
         """Adds a small JSON file."""

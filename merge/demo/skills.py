@@ -88,9 +88,7 @@ def complete(
     return tokenizer.batch_decode(torch.cat(out, 1))
 
 
-def score(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n: int = 100
-) -> dict[str, float]:
+def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n: int = 100) -> dict[str, float]:
     """Share of `n` held-out prompts of each skill that the model answers exactly."""
     scores = {}
     for name, skill in SKILLS.items():

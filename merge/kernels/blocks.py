@@ -41,9 +41,7 @@ class Span:
     def tensor(self) -> Tensor:
         """The same memory as a 1-D tensor."""
         dtype = getattr(torch, self.dtype.torch_name)
-        return (
-            torch.from_numpy(self.data).view(dtype) if self.count else torch.empty(0, dtype=dtype)
-        )
+        return torch.from_numpy(self.data).view(dtype) if self.count else torch.empty(0, dtype=dtype)
 
 
 @lru_cache(maxsize=1)

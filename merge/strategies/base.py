@@ -225,18 +225,13 @@ class AbstractSpanStrategy(AbstractStrategy):
         weights = weights.reshape(weights.shape + (1,) * (points.ndim - weights.ndim))
         merged = (weights * points).sum(0)
         if mixture.base is not None and base is not None:
-            merged += (
-                mixture.base.reshape(mixture.base.shape + (1,) * (base.ndim - mixture.base.ndim))
-                * base
-            )
+            merged += mixture.base.reshape(mixture.base.shape + (1,) * (base.ndim - mixture.base.ndim)) * base
         return merged.to(block.parents[0].dtype)
 
     def _row_mixture(self, points: Tensor, base: Tensor | None) -> Mixture:
         if not self.needs_gram:
             return self.mixture(None)
-        return self.mixture(
-            Gram.from_points(points.movedim(0, -2), points[0] if base is None else base)
-        )
+        return self.mixture(Gram.from_points(points.movedim(0, -2), points[0] if base is None else base))
 
 
 def normalised(weights: tuple[float, ...], what: str = "weights") -> tuple[float, ...]:

@@ -81,9 +81,7 @@ class Parameter:
         high = self.maximum is not None and number > self.maximum
         high = high or (self.below is not None and number >= self.below)
         if low or high:
-            raise RecipeError(
-                f"parameter '{self.name}' must be {self.range_text()}, not {number:g}"
-            )
+            raise RecipeError(f"parameter '{self.name}' must be {self.range_text()}, not {number:g}")
 
     def range_text(self) -> str:
         """The accepted values in words, such as ``in [0, 1]``."""
@@ -101,9 +99,7 @@ class Parameter:
             upper = f"{self.maximum:g}]"
         elif self.below is not None:
             upper = f"{self.below:g})"
-        return (
-            "any finite number" if (lower, upper) == ("(-inf", "inf)") else f"in {lower}, {upper}"
-        )
+        return "any finite number" if (lower, upper) == ("(-inf", "inf)") else f"in {lower}, {upper}"
 
 
 def parameter(
