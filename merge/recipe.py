@@ -60,9 +60,12 @@ class Recipe(BaseModel):
 
     def parents(self) -> list[ModelEntry]:
         """The models that are merged: without the base where the strategy measures against it."""
-        if find_strategy(self.merge_method).base_model is BaseUse.UNUSED:
-            return list(self.models)
-        return [entry for entry in self.models if entry.model != self.base_model]
+        strategy = find_strategy(self.merge_method)
+        others = [entry for entry in self.models if entry.model != self.base_model]
+        if strategy.base_is_parent and self.base_model is not None:
+            first = [entry for entry in self.models if entry.model == self.base_model]
+            return [*(first or [ModelEntry(model=self.base_model)]), *others]
+        return list(self.models) if strategy.base_model is BaseUse.UNUSED else others
 
     def output_dtype(self) -> DType | None:
         """The dtype to write, or None to keep that of the sources."""

@@ -123,6 +123,8 @@ class AbstractStrategy(abc.ABC):
     carrier: ClassVar[str] = "flat"
     source: ClassVar[str] = ""
     base_model: ClassVar[BaseModel] = BaseModel.UNUSED
+    base_is_parent: ClassVar[bool] = False
+    """A recipe's base_model is the first parent, as in mergekit's slerp."""
     parents: ClassVar[tuple[int, int | None]] = (1, None)
     model_scope: ClassVar[bool] = False
 
