@@ -121,7 +121,10 @@ class _Search:
 
     def step(self, iteration: int, *, last: bool) -> None:
         """Measure the active elements, retire those that are done, and move the others."""
-        manifold, active = self.manifold, self.active
+        manifold = self.manifold
+        # Most often all elements are active, and then no copy is made of them.
+        whole = self.active.numel() == self.point.shape[0]
+        active = slice(None) if whole else self.active
         here, weights = self.point[active], self.weights[active]
         logs, cut = manifold.minimal_log(here.unsqueeze(1), self.points[active])
         gradient = weighted_sum(weights, logs)
@@ -138,13 +141,15 @@ class _Search:
         self.converged[active], self.cut[active] = converged, cut
         going = ~(converged | cut)
         if last or not bool(going.any()):
-            self.active = active[:0]
+            self.active = self.active[:0]
             return
-        self.active = active[going]
-        here, logs, weights, gradient = here[going], logs[going], weights[going], gradient[going]
+        if not bool(going.all()):
+            self.active = self.active[going]
+            active = self.active
+            here, logs, weights, gradient = here[going], logs[going], weights[going], gradient[going]
         better = manifold.mean_step(here, logs, weights, gradient)
-        plain = self.plain[self.active].reshape(-1, *[1] * manifold.ndim)
-        self.point[self.active] = manifold.expmap(here, torch.where(plain, gradient, better))
+        plain = self.plain[active].reshape(-1, *[1] * manifold.ndim)
+        self.point[active] = manifold.expmap(here, torch.where(plain, gradient, better))
 
     def reason(self, unique: Tensor) -> str:
         """What happened, in words, for the whole batch."""

@@ -75,9 +75,11 @@ class Sphere(AbstractManifold, GeooptSphere):
     def mean_start(self, points: Tensor, weights: Tensor) -> Tensor:
         """The normalised flat mean, or where that vanishes (antipodes) the heaviest point."""
         flat = weighted_sum(weights, points)
-        heaviest = points.take_along_dim(weights.argmax(-1)[..., None, None], dim=-2).squeeze(-2)
         vanishes = flat.norm(dim=-1, keepdim=True) <= 1e-12
-        return self.projx(torch.where(vanishes, heaviest, flat))
+        if bool(vanishes.any()):
+            heaviest = points.take_along_dim(weights.argmax(-1)[..., None, None], dim=-2).squeeze(-2)
+            flat = torch.where(vanishes, heaviest, flat)
+        return self.projx(flat)
 
     def mean_step(self, point: Tensor, logs: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
         """Newton's step, where the Hessian is safely positive; else the mean of the logs.
@@ -105,7 +107,9 @@ class Sphere(AbstractManifold, GeooptSphere):
         The centre that meets each point at the same cosine solves `U U^T a = 1`; it exists for all independent
         points, and what it proves is tested on the points themselves.
         """
-        del distances
+        near = ((distances < 1.57) | (weights == 0)).all(dim=-1)
+        if bool(near.all()):
+            return near  # the mean itself is such a centre
         points = torch.where((weights > 0).unsqueeze(-1), points, torch.zeros_like(points))
         ridge = 1e-10 * torch.eye(weights.shape[-1], dtype=points.dtype, device=points.device)
         ones = torch.ones_like(weights).unsqueeze(-1)

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from merge_models.merge.assembly import Assembly, assemble, assign_whole
 from merge_models.merge.card import manifest, model_card
 from merge_models.merge.checkpoint.dtypes import DType, parse_dtype
 from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE, Layout, parse_size, plan_layout
-from merge_models.merge.checkpoint.sidecars import Sidecars, find_sidecars, output_config
+from merge_models.merge.checkpoint.sidecars import Sidecars, find_sidecars, output_config, stacked_config
 from merge_models.merge.checkpoint.source import Checkpoint, StateDict, open_checkpoint
 from merge_models.merge.checkpoint.staging import MANIFEST, Staging, check_target, free_space
 from merge_models.merge.errors import PlanError, RecipeError
@@ -40,37 +41,46 @@ class Prepared:
 
     Attributes:
         recipe: the recipe.
-        parents: the models to merge.
-        base: the base model, if any.
+        models: every model that it names, the base first.
         plan: what will be done.
         layout: the output files.
         sidecars: the small files that the donor gives.
     """
 
     recipe: Recipe
-    parents: list[Checkpoint]
-    base: Checkpoint | None
+    models: tuple[Checkpoint, ...]
     plan: Plan
     layout: Layout
     sidecars: Sidecars
 
     @property
     def donor(self) -> Checkpoint:
-        """The model that gives config and tokenizer: the base, else the first parent."""
-        return self.base or self.parents[0]
+        """The model that gives config and tokenizer: the base, else the first model."""
+        return self.models[self.plan.donor]
 
-    def models(self) -> list[tuple[str, Checkpoint]]:
-        """(role, checkpoint) of every input."""
-        base = [("base", self.base)] if self.base else []
-        return [*base, *(("parent", parent) for parent in self.parents)]
+    def roles(self) -> list[tuple[str, Checkpoint]]:
+        """(role, checkpoint) of every model."""
+        base = self.recipe.base_model
+        return [("base" if model.label == base else "parent", model) for model in self.models]
 
     def memory(self, threads: int) -> int:
         """Bytes of buffers that a run with so many threads needs, beyond Python and torch themselves."""
         return threads * self.plan.worker_bytes()
 
+    def config(self) -> dict[str, Any]:
+        """config.json of the output; empty where the donor has none."""
+        dtype = self.plan.main_dtype()
+        config = dict(self.donor.config)
+        if not config or dtype is None:
+            return config
+        if self.plan.layers is not None:
+            origins = [(self.models[model].config, layer) for model, layer in self.plan.layers]
+            config = stacked_config(config, origins)
+        return output_config(config, dtype, self.plan.untied)
+
     def close(self) -> None:
         """Closes every input file."""
-        for _, model in self.models():
+        for model in self.models:
             model.close()
 
 
@@ -106,16 +116,14 @@ def prepare(recipe: Recipe | PathLike, shard_size: int | str = DEFAULT_SHARD_SIZ
         MergeError: the recipe, a checkpoint, or their fit is wrong.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    strategy_for = loaded.strategy_for()
     out_dtype = loaded.output_dtype()
-    parents = [open_checkpoint(entry.model) for entry in loaded.parents()]
-    base = open_checkpoint(loaded.base_model) if loaded.base_model else None
-    plan = make_plan(parents, base, strategy_for, out_dtype)
-    donor = base or parents[0]
+    models = tuple(open_checkpoint(name) for name in loaded.model_names())
+    plan = make_plan(models, assemble(loaded, models), out_dtype)
+    donor = models[plan.donor]
     keep = {k: v for k, v in donor.metadata.items() if k != "format" and v not in donor.tensors}
     layout = plan_layout(plan.outputs(), parse_size(shard_size), keep)
     sidecars = find_sidecars(donor.path) if donor.path.is_dir() else Sidecars(donor.folder, (), ())
-    return Prepared(loaded, parents, base, plan, layout, sidecars)
+    return Prepared(loaded, models, plan, layout, sidecars)
 
 
 def run_recipe(
@@ -148,7 +156,7 @@ def run_recipe(
     target = Path(out)
     prepared = prepare(recipe, shard_size)
     try:
-        check_target(target, [model.path for _, model in prepared.models()], overwrite)
+        check_target(target, [model.path for model in prepared.models], overwrite)
         _check_space(target, prepared)
         if planned:
             planned(prepared)
@@ -175,7 +183,7 @@ def _write(prepared: Prepared, target: Path, options: RunOptions) -> dict[str, F
     try:
         staging.allocate()
         sink = _FileSink(staging)
-        figures = execute(prepared.plan, prepared.parents, prepared.base, sink, options)
+        figures = execute(prepared.plan, sink, options)
         _write_sidecars(prepared, staging, figures)
         staging.publish()
     except BaseException:
@@ -186,14 +194,12 @@ def _write(prepared: Prepared, target: Path, options: RunOptions) -> dict[str, F
 
 def _write_sidecars(prepared: Prepared, staging: Staging, figures: dict[str, Figures]) -> None:
     prepared.sidecars.copy_into(staging.folder)
-    config = prepared.donor.config
-    dtype = prepared.plan.main_dtype()
+    config = prepared.config()
     if config:
-        written = output_config(config, dtype, prepared.plan.untied) if dtype else dict(config)
-        staging.write_json("config.json", written)
+        staging.write_json("config.json", config)
     library = "transformers" if config.get("architectures") else None
     staging.write_text("README.md", model_card(prepared.recipe, library))
-    record = manifest(prepared.recipe, prepared.plan, prepared.models(), figures, native_name())
+    record = manifest(prepared.recipe, prepared.plan, prepared.roles(), figures, native_name())
     staging.write_json(MANIFEST, record)
 
 
@@ -300,10 +306,13 @@ def _merge_in_memory(
     resolved = strategy.resolved(len(parents))
     if strategy.base_model is BaseModel.UNUSED:
         base_source = None
-    plan = make_plan(parents, base_source, lambda name: resolved, dtype)
+    sources = [*parents, *([base_source] if base_source is not None else [])]
+    base_index = len(parents) if base_source is not None else None
+    whole = assign_whole(sources, range(len(parents)), base_index, lambda name, at: resolved)
+    assembly = Assembly(tuple(whole[0]), 0 if base_index is None else base_index, tuple(whole[1]))
+    plan = make_plan(sources, assembly, dtype)
     sink = _MemorySink(plan)
-    options = RunOptions(threads or default_threads(), seed=seed)
-    execute(plan, parents, base_source, sink, options)
+    execute(plan, sink, RunOptions(threads or default_threads(), seed=seed))
     first = _state(models[0])
     return {
         name: tensor.to(first[name].device) if name in first else tensor

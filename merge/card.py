@@ -35,8 +35,8 @@ def model_card(recipe: Recipe, library: str | None) -> str:
         recipe: what was run.
         library: ``library_name`` for hubs, where known.
     """
-    names = [entry.model for entry in recipe.parents()]
-    hub_ids = [name for name in [recipe.base_model, *names] if name and not Path(name).exists()]
+    names = recipe.model_names()
+    hub_ids = [name for name in names if not Path(name).exists()]
     front: dict[str, Any] = {}
     if hub_ids:
         front["base_model"] = list(dict.fromkeys(hub_ids))
@@ -44,7 +44,7 @@ def model_card(recipe: Recipe, library: str | None) -> str:
         front["library_name"] = library
     front["tags"] = ["merge", "merge-models"]
     strategy = find_strategy(recipe.merge_method)
-    parents = "\n".join(f"- `{_code(name)}`" for name in names)
+    parents = "\n".join(f"- `{_code(name)}`" for name in names if name != recipe.base_model)
     base = f"\nBase model: `{_code(recipe.base_model)}`\n" if recipe.base_model else ""
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     return (

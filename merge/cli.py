@@ -257,6 +257,7 @@ def _plan_document(prepared: Prepared, threads: int) -> dict[str, Any]:
         "copied_files": list(prepared.sidecars.copied),
         "left_files": [{"name": n, "reason": r} for n, r in prepared.sidecars.left],
         "donor": prepared.donor.label,
+        "differs_from_mergekit": list(plan.notes),
         "bytes_in": plan.bytes_in,
         "bytes_out": plan.bytes_out,
         "parameters": plan.parameters,
@@ -271,8 +272,8 @@ def _plan_text(prepared: Prepared, threads: int = 1) -> str:
     merged = [t for t in plan.tensors if t.action == "merge"]
     copied = [t for t in plan.tensors if t.action == "copy"]
     disk = sum(shard.nbytes for shard in prepared.layout.shards)
-    lines = [f"{recipe.merge_method}: {len(prepared.parents)} models, {plan.parameters:,} parameters"]
-    for role, model in prepared.models():
+    lines = [f"{recipe.merge_method}: {len(prepared.models)} models, {plan.parameters:,} parameters"]
+    for role, model in prepared.roles():
         donates = " (config and tokenizer from here)" if model is prepared.donor else ""
         lines.append(
             f"  {role:6} {model.label}: {len(model.tensors)} tensors, {model.nbytes / 1e9:.3f} GB{donates}"
@@ -285,6 +286,7 @@ def _plan_text(prepared: Prepared, threads: int = 1) -> str:
     if prepared.sidecars.copied:
         lines.append(f"  files  {', '.join(prepared.sidecars.copied)}")
     lines += [f"  left   {name}: {reason}" for name, reason in prepared.sidecars.left]
+    lines += [f"  differs from mergekit: {note}" for note in plan.notes]
     lines.append(
         f"  reads {plan.bytes_in / 1e9:.3f} GB a pass, writes {disk / 1e9:.3f} GB"
         f" in {len(prepared.layout.shards)} file(s)"

@@ -5,10 +5,11 @@ Made from headers and configs alone. What a plan accepts, a run can carry out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from merge_models.merge.assembly import Assembly, Assignment
 from merge_models.merge.checkpoint.dtypes import DType, widest
 from merge_models.merge.checkpoint.header import TensorInfo, printable
 from merge_models.merge.checkpoint.layout import OutputTensor
@@ -21,6 +22,7 @@ from merge_models.merge.strategies.base import (
     Grain,
     TensorSpec,
 )
+from merge_models.merge.strategies.linear import Linear
 
 BLOCK_ELEMENTS = 1 << 18
 """Elements of a block; part of the definition of every merge, since sums are folded block by block."""
@@ -31,6 +33,14 @@ _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "e
 
 
 @dataclass(frozen=True)
+class Ref:
+    """A tensor of one of the plan's models."""
+
+    model: int
+    info: TensorInfo
+
+
+@dataclass(frozen=True)
 class TensorPlan:
     """What happens to one output tensor.
 
@@ -38,7 +48,7 @@ class TensorPlan:
         name, shape, dtype: as it will be written.
         action: ``merge`` or ``copy``.
         strategy: the resolved strategy where it is merged.
-        parents: the tensor in each parent, in the parents' order.
+        parents: its sources.
         base: the tensor in the base, where the strategy uses it.
         note: why it is copied, or read under another name; empty where there is nothing to say.
     """
@@ -48,8 +58,8 @@ class TensorPlan:
     dtype: DType
     action: str
     strategy: AbstractStrategy | None
-    parents: tuple[TensorInfo, ...]
-    base: TensorInfo | None = None
+    parents: tuple[Ref, ...]
+    base: Ref | None = None
     note: str = ""
 
     @property
@@ -66,9 +76,10 @@ class TensorPlan:
     @property
     def bytes_in(self) -> int:
         """Bytes of one reading of its sources."""
-        return sum(info.nbytes for info in self._sources())
+        return sum(ref.info.nbytes for ref in self.sources())
 
-    def _sources(self) -> Iterable[TensorInfo]:
+    def sources(self) -> tuple[Ref, ...]:
+        """The parents, and the base last where there is one."""
         return self.parents if self.base is None else (*self.parents, self.base)
 
     def spec(self, seed: int = 0) -> TensorSpec:
@@ -82,17 +93,19 @@ class TensorPlan:
         if grain is Grain.TENSOR:
             step = max(count, 1)
         elif grain is Grain.ROW:
-            columns = count // max(self.spec().rows, 1)
-            step = max(1, BLOCK_ELEMENTS // max(columns, 1)) * max(columns, 1)
+            assert self.strategy is not None
+            columns = max(count // max(self.spec().rows, 1), 1)
+            step = max(BLOCK_ELEMENTS // columns, self.strategy.block_rows(self.spec()), 1) * columns
         return [(start, min(start + step, count)) for start in range(0, count, step)]
 
     def worker_bytes(self) -> int:
         """Memory that a worker needs for one of its blocks: storage buffers, and wide copies where made."""
         largest = max((stop - start for start, stop in self.blocks()), default=0)
-        storage = largest * (sum(i.dtype.size for i in self._sources()) + self.dtype.size)
+        storage = largest * (sum(ref.info.dtype.size for ref in self.sources()) + self.dtype.size)
         if self.strategy is None or is_fused(self.strategy):
             return storage
-        return storage + largest * 4 * (3 * len(self.parents) + 3)
+        wide = largest * 4 * (3 * len(self.parents) + 3)
+        return storage + wide + self.strategy.survey_bytes(self.spec())
 
 
 def is_fused(strategy: AbstractStrategy) -> bool:
@@ -105,14 +118,22 @@ class Plan:
     """All output tensors in writing order, and what is left behind.
 
     Attributes:
+        models: every model that tensors refer to.
         tensors: the output.
+        donor: index of the model that gives config and tokenizer.
         dropped: (tensor name, model, reason) of every input tensor that has no part in it.
         untied: the output holds a head of its own although the donor's config ties it.
+        layers: for sliced outputs, (model index, layer) that each output layer starts from.
+        notes: where the result differs from mergekit's on purpose.
     """
 
+    models: tuple[Source, ...]
     tensors: tuple[TensorPlan, ...]
+    donor: int
     dropped: tuple[tuple[str, str, str], ...]
     untied: bool
+    layers: tuple[tuple[int, int], ...] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def bytes_in(self) -> int:
@@ -143,64 +164,50 @@ class Plan:
         return by_code[max(counts, key=lambda code: counts[code])] if counts else None
 
 
-def make_plan(
-    parents: Sequence[Source],
-    base: Source | None,
-    strategy_for: Callable[[str], AbstractStrategy],
-    out_dtype: DType | None = None,
-) -> Plan:
-    """Fits parents and strategies together.
+def make_plan(models: Sequence[Source], assembly: Assembly, out_dtype: DType | None = None) -> Plan:
+    """Fits models and strategies together.
 
     Args:
-        parents: the models to merge.
-        base: the base model, for strategies that use one and as donor of order and config.
-        strategy_for: gives each tensor's strategy, resolved for ``len(parents)`` parents.
+        models: every model that the assembly refers to.
+        assembly: which tensors make which.
         out_dtype: dtype of merged tensors; by default that of the sources, the widest where they differ.
 
     Raises:
         PlanError: a tensor is missing or has another shape somewhere, models do not fit each other or
             the strategy, or there is nothing to merge.
     """
-    donor = base if base is not None else parents[0]
-    _check_configs(parents, base)
-    lookup = _Lookup(parents, base)
-    tensors, dropped, untied = [], [], False
-    for name in _ordered_names(donor, parents):
-        if base is not None and name in base.tensors and not any(name in p.tensors for p in parents):
-            dropped.append((name, base.label, "only the base has it"))
-            continue
-        strategy = strategy_for(name)
-        _check_count(strategy, len(parents), base)
-        planned = _plan_tensor(name, strategy, lookup, out_dtype)
-        tensors.append(planned)
-        untied = untied or (name in _HEADS and name not in donor.tensors)
-        tied = name in _HEADS and donor.config.get("tie_word_embeddings") is True
-        untied = untied or (tied and any(p.config.get("tie_word_embeddings") is False for p in parents))
+    _check_configs(models)
+    donor = models[assembly.donor]
+    tensors = [_plan_tensor(assignment, models, out_dtype) for assignment in assembly.assignments]
     if not tensors:
         raise PlanError(f"{donor.label}: holds no tensors")
-    return Plan(tuple(tensors), tuple(dropped), untied)
+    untied = any(t.name in _HEADS and _is_untied(t, models, donor) for t in tensors)
+    return Plan(
+        tuple(models), tuple(tensors), assembly.donor, assembly.dropped, untied, assembly.layers,
+        assembly.notes,
+    )  # fmt: skip
 
 
-def _ordered_names(donor: Source, parents: Sequence[Source]) -> list[str]:
-    names = dict.fromkeys(donor.tensors)
-    for parent in parents:
-        names.update(dict.fromkeys(parent.tensors))
-    return list(names)
+def _is_untied(head: TensorPlan, models: Sequence[Source], donor: Source) -> bool:
+    """Whether the output needs the head although the donor's config says that it is the embedding."""
+    if head.name not in donor.tensors:
+        return True
+    tied = donor.config.get("tie_word_embeddings") is True
+    return tied and any(models[r.model].config.get("tie_word_embeddings") is False for r in head.parents)
 
 
-def _check_count(strategy: AbstractStrategy, count: int, base: Source | None) -> None:
+def _check_count(strategy: AbstractStrategy, count: int, has_base: bool) -> None:
     low, high = strategy.parents
     if count < low or (high is not None and count > high):
         wanted = (
             f"exactly {low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
         )
         raise PlanError(f"{strategy.name} merges {wanted} models, not {count}")
-    if strategy.base_model is BaseModel.REQUIRED and base is None:
+    if strategy.base_model is BaseModel.REQUIRED and not has_base:
         raise PlanError(f"{strategy.name} needs a base model: pass --base (base_model: in a recipe)")
 
 
-def _check_configs(parents: Sequence[Source], base: Source | None) -> None:
-    models = [*parents, *([base] if base is not None else [])]
+def _check_configs(models: Sequence[Source]) -> None:
     for model in models:
         quantised = model.config.get("quantization_config")
         if quantised:
@@ -219,82 +226,83 @@ def _words(value: Any) -> str:
     return printable(", ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
-class _Lookup:
-    """Finds a tensor in a model, under another name where weights are tied."""
-
-    def __init__(self, parents: Sequence[Source], base: Source | None) -> None:
-        self.parents = parents
-        self.base = base
-
-    def find(self, model: Source, name: str) -> TensorInfo | None:
-        if name in model.tensors:
-            return model.tensors[name]
-        alias = getattr(model, "metadata", {}).get(name)
-        if alias in model.tensors:
-            return model.tensors[alias]
-        if name in _HEADS and model.config.get("tie_word_embeddings", True):
-            found = [n for n in model.tensors if n.endswith(_EMBEDDINGS)]
-            return model.tensors[found[0]] if len(found) == 1 else None
-        return None
+def find_tensor(model: Source, name: str) -> TensorInfo | None:
+    """A tensor of a model, under another name where weights are tied."""
+    if name in model.tensors:
+        return model.tensors[name]
+    alias = getattr(model, "metadata", {}).get(name)
+    if alias is not None and alias in model.tensors:
+        return model.tensors[alias]
+    if name in _HEADS and model.config.get("tie_word_embeddings", True):
+        found = [n for n in model.tensors if n.endswith(_EMBEDDINGS)]
+        return model.tensors[found[0]] if len(found) == 1 else None
+    return None
 
 
-def _plan_tensor(
-    name: str, strategy: AbstractStrategy, lookup: _Lookup, out_dtype: DType | None
-) -> TensorPlan:
-    shown = printable(name)
-    infos = [_required(lookup, parent, name) for parent in lookup.parents]
-    base = None
-    if lookup.base is not None and strategy.base_model is not BaseModel.UNUSED:
-        base = _required(lookup, lookup.base, name)
-    labels = [model.label for model in lookup.parents]
-    _check_shapes(shown, [*zip(labels, infos, strict=True)], base, lookup.base)
-    renamed = next((i.name for i in infos if i.name != name), "")
-    note = f"read from {printable(renamed)} where tied" if renamed else ""
-    shape = infos[0].shape
-    floats = {info.dtype.is_float for info in infos}
-    if floats == {False}:
-        codes = sorted({info.dtype.code for info in infos})
+def _plan_tensor(assignment: Assignment, models: Sequence[Source], out_dtype: DType | None) -> TensorPlan:
+    name, strategy = assignment.name, assignment.strategy
+    if strategy is not None:
+        _check_count(strategy, len(assignment.parents), assignment.base is not None)
+    parents = tuple(_required(models, *place) for place in assignment.parents)
+    base = None if assignment.base is None else _required(models, *assignment.base)
+    refs = parents if base is None else (*parents, base)
+    _check_shapes(name, models, refs)
+    shape = parents[0].info.shape
+    renamed = {ref.info.name for ref in refs if ref.info.name.split(".")[-2:] != name.split(".")[-2:]}
+    note = assignment.note or (f"read from {printable(min(renamed))} where tied" if renamed else "")
+    if not _is_float(name, models, parents):
+        codes = sorted({ref.info.dtype.code for ref in parents})
         if len(codes) > 1:
-            raise PlanError(f"tensor '{shown}' is {' and '.join(codes)}; whole numbers are not converted")
-        copied = "not floating point: must be equal in all models"
-        return TensorPlan(name, shape, infos[0].dtype, "copy", None, tuple(infos), None, copied)
-    if len(floats) > 1:
-        kinds = ", ".join(f"{m} has {i.dtype.code}" for m, i in zip(labels, infos, strict=True))
-        raise PlanError(f"tensor '{shown}' is floating point in some models only: {kinds}")
-    dtype = out_dtype or widest([i.dtype for i in [*infos, *([base] if base else [])]])
-    return TensorPlan(name, shape, dtype, "merge", strategy, tuple(infos), base, note)
-
-
-def _required(lookup: _Lookup, model: Source, name: str) -> TensorInfo:
-    info = lookup.find(model, name)
-    if info is None:
-        others = [m for m in (*lookup.parents, lookup.base) if m is not None]
-        has = next(m.label for m in others if name in m.tensors)
-        missing = sum(lookup.find(model, n) is None for m in others for n in m.tensors if m is not model)
-        more = f" (and {missing - 1} more)" if missing > 1 else ""
-        raise PlanError(
-            f"{model.label}: has no tensor '{printable(name)}'{more}, which {has} has;"
-            " are they the same architecture, saved with all their weights?"
+            raise PlanError(
+                f"tensor '{printable(name)}' is {' and '.join(codes)}; whole numbers are not converted"
+            )
+        note = "not floating point: must be equal in all models"
+        return TensorPlan(name, shape, parents[0].info.dtype, "copy", None, parents, None, note)
+    if strategy is None:
+        return TensorPlan(
+            name, shape, out_dtype or parents[0].info.dtype, "merge", _TAKE, parents, None, note
         )
-    return info
+    strategy.check(TensorSpec(printable(name), shape))
+    dtype = out_dtype or widest([ref.info.dtype for ref in refs])
+    return TensorPlan(name, shape, dtype, "merge", strategy, parents, base, note)
 
 
-def _check_shapes(
-    shown: str,
-    infos: list[tuple[str, TensorInfo]],
-    base: TensorInfo | None,
-    base_model: Source | None,
-) -> None:
-    every = [*infos]
-    if base is not None and base_model is not None:
-        every.append((base_model.label, base))
-    label, first = every[0]
-    for other, info in every[1:]:
-        if info.shape != first.shape:
+_TAKE = Linear().resolved(1)
+
+
+def _is_float(name: str, models: Sequence[Source], refs: Sequence[Ref]) -> bool:
+    floats = {ref.info.dtype.is_float for ref in refs}
+    if len(floats) > 1:
+        kinds = ", ".join(f"{models[ref.model].label} has {ref.info.dtype.code}" for ref in refs)
+        raise PlanError(f"tensor '{printable(name)}' is floating point in some models only: {kinds}")
+    return floats == {True}
+
+
+def _required(models: Sequence[Source], model: int, name: str) -> Ref:
+    info = find_tensor(models[model], name)
+    if info is not None:
+        return Ref(model, info)
+    label = models[model].label
+    has = [m for m in models if name in m.tensors]
+    whose = f", which {has[0].label} has" if has else ""
+    others = {n for m in has for n in m.tensors}
+    missing = sum(find_tensor(models[model], n) is None for n in others)
+    more = f" (and {missing - 1} more)" if missing > 1 else ""
+    raise PlanError(
+        f"{label}: has no tensor '{printable(name)}'{whose}{more};"
+        " are they the same architecture, saved with all their weights?"
+    )
+
+
+def _check_shapes(name: str, models: Sequence[Source], refs: Sequence[Ref]) -> None:
+    first = refs[0]
+    for ref in refs[1:]:
+        here, there = first.info.shape, ref.info.shape
+        if here != there:
             vocabulary = ""
-            if shown.endswith((*_EMBEDDINGS, *_HEADS)) and info.shape[1:] == first.shape[1:]:
+            if name.endswith((*_EMBEDDINGS, *_HEADS)) and here[1:] == there[1:]:
                 vocabulary = "; their vocabularies differ"
             raise PlanError(
-                f"tensor '{shown}' is {list(first.shape)} in {label} but {list(info.shape)} in {other}"
-                + vocabulary
+                f"tensor '{printable(name)}' is {list(here)} in {models[first.model].label}"
+                f" but {list(there)} in {models[ref.model].label}{vocabulary}"
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,92 +14,98 @@ from merge_models.merge.checkpoint.dtypes import DType, parse_dtype
 from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.errors import RecipeError, did_you_mean
 from merge_models.merge.strategies import AbstractStrategy, find_strategy, parameters_of
-from merge_models.merge.strategies.base import BaseModel as BaseUse
 
 MAX_RECIPE = 4 << 20
 _LATER = {
-    "slices": "layer slices",
-    "modules": "modules",
     "tokenizer_source": "merged tokenizers",
     "tokenizer": "merged tokenizers",
     "chat_template": "chat templates",
 }
 
 
-class ModelEntry(BaseModel):
-    """One parent: its path or Hub id, and its own parameters."""
-
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelEntry(_Strict):
+    """One parent: its path or Hub id, and its own parameters."""
 
     model: str
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
-class Recipe(BaseModel):
-    """What to merge and how. Field names are mergekit's.
+class SliceSource(_Strict):
+    """A run of layers of one model: ``layer_range`` is [first, last + 1]."""
+
+    model: str
+    layer_range: tuple[int, int]
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class OutputSlice(_Strict):
+    """Layers of the output, merged from equally long runs of layers."""
+
+    sources: tuple[SliceSource, ...]
+    base_model: str | None = None
+    residual_weight: float | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class Module(_Strict):
+    """A part of a model with several (text, vision, projector): its own models or slices."""
+
+    models: tuple[ModelEntry, ...] | None = None
+    slices: tuple[OutputSlice, ...] | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class Recipe(_Strict):
+    """What to merge and how. Field names are mergekit's; exactly one of models, slices, modules is given.
 
     Attributes:
         merge_method: a strategy's name.
-        models: the parents.
-        base_model: the base; it also donates config, tokenizer and tensor order (else the first parent).
+        models: the parents, whole.
+        slices: the output's layers, by runs of the parents' layers.
+        modules: parts of the model by name, each with models or slices.
+        base_model: the base; it also donates config, tokenizer and tensor order (else the first model).
         parameters: parameters of the strategy for all models.
+        only: patterns of the tensors to merge; the others are taken from the base or first model.
         dtype: dtype of the output; arithmetic is float32 or wider whatever it says.
         out_dtype: the same; wins over ``dtype``.
         seed: key of all randomness.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     merge_method: str
-    models: tuple[ModelEntry, ...]
+    models: tuple[ModelEntry, ...] | None = None
+    slices: tuple[OutputSlice, ...] | None = None
+    modules: dict[str, Module] | None = None
     base_model: str | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
+    only: tuple[str, ...] | None = None
     dtype: str | None = None
     out_dtype: str | None = None
     seed: int = 0
 
-    def parents(self) -> list[ModelEntry]:
-        """The models that are merged: without the base where the strategy measures against it."""
-        strategy = find_strategy(self.merge_method)
-        others = [entry for entry in self.models if entry.model != self.base_model]
-        if strategy.base_is_parent and self.base_model is not None:
-            first = [entry for entry in self.models if entry.model == self.base_model]
-            return [*(first or [ModelEntry(model=self.base_model)]), *others]
-        return list(self.models) if strategy.base_model is BaseUse.UNUSED else others
+    def parts(self) -> list[tuple[str | None, Module]]:
+        """(module name or None, its models or slices and parameters)."""
+        if self.modules is not None:
+            return list(self.modules.items())
+        return [(None, Module(models=self.models, slices=self.slices))]
+
+    def model_names(self) -> list[str]:
+        """Every model named, the base first, each once."""
+        names = [self.base_model] if self.base_model else []
+        for _, part in self.parts():
+            names += [entry.model for entry in part.models or ()]
+            for piece in part.slices or ():
+                names += [piece.base_model] if piece.base_model else []
+                names += [source.model for source in piece.sources]
+        return list(dict.fromkeys(names))
 
     def output_dtype(self) -> DType | None:
         """The dtype to write, or None to keep that of the sources."""
         name = self.out_dtype or self.dtype
         return parse_dtype(name) if name else None
-
-    def strategy(self) -> AbstractStrategy:
-        """The strategy with every parameter resolved.
-
-        Raises:
-            RecipeError: a parameter is unknown, given twice, of a wrong type, or out of range.
-        """
-        kind = find_strategy(self.merge_method)
-        known = parameters_of(kind)
-        entries = self.parents()
-        if not entries:
-            raise RecipeError("models: names no model to merge besides the base")
-        _check_known(self.parameters, known, "parameters", kind.name)
-        for entry in entries:
-            _check_known(entry.parameters, known, f"parameters of {entry.model}", kind.name)
-        values: dict[str, Any] = {}
-        for name, parameter in known.items():
-            shared = self.parameters.get(name, parameter.default)
-            given = [entry.parameters.get(name, shared) for entry in entries]
-            if not parameter.per_model and any(value != shared for value in given):
-                raise RecipeError(f"parameter '{name}' of {kind.name} is one for all models")
-            _check_scalars(name, given)
-            values[parameter.field] = tuple(given) if parameter.per_model else shared
-        return kind(**values).resolved(len(entries))
-
-    def strategy_for(self) -> Callable[[str], AbstractStrategy]:
-        """Gives the resolved strategy of each output tensor by its name."""
-        strategy = self.strategy()
-        return lambda name: strategy
 
     def document(self) -> dict[str, Any]:
         """The recipe as plain values, without what is unset."""
@@ -108,21 +114,6 @@ class Recipe(BaseModel):
     def yaml(self) -> str:
         """The recipe as YAML."""
         return yaml.safe_dump(self.document(), sort_keys=False, allow_unicode=True)
-
-
-def _check_known(given: Mapping[str, Any], known: Mapping[str, Any], where: str, method: str) -> None:
-    for name in given:
-        if name not in known:
-            hint = did_you_mean(name, known)
-            raise RecipeError(f"{where}: {method} has no parameter '{printable(str(name))}'{hint}")
-
-
-def _check_scalars(name: str, values: Sequence[Any]) -> None:
-    for value in values:
-        if isinstance(value, (list, dict)):
-            raise RecipeError(
-                f"parameter '{name}': lists (gradients) and filters are not supported yet; give one value"
-            )
 
 
 def recipe_of(
@@ -209,45 +200,46 @@ def parse_recipe(value: Any, where: str = "recipe") -> Recipe:
     for key, what in _LATER.items():
         if value.get(key) is not None:
             raise RecipeError(f"{where}: '{key}' ({what}) is not supported yet; nothing was merged")
-    value = {k: v for k, v in value.items() if k not in _LATER}
-    for key in value:
-        if key not in Recipe.model_fields:
-            hint = did_you_mean(str(key), [*Recipe.model_fields, *_LATER])
-            raise RecipeError(f"{where}: unknown key '{printable(str(key))}'{hint}")
-    if "models" in value and isinstance(value["models"], list):
-        value["models"] = tuple(_entry(item, where) for item in value["models"])
-    value["base_model"] = _model_name(value.get("base_model"), where)
-    value = {k: v for k, v in value.items() if v is not None}
+    fields = {k: v for k, v in value.items() if v is not None}
+    if isinstance(fields.get("models"), list):
+        fields["models"] = [{"model": m} if isinstance(m, str) else m for m in fields["models"]]
+    _check_keys(fields, Recipe, where)
     try:
-        return Recipe(**value)
+        recipe = Recipe(**_tuples(fields))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         message = "is missing" if first["type"] == "missing" else first["msg"]
         raise RecipeError(f"{where}: '{printable(place)}' {message}") from None
+    given = [key for key in ("models", "slices", "modules") if getattr(recipe, key)]
+    if len(given) != 1:
+        raise RecipeError(f"{where}: give exactly one of models, slices, modules, not {given or 'none'}")
+    find_strategy(recipe.merge_method)
+    return recipe
 
 
-def _entry(item: Any, where: str) -> dict[str, Any]:
-    if isinstance(item, str):
-        return {"model": item}
-    if not isinstance(item, dict) or "model" not in item:
-        raise RecipeError(f"{where}: every entry of models needs 'model: PATH'")
-    for key in item:
-        if key not in ModelEntry.model_fields:
-            raise RecipeError(
-                f"{where}: unknown key '{printable(str(key))}' in models"
-                f"{did_you_mean(str(key), ModelEntry.model_fields)}"
-            )
-    return {
-        "model": _model_name(item["model"], where),
-        "parameters": item.get("parameters") or {},
-    }
+def _check_keys(value: Any, kind: type[BaseModel], where: str) -> None:
+    """Refuses unknown keys at every level, with the nearest known one."""
+    known = [*kind.model_fields, *(_LATER if kind is Recipe else ())]
+    for key in value:
+        if key not in known:
+            hint = did_you_mean(str(key), known)
+            raise RecipeError(f"{where}: unknown key '{printable(str(key))}'{hint}")
+    children = {"models": ModelEntry, "slices": OutputSlice, "sources": SliceSource, "modules": Module}
+    for key, child in children.items():
+        inner = value.get(key)
+        items = inner.values() if isinstance(inner, dict) else inner if isinstance(inner, list) else []
+        for item in items:
+            if not isinstance(item, dict):
+                raise RecipeError(f"{where}: every entry of {key} is a map, not {printable(repr(item))}")
+            _check_keys(item, child, f"{where}: {key}")
 
 
-def _model_name(value: Any, where: str) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    raise RecipeError(f"{where}: a model is named by its path or Hub id, not by {type(value).__name__}")
+def _tuples(value: Any) -> Any:
+    """Empty parameter blocks as YAML writes them (``parameters:`` and nothing) count as absent."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items() if not (k == "parameters" and v is None)}
+    return [_tuples(item) for item in value] if isinstance(value, list) else value
 
 
 def with_options(recipe: Recipe, **changes: Any) -> Recipe:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,8 +18,7 @@ import torch
 
 from merge_models.manifolds.span import Gram
 from merge_models.merge.checkpoint.dtypes import DType
-from merge_models.merge.checkpoint.header import TensorInfo, printable
-from merge_models.merge.checkpoint.source import Source
+from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.errors import MergeError, NonFiniteError
 from merge_models.merge.kernels import Span, gram_moments, weighted_sum
 from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW
@@ -64,13 +63,7 @@ class RunOptions:
     progress: Callable[[int], None] | None = None
 
 
-def execute(
-    plan: Plan,
-    parents: Sequence[Source],
-    base: Source | None,
-    sink: Sink,
-    options: RunOptions,
-) -> dict[str, Figures]:
+def execute(plan: Plan, sink: Sink, options: RunOptions) -> dict[str, Figures]:
     """Carries out a plan.
 
     Returns:
@@ -79,10 +72,10 @@ def execute(
     Raises:
         MergeError: a parent cannot be read or holds NaN or Inf, or the output cannot be written.
     """
-    run = _Run(plan, parents, base, sink, options)
+    run = _Run(plan, sink, options)
     with _one_torch_thread():
         run.work(max(1, options.threads))
-    return run.figures
+    return {t.name: run.figures[t.name] for t in plan.tensors if t.name in run.figures}
 
 
 @contextmanager
@@ -132,16 +125,9 @@ _Task = tuple[_Job, int, TensorPlan, int, int]
 class _Run:
     """State of one execution: a queue of tasks that workers take, and jobs that open as it drains."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        parents: Sequence[Source],
-        base: Source | None,
-        sink: Sink,
-        options: RunOptions,
-    ) -> None:
+    def __init__(self, plan: Plan, sink: Sink, options: RunOptions) -> None:
         self.figures: dict[str, Figures] = {}
-        self._parents, self._base, self._sink, self._options = parents, base, sink, options
+        self._models, self._sink, self._options = plan.models, sink, options
         self._waiting = deque(_jobs(plan))
         self._ready: deque[_Task] = deque()
         self._running = 0
@@ -200,9 +186,10 @@ class _Run:
             self._advance(job, None)
 
     def _advance(self, job: _Job, total: Any) -> None:
+        """Ends a round. It may think for seconds, so it holds no lock; the job is its caller's alone."""
+        job.total, job.folded = None, 0
         try:
             job.passing = job.rounds.send(total)
-            job.total, job.folded = None, 0
         except StopIteration as finished:
             job.survey, job.passing = finished.value, None
             strategy = job.tensors[0].strategy
@@ -218,45 +205,43 @@ class _Run:
         if not blocks and job.passing is not None:
             raise MergeError(f"tensor '{job.tensors[0].name}': nothing to survey in an empty tensor")
         tasks = [(job, number, *block) for number, block in enumerate(blocks)]
-        self._ready.extendleft(reversed(tasks))
-        self._changed.notify_all()
+        with self._changed:
+            self._ready.extendleft(reversed(tasks))
+            self._changed.notify_all()
 
     def _perform(self, task: _Task, buffers: _Buffers) -> None:
         job, number, tensor, start, stop = task
         spans = self._read(tensor, start, stop, buffers)
-        part = None
-        if job.passing is not None:
-            part = _measure(job.passing, tensor, spans, start, self._options.seed)
-        else:
+        if job.passing is None:
             self._combine(job, tensor, spans, start, stop, buffers)
+        else:
+            part = _measure(job.passing, tensor, spans, start, self._options.seed)
+            if self._fold(job, number, part):
+                del part
+                self._advance(job, job.total)
         with self._changed:
-            if job.passing is not None:
-                self._fold(job, number, part)
             self._running -= 1
             self._changed.notify_all()
 
-    def _fold(self, job: _Job, number: int, part: Any) -> None:
-        """Adds parts in block order, as they become adjacent."""
-        job.parts[number] = part
-        while job.folded in job.parts:
-            part = job.parts.pop(job.folded)
-            job.total = (
-                part if job.total is None else tuple(a + b for a, b in zip(job.total, part, strict=True))
-            )
-            job.folded += 1
-        job.left -= 1
-        if job.left == 0:
-            self._advance(job, job.total)
+    def _fold(self, job: _Job, number: int, part: Any) -> bool:
+        """Adds parts in block order, as they become adjacent; returns whether it was the last."""
+        with self._changed:
+            job.parts[number] = part
+            while job.folded in job.parts:
+                part = job.parts.pop(job.folded)
+                total = job.total
+                job.total = part if total is None else tuple(a + b for a, b in zip(total, part, strict=True))
+                job.folded += 1
+            job.left -= 1
+            return job.left == 0
 
     def _read(self, tensor: TensorPlan, start: int, stop: int, buffers: _Buffers) -> list[Span]:
-        sources: list[tuple[Source, TensorInfo]] = list(zip(self._parents, tensor.parents, strict=True))
-        if tensor.base is not None and self._base is not None:
-            sources.append((self._base, tensor.base))
         spans = []
-        for number, (source, info) in enumerate(sources):
-            size = info.dtype.size
+        for number, ref in enumerate(tensor.sources()):
+            size = ref.info.dtype.size
             buffer = buffers.get(number, (stop - start) * size)
-            spans.append(Span(source.read(info, start * size, stop * size, buffer), info.dtype))
+            data = self._models[ref.model].read(ref.info, start * size, stop * size, buffer)
+            spans.append(Span(data, ref.info.dtype))
         return spans
 
     def _combine(
@@ -287,11 +272,12 @@ class _Run:
             self._options.progress(out.data.nbytes)
 
     def _copy(self, tensor: TensorPlan, spans: list[Span], out: Span) -> None:
-        for source, span in zip(self._parents[1:], spans[1:], strict=True):
+        first, *others = (self._models[ref.model] for ref in tensor.parents)
+        for source, span in zip(others, spans[1:], strict=True):
             if not np.array_equal(span.data, spans[0].data):
                 raise MergeError(
                     f"tensor '{printable(tensor.name)}' ({tensor.dtype.code}) differs between"
-                    f" {self._parents[0].label} and {source.label}; whole numbers cannot be merged"
+                    f" {first.label} and {source.label}; whole numbers cannot be merged"
                 )
         out.data[:] = spans[0].data
 
@@ -302,12 +288,11 @@ class _Run:
     def _check_flags(self, flags: int, tensor: TensorPlan, spans: list[Span]) -> None:
         if not flags or self._options.on_nonfinite == "keep":
             return
-        models = [*self._parents, *([self._base] if tensor.base is not None and self._base else [])]
-        for model, span in zip(models, spans, strict=True):
+        for ref, span in zip(tensor.sources(), spans, strict=True):
             if not _is_finite(span):
                 raise NonFiniteError(
-                    f"{model.label}: tensor '{printable(tensor.name)}' holds NaN or Inf; repair it, or pass"
-                    " --on-nonfinite keep"
+                    f"{self._models[ref.model].label}: tensor '{printable(tensor.name)}' holds NaN or Inf;"
+                    " repair it, or pass --on-nonfinite keep"
                 )
         raise NonFiniteError(
             f"tensor '{printable(tensor.name)}': merged values do not fit {tensor.dtype.torch_name};"

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -95,7 +96,7 @@ class Staging:
             CheckpointError: the disk does not take them.
         """
         shard, offset = self._layout.places[name]
-        view, done = memoryview(data).cast("B"), 0
+        view, done = memoryview(cast("Any", data)).cast("B"), 0
         while done < len(view):
             try:
                 done += os.pwrite(self._descriptors[shard], view[done:], offset + start + done)

@@ -158,6 +158,25 @@ class AbstractStrategy(abc.ABC):
         """What a block must not split."""
         return Grain.ELEMENT
 
+    def check(self, spec: TensorSpec) -> None:
+        """Checks that the parameters fit a tensor's shape; called when planning, before anything is read.
+
+        Raises:
+            PlanError: they do not.
+        """
+        del spec
+
+    def block_rows(self, spec: TensorSpec) -> int:
+        """How many rows a block should have at least under ``Grain.ROW``; the loop's own number is enough
+        for most. A survey whose result is larger than a usual block wants more."""
+        del spec
+        return 1
+
+    def survey_bytes(self, spec: TensorSpec) -> int:
+        """Memory that a tensor's survey takes beyond its blocks, for the plan's estimate."""
+        del spec
+        return 0
+
     def survey(self, spec: TensorSpec) -> Survey | None:
         """Rounds of measuring before the first block is combined, or None."""
         del spec

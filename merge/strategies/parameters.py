@@ -50,6 +50,8 @@ class Parameter:
             return self._check_bool(value)
         if self.kind is str:
             return self._check_choice(value)
+        if isinstance(value, str):
+            value = _number(value)  # YAML 1.1 reads 1e-4 as a word
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise RecipeError(f"parameter '{self.name}' takes a number, not {value!r}")
         if self.kind is int and float(value) != int(value):
@@ -137,6 +139,13 @@ def parameters_of(strategy: type) -> dict[str, Parameter]:
         if f.metadata
     ]
     return {p.name: p for p in described}
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def per_model_values(parameter: Parameter, value: Any, count: int) -> tuple[Any, ...]:

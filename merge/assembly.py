@@ -1,0 +1,384 @@
+"""From a recipe and its checkpoints to assignments: which tensors make each output tensor, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from merge_models.merge.checkpoint.header import printable
+from merge_models.merge.checkpoint.source import Source
+from merge_models.merge.errors import PlanError, RecipeError, did_you_mean
+from merge_models.merge.layers import Place, depth, place_of, stacks
+from merge_models.merge.recipe import Module, OutputSlice, Recipe
+from merge_models.merge.settings import look_up, matches
+from merge_models.merge.strategies import AbstractStrategy, find_strategy, parameters_of
+from merge_models.merge.strategies.base import BaseModel
+
+Levels = Sequence[Mapping[str, Any]]
+_MODULE_WORDS = {
+    "text_decoder": ("text_decoder", "language_model", "text_model", "model", "lm_head"),
+    "vision_tower": ("vision_tower", "vision_model", "visual", "vision_encoder"),
+    "multi_modal_projector": ("multi_modal_projector", "projector", "mm_projector", "connector"),
+}
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What makes one output tensor.
+
+    Attributes:
+        name: its name in the output.
+        parents: (model index, tensor name in that model) of every parent.
+        base: the same for the base, or None.
+        strategy: what merges them; None takes the one parent as it is.
+        note: why, where that is worth telling.
+    """
+
+    name: str
+    parents: tuple[tuple[int, str], ...]
+    base: tuple[int, str] | None
+    strategy: AbstractStrategy | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """All assignments in writing order.
+
+    Attributes:
+        assignments: one per output tensor.
+        donor: index of the model that gives config and tokenizer.
+        dropped: (tensor, model label, reason) of what has no part in the output.
+        layers: for sliced outputs, (model index, layer) that each output layer starts from.
+        notes: where the result differs from mergekit's on purpose.
+    """
+
+    assignments: tuple[Assignment, ...]
+    donor: int
+    dropped: tuple[tuple[str, str, str], ...] = ()
+    layers: tuple[tuple[int, int], ...] | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class StrategyFactory:
+    """Makes the strategy of each tensor: parameters looked up by level, filter and depth, then checked.
+
+    Attributes:
+        method: the strategy's name.
+        entries: levels of parameters of every parent, innermost first.
+        shared: levels of the parameters that are one for all.
+    """
+
+    method: str
+    entries: Sequence[Levels]
+    shared: Levels
+    _made: dict[tuple[Any, ...], AbstractStrategy] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = parameters_of(find_strategy(self.method))
+        for level in [*self.shared, *(level for levels in self.entries for level in levels)]:
+            for key in level:
+                if key not in known:
+                    hint = did_you_mean(str(key), known)
+                    raise RecipeError(f"{self.method} has no parameter '{printable(str(key))}'{hint}")
+        for key, parameter in known.items():
+            own = [levels[0].get(key) for levels in self.entries if levels]
+            if not parameter.per_model and any(value is not None for value in own):
+                given = {repr(value) for value in own}
+                if len(given) > 1:
+                    raise RecipeError(f"parameter '{key}' of {self.method} is one for all models")
+
+    def make(self, name: str, at: float) -> AbstractStrategy:
+        """The strategy of a tensor by its name and depth.
+
+        Raises:
+            RecipeError: a parameter has a wrong type or range.
+        """
+        kind = find_strategy(self.method)
+        values: dict[str, Any] = {}
+        for key, parameter in parameters_of(kind).items():
+            default = parameter.default
+            if parameter.per_model:
+                given = tuple(look_up(levels, key, name, at, default) for levels in self.entries)
+                values[parameter.field] = given
+            else:
+                levels = [*(self.entries[0][:1] if self.entries else ()), *self.shared]
+                values[parameter.field] = look_up(levels, key, name, at, default)
+        made = (*((k, repr(v)) for k, v in values.items()),)
+        if made not in self._made:
+            self._made[made] = kind(**values).resolved(len(self.entries))
+        return self._made[made]
+
+
+def assign_whole(
+    models: Sequence[Source],
+    parents: Sequence[int],
+    base: int | None,
+    strategy_for: Callable[[str, float], AbstractStrategy],
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> tuple[list[Assignment], list[tuple[str, str, str]]]:
+    """Assigns whole models tensor by tensor, by name, in the donor's order.
+
+    Args:
+        models: every model of the merge.
+        parents: indices of those that are merged.
+        base: index of the base, or None.
+        strategy_for: the strategy of a tensor by name and depth.
+        wanted: which tensors belong to this part.
+
+    Returns:
+        The assignments, and what is dropped.
+    """
+    donor = base if base is not None else parents[0]
+    names = dict.fromkeys(models[donor].tensors)
+    for parent in parents:
+        names.update(dict.fromkeys(models[parent].tensors))
+    counts = stacks(names)
+    assignments, dropped = [], []
+    for name in names:
+        if not wanted(name):
+            continue
+        if not any(name in models[parent].tensors for parent in parents):
+            dropped.append((name, models[donor].label, "only the base has it"))
+            continue
+        strategy = strategy_for(name, depth(place_of(name), counts))
+        uses_base = base is not None and strategy.base_model is not BaseModel.UNUSED
+        assignments.append(
+            Assignment(
+                name,
+                tuple((parent, name) for parent in parents),
+                (base, name) if uses_base and base is not None else None,
+                strategy,
+            )
+        )
+    return assignments, dropped
+
+
+def assemble(recipe: Recipe, models: Sequence[Source]) -> Assembly:
+    """Carries a recipe over to the models that it names (in the order of ``recipe.model_names()``).
+
+    Raises:
+        RecipeError: parameters, slices or modules are wrong.
+        PlanError: a model does not have the layers or modules that the recipe takes from it.
+    """
+    index = {name: number for number, name in enumerate(recipe.model_names())}
+    parts = [_assemble_part(recipe, name, part, models, index) for name, part in recipe.parts()]
+    assignments = [a for part in parts for a in part.assignments]
+    donor = index[recipe.base_model] if recipe.base_model else parts[0].donor
+    if recipe.only is not None:
+        assignments = [_only(recipe, a, donor, models) for a in assignments]
+    if recipe.modules is not None:
+        _check_covered(models[donor], assignments, recipe.modules)
+    layers = [part.layers for part in parts if part.layers is not None]
+    notes = dict.fromkeys([*_differences(recipe), *(note for part in parts for note in part.notes)])
+    dropped = tuple(d for part in parts for d in part.dropped)
+    return Assembly(tuple(assignments), donor, dropped, layers[0] if layers else None, tuple(notes))
+
+
+def _assemble_part(
+    recipe: Recipe,
+    name: str | None,
+    part: Module,
+    models: Sequence[Source],
+    index: Mapping[str, int],
+) -> Assembly:
+    levels = [part.parameters, recipe.parameters]
+    belongs = _module_filter(name, recipe.modules or {})
+    if part.slices:
+        return _assemble_slices(recipe, part.slices, levels, belongs, models, index)
+    given = [(entry.model, entry.parameters) for entry in part.models or ()]
+    kept, base_name = _roles(recipe, given)
+    parents = [index[model] for model, _ in kept]
+    base = index[base_name] if base_name is not None else None
+    factory = StrategyFactory(recipe.merge_method, [[own, *levels] for _, own in kept], levels)
+    assignments, dropped = assign_whole(models, parents, base, factory.make, belongs)
+    donor = base if base is not None else parents[0]
+    return Assembly(tuple(assignments), donor, tuple(dropped))
+
+
+def _roles(
+    recipe: Recipe, given: Sequence[tuple[str, dict[str, Any]]]
+) -> tuple[list[tuple[str, dict[str, Any]]], str | None]:
+    """The parents with their own parameters, and the base."""
+    strategy, base = find_strategy(recipe.merge_method), recipe.base_model
+    others = [entry for entry in given if entry[0] != base]
+    if base is not None and strategy.base_is_parent:
+        first = [entry for entry in given if entry[0] == base] or [(base, {})]
+        return [*first, *others], None
+    parents = list(given) if strategy.base_model is BaseModel.UNUSED else others
+    if not parents:
+        raise RecipeError("names no model to merge besides the base")
+    return parents, base
+
+
+def _assemble_slices(
+    recipe: Recipe,
+    slices: Sequence[OutputSlice],
+    levels: Levels,
+    belongs: Callable[[str], bool],
+    models: Sequence[Source],
+    index: Mapping[str, int],
+) -> Assembly:
+    """Concatenates runs of layers; what stands outside the layers comes from the first and last slice."""
+    first_model = models[index[slices[0].sources[0].model]]
+    prefix = _stack_of(first_model, belongs)
+    total = sum(piece.sources[0].layer_range[1] - piece.sources[0].layer_range[0] for piece in slices)
+    assignments: list[Assignment] = []
+    origins: list[tuple[int, int]] = []
+    made = [_Piece(recipe, piece, levels, models, index) for piece in slices]
+    outside = [n for n in first_model.tensors if belongs(n) and place_of(n).prefix != prefix]
+    assignments += [made[0].outside(name, 0.0) for name in outside if place_of(name).is_first]
+    for piece in made:
+        for offset in range(piece.length):
+            origins.append((piece.numbers[0], piece.starts[0] + offset))
+            assignments += piece.layer(prefix, offset, len(origins) - 1, total)
+    last = models[made[-1].numbers[0]]
+    ending = [n for n in last.tensors if belongs(n) and place_of(n).prefix != prefix]
+    assignments += [made[-1].outside(name, 1.0) for name in ending if not place_of(name).is_first]
+    return Assembly(tuple(assignments), index[slices[0].sources[0].model], layers=tuple(origins))
+
+
+class _Piece:
+    """One output slice with its models and strategies."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        piece: OutputSlice,
+        levels: Levels,
+        models: Sequence[Source],
+        index: Mapping[str, int],
+    ) -> None:
+        if not piece.sources:
+            raise RecipeError("slices: every slice needs sources")
+        self.models = models
+        names = [source.model for source in piece.sources]
+        base = piece.base_model or recipe.base_model
+        strategy = find_strategy(recipe.merge_method)
+        is_base = [n == base and strategy.base_model is not BaseModel.UNUSED for n in names]
+        order = list(range(len(names)))
+        if strategy.base_is_parent and base in names:
+            order.sort(key=lambda i: names[i] != base)
+        kept = [piece.sources[i] for i in order if not is_base[i]]
+        if not kept:
+            raise RecipeError("slices: a slice names no model besides the base")
+        self.numbers = [index[source.model] for source in kept]
+        self.starts = [source.layer_range[0] for source in kept]
+        lengths = {source.layer_range[1] - source.layer_range[0] for source in piece.sources}
+        self.length = lengths.pop()
+        if lengths or self.length <= 0:
+            ranges = ", ".join(str(list(source.layer_range)) for source in piece.sources)
+            raise RecipeError(f"slices: layer ranges of one slice must be equally long, not {ranges}")
+        self.base = None
+        if base is not None and strategy.base_model is not BaseModel.UNUSED:
+            ranges = [
+                source.layer_range for source, is_it in zip(piece.sources, is_base, strict=True) if is_it
+            ]
+            self.base = (index[base], ranges[0][0] if ranges else self.starts[0])
+        outer = [piece.parameters, *levels]
+        self.factory = StrategyFactory(recipe.merge_method, [[s.parameters, *outer] for s in kept], outer)
+
+    def layer(self, prefix: str, offset: int, number: int, total: int) -> list[Assignment]:
+        """The assignments of one output layer."""
+        rests: dict[str, None] = {}
+        for model, start in zip(self.numbers, self.starts, strict=True):
+            rests.update(self._rests(model, prefix, start + offset))
+        at = depth(Place(prefix, number, ""), {prefix: total})
+        result = []
+        for rest in rests:
+            name = f"{prefix}{number}.{rest}"
+            parents = tuple(
+                (model, f"{prefix}{start + offset}.{rest}")
+                for model, start in zip(self.numbers, self.starts, strict=True)
+            )
+            base = (self.base[0], f"{prefix}{self.base[1] + offset}.{rest}") if self.base else None
+            result.append(Assignment(name, parents, base, self.factory.make(name, at)))
+        return result
+
+    def _rests(self, model: int, prefix: str, layer: int) -> dict[str, None]:
+        start = f"{prefix}{layer}."
+        found = {n[len(start) :]: None for n in self.models[model].tensors if n.startswith(start)}
+        if not found:
+            count = stacks(self.models[model].tensors).get(prefix, 0)
+            raise PlanError(
+                f"{self.models[model].label}: has no layer {layer} in '{prefix}' (it has {count});"
+                " mend layer_range"
+            )
+        return found
+
+    def outside(self, name: str, at: float) -> Assignment:
+        """The assignment of a tensor that is in no layer."""
+        base = (self.base[0], name) if self.base else None
+        parents = tuple((model, name) for model in self.numbers)
+        return Assignment(name, parents, base, self.factory.make(name, at))
+
+
+def _stack_of(model: Source, belongs: Callable[[str], bool]) -> str:
+    counts = stacks(name for name in model.tensors if belongs(name))
+    if not counts:
+        raise PlanError(f"{model.label}: has no numbered layers to slice")
+    longest = sorted(counts, key=lambda prefix: -counts[prefix])
+    if len(longest) > 1:
+        shown = ", ".join(printable(prefix) for prefix in longest[:4])
+        raise RecipeError(f"slices: {model.label} has several stacks of layers ({shown}); use modules:")
+    return longest[0]
+
+
+def _module_filter(name: str | None, modules: Mapping[str, Module]) -> Callable[[str], bool]:
+    """Which tensors a module has: those with its word among the first parts of their names."""
+    if name is None:
+        return lambda tensor: True
+
+    def words(module: str) -> tuple[str, ...]:
+        return _MODULE_WORDS.get(module, (module,))
+
+    def score(module: str, tensor: str) -> int:
+        parts = tensor.split(".")[:3]
+        hits = [number for number, part in enumerate(parts) if part in words(module)]
+        weak = module == "text_decoder" and hits and parts[hits[-1]] in ("model", "lm_head")
+        return 0 if not hits else 1 if weak else 2
+
+    def belongs(tensor: str) -> bool:
+        best = max(modules, key=lambda module: score(module, tensor))
+        return best == name and score(best, tensor) > 0
+
+    return belongs
+
+
+def _check_covered(donor: Source, assignments: Iterable[Assignment], modules: Mapping[str, Module]) -> None:
+    made = {assignment.name for assignment in assignments}
+    stacked = {place_of(name).prefix for name in made}
+    for name in donor.tensors:
+        if name not in made and place_of(name).prefix not in stacked - {""}:
+            raise RecipeError(
+                f"modules: tensor '{printable(name)}' belongs to none of {', '.join(modules)};"
+                " add a module named by the first part of its name"
+            )
+
+
+def _only(recipe: Recipe, assignment: Assignment, donor: int, models: Sequence[Source]) -> Assignment:
+    if any(matches(pattern, assignment.name) for pattern in recipe.only or ()):
+        return assignment
+    if assignment.name not in models[donor].tensors:
+        raise PlanError(
+            f"{models[donor].label}: has no tensor '{printable(assignment.name)}' to take (only:)"
+        )
+    return Assignment(assignment.name, ((donor, assignment.name),), None, None, "taken as it is (only:)")
+
+
+def _differences(recipe: Recipe) -> list[str]:
+    """What the same recipe would do otherwise in mergekit."""
+    strategy = find_strategy(recipe.merge_method)
+    notes = []
+    listed = {entry.model for entry in recipe.models or ()}
+    unused = strategy.base_model is BaseModel.UNUSED and not strategy.base_is_parent
+    if recipe.base_model and recipe.models and unused and recipe.base_model not in listed:
+        notes.append(f"base_model only donates config and tokenizer; {strategy.name} there averages it in")
+    values = [recipe.parameters, *(entry.parameters for entry in recipe.models or ())]
+    if any(isinstance(value, list) for level in values for value in level.values()):
+        notes.append("gradients end at the final norm and lm_head; there those take the first value")
+    if recipe.dtype and not recipe.out_dtype:
+        notes.append("dtype is the output's; arithmetic is float32 or wider, there it is in dtype")
+    return notes
