@@ -1,12 +1,20 @@
 """Geometry of the spaces that parameters live in: points, distances, shortest paths, means.
 
-Pure geometry on torch tensors. `span` needs torch alone; the manifolds build on geoopt, which takes most of a
-second to import, so their names load on first use.
+Pure geometry on torch tensors. `span`, `arcs` and `procrustes` need torch alone; the manifolds build on
+geoopt, which takes most of a second to import, so their names load on first use.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from merge_models.manifolds.arcs import angle_between as angle_between
+from merge_models.manifolds.arcs import mean_coefficients as mean_coefficients
+from merge_models.manifolds.arcs import slerp_coefficients as slerp_coefficients
+from merge_models.manifolds.arcs import step_coefficients as step_coefficients
+from merge_models.manifolds.procrustes import NearRotation as NearRotation
+from merge_models.manifolds.procrustes import ProcrustesError as ProcrustesError
+from merge_models.manifolds.procrustes import SharedProcrustes as SharedProcrustes
+from merge_models.manifolds.procrustes import procrustes_from_moment as procrustes_from_moment
 from merge_models.manifolds.span import Embedding as Embedding
 from merge_models.manifolds.span import Gram as Gram
 from merge_models.manifolds.span import GramError as GramError
@@ -21,11 +29,17 @@ if TYPE_CHECKING:
     from merge_models.manifolds.frechet import FrechetMean as FrechetMean
     from merge_models.manifolds.frechet import FrechetMeanError as FrechetMeanError
     from merge_models.manifolds.frechet import frechet_mean as frechet_mean
+    from merge_models.manifolds.gaussians import BuresWasserstein as BuresWasserstein
+    from merge_models.manifolds.gaussians import DiagonalBuresWasserstein as DiagonalBuresWasserstein
+    from merge_models.manifolds.gaussians import barycenter as barycenter
+    from merge_models.manifolds.gaussians import covariance_root as covariance_root
+    from merge_models.manifolds.gaussians import optimal_map as optimal_map
+    from merge_models.manifolds.rotations import SpecialOrthogonal as SpecialOrthogonal
+    from merge_models.manifolds.rotations import cayley as cayley
+    from merge_models.manifolds.rotations import inverse_cayley as inverse_cayley
+    from merge_models.manifolds.rotations import rotation_log as rotation_log
+    from merge_models.manifolds.simplex import ProbabilitySimplex as ProbabilitySimplex
     from merge_models.manifolds.sphere import Sphere as Sphere
-    from merge_models.manifolds.sphere import angle_between as angle_between
-    from merge_models.manifolds.sphere import mean_coefficients as mean_coefficients
-    from merge_models.manifolds.sphere import slerp_coefficients as slerp_coefficients
-    from merge_models.manifolds.sphere import step_coefficients as step_coefficients
 
 _LAZY = {
     "AbstractManifold": "base",
@@ -34,11 +48,17 @@ _LAZY = {
     "FrechetMean": "frechet",
     "FrechetMeanError": "frechet",
     "frechet_mean": "frechet",
+    "BuresWasserstein": "gaussians",
+    "DiagonalBuresWasserstein": "gaussians",
+    "barycenter": "gaussians",
+    "covariance_root": "gaussians",
+    "optimal_map": "gaussians",
+    "SpecialOrthogonal": "rotations",
+    "cayley": "rotations",
+    "inverse_cayley": "rotations",
+    "rotation_log": "rotations",
+    "ProbabilitySimplex": "simplex",
     "Sphere": "sphere",
-    "angle_between": "sphere",
-    "mean_coefficients": "sphere",
-    "slerp_coefficients": "sphere",
-    "step_coefficients": "sphere",
 }
 
 

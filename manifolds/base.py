@@ -56,8 +56,8 @@ class AbstractManifold(Manifold):
         """The size `[...]` of the numbers that tangents at `point` come from: they round at eps times it."""
 
     @abc.abstractmethod
-    def mean_is_unique(self, points: Tensor, weights: Tensor, distances: Tensor) -> Tensor:
-        """Whether `[B]` a theorem guarantees one mean of `points [B, N, *event]`, `distances [B, N]` from it."""
+    def mean_is_unique(self, mean: Tensor, points: Tensor, weights: Tensor) -> Tensor:
+        """Whether `[B]` a theorem guarantees that `points [B, N, *event]` have no other mean than `mean`."""
 
     def mean_start(self, points: Tensor, weights: Tensor) -> Tensor:
         """Where the mean's iteration starts `[B, *event]`: the flat mean, projected."""

@@ -2,8 +2,8 @@
 
 The mean minimises `sum_i w_i dist(m, x_i)^2 / 2`, whose gradient is minus the weighted mean of the logs.
 All carriers here have non-negative curvature, so the Hessian is at most the identity and following that
-mean of logs for unit time never increases the objective (Afsari, Tron, Vidal 2013). A manifold may offer a better
-step (the sphere has Newton's); it is dropped for any element whose residual it fails to reduce.
+mean of logs for unit time never increases the objective (Afsari, Tron, Vidal 2013). A manifold may offer a
+better step (the sphere has Newton's); it is dropped for any element whose residual it fails to reduce.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def frechet_mean(
         if not search.active.numel():
             break
         search.step(iteration, last=iteration == max_iterations)
-    unique = manifold.mean_is_unique(points, weights, search.distances) & ~search.cut
+    unique = manifold.mean_is_unique(search.point, points, weights) & ~search.cut
     return FrechetMean(
         search.point.reshape(*batch, *event),
         search.residual.reshape(batch),
@@ -77,9 +77,7 @@ def frechet_mean(
     )
 
 
-def _prepare(
-    manifold: AbstractManifold, points: Tensor, weights: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _prepare(manifold: AbstractManifold, points: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     if points.dim() < manifold.ndim + 1 or points.shape[-manifold.ndim - 1] < 1:
         raise FrechetMeanError(
             f"{manifold.name}: points are [..., N, *event] with {manifold.ndim} event dimensions"
@@ -104,16 +102,13 @@ def _prepare(
 class _Search:
     """The iteration over a flat batch; elements that are done leave `active` and cost no more."""
 
-    def __init__(
-        self, manifold: AbstractManifold, points: Tensor, weights: Tensor, tolerance: float
-    ) -> None:
+    def __init__(self, manifold: AbstractManifold, points: Tensor, weights: Tensor, tolerance: float) -> None:
         self.manifold, self.points, self.weights = manifold, points, weights
         self.tolerance = tolerance
         self.point = manifold.mean_start(points, weights)
         size = points.shape[0]
         self.active = torch.arange(size, device=points.device)
         self.residual = points.new_full((size,), torch.inf)
-        self.distances = torch.zeros_like(weights)
         self.iterations = torch.zeros(size, dtype=torch.int64, device=points.device)
         self.converged, self.cut, self.plain = (
             torch.zeros(size, dtype=torch.bool, device=points.device) for _ in range(3)
@@ -129,14 +124,14 @@ class _Search:
         logs, cut = manifold.minimal_log(here.unsqueeze(1), self.points[active])
         gradient = weighted_sum(weights, logs)
         residual = manifold.norm(here, gradient)
-        distances = manifold.norm(here.unsqueeze(1), logs)
-        spread = (weights * distances.square()).sum(dim=-1).sqrt()
+        squares = manifold.inner(here.unsqueeze(1), logs)
+        spread = (weights * squares).sum(dim=-1).sqrt()
         rounding = 16 * torch.finfo(torch.float64).eps * manifold.magnitude(here)
         cut = (cut & (weights > 0)).any(dim=-1)
         converged = (residual <= self.tolerance * spread + rounding) & ~cut
         # A step that did not help was not the plain one, which always does.
         self.plain[active] |= residual > self.residual[active]
-        self.residual[active], self.distances[active] = residual, distances
+        self.residual[active] = residual
         self.iterations[active] = iteration
         self.converged[active], self.cut[active] = converged, cut
         going = ~(converged | cut)
@@ -170,7 +165,5 @@ class _Search:
         if not said:
             said.append(f"converged in {int(self.iterations.max()) if size else 0} iterations")
         if not bool(unique.all()):
-            said.append(
-                f"{int((~unique).sum())} of {size} have points outside the ball that makes a mean unique"
-            )
+            said.append(f"{int((~unique).sum())} of {size} have no guarantee that the mean is unique")
         return "; ".join(said)

@@ -3,7 +3,8 @@
 So all that can matter about N tensors of a billion elements is their N x N Gram matrix. Here it is factored
 into N points of R^(N+1) with the same mutual geometry; whatever is found there comes back as coefficients,
 `out = sum_i c_i x_i`. Points are held as a reference r and differences `d_i = x_i - r`, because sibling
-checkpoints differ by 1e-3 and less: the Gram matrix of the points themselves would lose half the digits of it.
+checkpoints differ by 1e-3 and less: the Gram matrix of the points themselves would lose half the digits of
+it.
 
 This module needs torch alone.
 """
@@ -106,9 +107,9 @@ class Embedding:
 def embed(gram: Gram) -> Embedding:
     """Put the points of a Gram into R^(N+1), the reference along the first axis.
 
-    A difference has its part along r on that axis; the parts across r have the Gram matrix
-    `D_ij - c_i c_j / |r|^2`, which is scaled to unit diagonal before it is factored by `eigh`: so a difference
-    of 1e-6 beside one of 1 keeps its digits. Equal points come out equal to rounding, zero ones zero.
+    A difference has its part along r on that axis; the parts across r have the Gram matrix `D_ij - c_i c_j
+    / |r|^2`, which is scaled to unit diagonal before it is factored by `eigh`: so a difference of 1e-6
+    beside one of 1 keeps its digits. Equal points come out equal to rounding, zero ones zero.
     """
     length = gram.reference.clamp_min(0).sqrt().unsqueeze(-1)
     has_reference = length > 0

@@ -1,27 +1,15 @@
-"""The unit sphere, accurate from 1e-8 rad to the antipode, and means on it as coefficients.
+"""The unit sphere, accurate from 1e-8 rad to the antipode.
 
 geoopt's `Sphere` takes arccos of a clamped cosine, which loses every angle below 4.5e-4 rad in float64 and
 1.4e-2 rad in float32; sibling fine-tunes are closer than that. Here angles come from half chords
-(Kahan, "How futile are mindless assessments of roundoff", section 12) and logarithms from `other - point`.
+(`arcs.angle_between`) and logarithms from `other - point`.
 """
-
-import math
 
 import torch
 from torch import Tensor
 
+from merge_models.manifolds.arcs import angle_between, sinc
 from merge_models.manifolds.base import AbstractManifold, GeooptSphere, weighted_sum
-from merge_models.manifolds.span import coefficients as span_coefficients
-
-
-def angle_between(first: Tensor, second: Tensor) -> Tensor:
-    """Angle `[...]` in [0, pi] between unit vectors `[..., n]`, to rounding at both ends (Kahan)."""
-    return 2 * torch.atan2((first - second).norm(dim=-1), (first + second).norm(dim=-1))
-
-
-def sinc(angle: Tensor) -> Tensor:
-    """`sin(angle) / angle`, 1 at 0."""
-    return torch.sinc(angle / math.pi)
 
 
 class Sphere(AbstractManifold, GeooptSphere):
@@ -101,13 +89,13 @@ class Sphere(AbstractManifold, GeooptSphere):
         newton = (gradient - (rays.mT @ inner).squeeze(-1)) / isotropic
         return torch.where(safe.unsqueeze(-1), newton, gradient)
 
-    def mean_is_unique(self, points: Tensor, weights: Tensor, distances: Tensor) -> Tensor:
+    def mean_is_unique(self, mean: Tensor, points: Tensor, weights: Tensor) -> Tensor:
         """Whether an open hemisphere holds all points (Afsari 2011, Theorem 2.1), by showing its centre.
 
-        The centre that meets each point at the same cosine solves `U U^T a = 1`; it exists for all independent
-        points, and what it proves is tested on the points themselves.
+        The centre that meets each point at the same cosine solves `U U^T a = 1`; it exists for all
+        independent points, and what it proves is tested on the points themselves.
         """
-        near = ((distances < 1.57) | (weights == 0)).all(dim=-1)
+        near = ((angle_between(mean.unsqueeze(-2), points) < 1.57) | (weights == 0)).all(dim=-1)
         if bool(near.all()):
             return near  # the mean itself is such a centre
         points = torch.where((weights > 0).unsqueeze(-1), points, torch.zeros_like(points))
@@ -124,51 +112,3 @@ class Sphere(AbstractManifold, GeooptSphere):
         if gap.numel() and float(gap.max()) > tolerance:
             return f"a norm is off 1 by {float(gap.max()):.3g} (allowed {tolerance:.3g})"
         return None
-
-
-def mean_coefficients(units: Tensor, mean: Tensor, weights: Tensor) -> Tensor:
-    """Coefficients c `[..., N]` with `sum_i c_i u_i = mean`, for the weighted Karcher mean of the units.
-
-    `weights` are those of the mean, on any scale.
-
-    At the mean the weighted logs sum to zero, `sum_i w_i t_i / sin t_i (u_i - cos t_i m) = 0`, which
-    says that m is along `sum_i (w_i t_i / sin t_i) u_i`. So c is explicit, positive and needs no solution of
-    a system that nearly equal parents make singular: an error e in an angle t moves it by t e / 3.
-
-    Where the point is no such mean (an iteration that did not converge, antipodes) the coefficients are those
-    of least norm that give the point.
-    """
-    raw = weights / sinc(angle_between(mean.unsqueeze(-2), units)).clamp_min(1e-12)
-    length = weighted_sum(raw, units).norm(dim=-1, keepdim=True)
-    explicit = raw / torch.where(length > 0, length, torch.ones_like(length))
-    gap = (weighted_sum(explicit, units) - mean).norm(dim=-1)
-    off = ~(gap <= 1e-8)
-    if bool(off.any()):
-        explicit = explicit.clone()
-        explicit[off] = span_coefficients(units[off], mean[off])
-    return explicit
-
-
-def step_coefficients(units: Tensor, coefficients: Tensor, weights: Tensor) -> Tensor:
-    """One Karcher step, `exp_m(sum_i w_i log_m u_i)` from `m = sum_i c_i u_i`, as coefficients `[..., N]`.
-
-    With t_i the angle from m to u_i and T the sum of the logs: `cos|T| m + sinc|T| T`, and
-    `log_m u_i = (t_i / sin t_i) (u_i - cos t_i m)`, so both are combinations of the units.
-    """
-    mean = weighted_sum(coefficients, units)
-    angle = angle_between(mean.unsqueeze(-2), units)
-    pull = weights / sinc(angle).clamp_min(1e-12)
-    back = (pull * torch.cos(angle)).sum(dim=-1, keepdim=True)
-    tangent = weighted_sum(pull, units) - back * mean
-    length = tangent.norm(dim=-1, keepdim=True)
-    return (torch.cos(length) - sinc(length) * back) * coefficients + sinc(length) * pull
-
-
-def slerp_coefficients(angle: Tensor, t: Tensor | float) -> Tensor:
-    """`[..., 2]`: sin((1-t) a)/sin a and sin(t a)/sin a (Shoemake 1985), accurate as the angle goes to 0.
-
-    At the antipode (angle pi) the arc is not unique and the coefficients are not bounded.
-    """
-    t = torch.as_tensor(t, dtype=angle.dtype, device=angle.device)
-    ends = torch.stack(torch.broadcast_tensors(1 - t, t, angle)[:2], dim=-1)
-    return ends * sinc(ends * angle.unsqueeze(-1)) / sinc(angle).unsqueeze(-1)

@@ -28,8 +28,16 @@ if TYPE_CHECKING:
     from merge_models.merge.recipe import load_recipe as load_recipe
     from merge_models.merge.strategies import STRATEGIES as STRATEGIES
     from merge_models.merge.strategies import AbstractStrategy as AbstractStrategy
+    from merge_models.merge.strategies import Karcher as Karcher
     from merge_models.merge.strategies import Linear as Linear
+    from merge_models.merge.strategies import ModelStock as ModelStock
+    from merge_models.merge.strategies import MultiSlerp as MultiSlerp
+    from merge_models.merge.strategies import NormMean as NormMean
+    from merge_models.merge.strategies import NuSlerp as NuSlerp
+    from merge_models.merge.strategies import Slerp as Slerp
+    from merge_models.merge.strategies import Orthogonal as Orthogonal
     from merge_models.merge.strategies import TaskArithmetic as TaskArithmetic
+    from merge_models.merge.strategies import UnitMean as UnitMean
 
 _HOMES = {
     "api": ("MergeResult", "Prepared", "merge", "prepare", "run_recipe", "soup"),

@@ -17,8 +17,9 @@ from merge_models.merge.assembly import Assembly, assemble, assign_whole
 from merge_models.merge.card import manifest, model_card
 from merge_models.merge.checkpoint.dtypes import DType, parse_dtype
 from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE, Layout, parse_size, plan_layout
+from merge_models.merge.checkpoint.lora import open_model
 from merge_models.merge.checkpoint.sidecars import Sidecars, find_sidecars, output_config, stacked_config
-from merge_models.merge.checkpoint.source import Checkpoint, StateDict, open_checkpoint
+from merge_models.merge.checkpoint.source import DiskSource, StateDict
 from merge_models.merge.checkpoint.staging import MANIFEST, Staging, check_target, free_space
 from merge_models.merge.errors import PlanError, RecipeError
 from merge_models.merge.kernels import native_name
@@ -48,17 +49,17 @@ class Prepared:
     """
 
     recipe: Recipe
-    models: tuple[Checkpoint, ...]
+    models: tuple[DiskSource, ...]
     plan: Plan
     layout: Layout
     sidecars: Sidecars
 
     @property
-    def donor(self) -> Checkpoint:
+    def donor(self) -> DiskSource:
         """The model that gives config and tokenizer: the base, else the first model."""
         return self.models[self.plan.donor]
 
-    def roles(self) -> list[tuple[str, Checkpoint]]:
+    def roles(self) -> list[tuple[str, DiskSource]]:
         """(role, checkpoint) of every model."""
         base = self.recipe.base_model
         return [("base" if model.label == base else "parent", model) for model in self.models]
@@ -117,12 +118,15 @@ def prepare(recipe: Recipe | PathLike, shard_size: int | str = DEFAULT_SHARD_SIZ
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     out_dtype = loaded.output_dtype()
-    models = tuple(open_checkpoint(name) for name in loaded.model_names())
+    models = tuple(open_model(name) for name in loaded.model_names())
     plan = make_plan(models, assemble(loaded, models), out_dtype)
     donor = models[plan.donor]
-    keep = {k: v for k, v in donor.metadata.items() if k != "format" and v not in donor.tensors}
+    written = {tensor.name for tensor in plan.tensors}
+    keep = {k: v for k, v in donor.metadata.items() if k not in ("format", *written)}
     layout = plan_layout(plan.outputs(), parse_size(shard_size), keep)
-    sidecars = find_sidecars(donor.path) if donor.path.is_dir() else Sidecars(donor.folder, (), ())
+    sidecars = Sidecars(donor.folder, (), ())
+    if donor.path.is_dir():
+        sidecars = find_sidecars(donor.path, [file.name for file in donor.files])
     return Prepared(loaded, models, plan, layout, sidecars)
 
 
@@ -152,16 +156,18 @@ def run_recipe(
     Raises:
         MergeError: anything is wrong with the recipe, the models, or the place for the output.
     """
+    if on_nonfinite not in ("error", "keep"):
+        raise RecipeError(f"on_nonfinite is 'error' or 'keep', not {on_nonfinite!r}")
     started = time.monotonic()
     target = Path(out)
     prepared = prepare(recipe, shard_size)
     try:
-        check_target(target, [model.path for model in prepared.models], overwrite)
+        check_target(target, [path for model in prepared.models for path in model.paths], overwrite)
         _check_space(target, prepared)
         if planned:
             planned(prepared)
         options = RunOptions(threads or default_threads(), on_nonfinite, prepared.recipe.seed, progress)
-        figures = _write(prepared, target, options)
+        figures = _write(prepared, target, overwrite, options)
     finally:
         prepared.close()
     plan = prepared.plan
@@ -178,8 +184,8 @@ def _check_space(target: Path, prepared: Prepared) -> None:
         )
 
 
-def _write(prepared: Prepared, target: Path, options: RunOptions) -> dict[str, Figures]:
-    staging = Staging(target, prepared.layout)
+def _write(prepared: Prepared, target: Path, overwrite: bool, options: RunOptions) -> dict[str, Figures]:
+    staging = Staging(target, prepared.layout, overwrite)
     try:
         staging.allocate()
         sink = _FileSink(staging)
@@ -268,8 +274,13 @@ def merge(
         MergeError: anything is wrong with models, strategy or output.
     """
     chosen = strategy if strategy is not None else Linear()
+    if not isinstance(chosen, AbstractStrategy):
+        raise RecipeError(f"strategy is {chosen!r}; give an object, such as Linear()")
     if not models:
         raise PlanError("there are no models to merge")
+    given = [*models, *([base] if base is not None else [])]
+    if len({isinstance(model, (str, os.PathLike)) for model in given}) > 1:
+        raise RecipeError("some models are paths and some are in memory; give all of one kind")
     if isinstance(models[0], (str, os.PathLike)):
         if out is None:
             raise RecipeError("merging folders needs out=FOLDER")
@@ -304,7 +315,7 @@ def _merge_in_memory(
     parents = [StateDict(_state(model), f"model {number}") for number, model in enumerate(models)]
     base_source = None if base is None else StateDict(_state(base), "base")
     resolved = strategy.resolved(len(parents))
-    if strategy.base_model is BaseModel.UNUSED:
+    if resolved.base_use is BaseModel.UNUSED:
         base_source = None
     sources = [*parents, *([base_source] if base_source is not None else [])]
     base_index = len(parents) if base_source is not None else None

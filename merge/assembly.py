@@ -14,6 +14,7 @@ from merge_models.merge.recipe import Module, OutputSlice, Recipe
 from merge_models.merge.settings import look_up, matches
 from merge_models.merge.strategies import AbstractStrategy, find_strategy, parameters_of
 from merge_models.merge.strategies.base import BaseModel
+from merge_models.merge.tied import find_tensor
 
 Levels = Sequence[Mapping[str, Any]]
 _MODULE_WORDS = {
@@ -140,11 +141,11 @@ def assign_whole(
     for name in names:
         if not wanted(name):
             continue
-        if not any(name in models[parent].tensors for parent in parents):
+        if not any(find_tensor(models[parent], name) for parent in parents):
             dropped.append((name, models[donor].label, "only the base has it"))
             continue
         strategy = strategy_for(name, depth(place_of(name), counts))
-        uses_base = base is not None and strategy.base_model is not BaseModel.UNUSED
+        uses_base = base is not None and strategy.base_use is not BaseModel.UNUSED
         assignments.append(
             Assignment(
                 name,
@@ -189,7 +190,7 @@ def _assemble_part(
     if part.slices:
         return _assemble_slices(recipe, part.slices, levels, belongs, models, index)
     given = [(entry.model, entry.parameters) for entry in part.models or ()]
-    kept, base_name = _roles(recipe, given)
+    kept, base_name = _roles(recipe, part, given)
     parents = [index[model] for model, _ in kept]
     base = index[base_name] if base_name is not None else None
     factory = StrategyFactory(recipe.merge_method, [[own, *levels] for _, own in kept], levels)
@@ -199,7 +200,7 @@ def _assemble_part(
 
 
 def _roles(
-    recipe: Recipe, given: Sequence[tuple[str, dict[str, Any]]]
+    recipe: Recipe, part: Module, given: Sequence[tuple[str, dict[str, Any]]]
 ) -> tuple[list[tuple[str, dict[str, Any]]], str | None]:
     """The parents with their own parameters, and the base."""
     strategy, base = find_strategy(recipe.merge_method), recipe.base_model
@@ -207,7 +208,8 @@ def _roles(
     if base is not None and strategy.base_is_parent:
         first = [entry for entry in given if entry[0] == base] or [(base, {})]
         return [*first, *others], None
-    parents = list(given) if strategy.base_model is BaseModel.UNUSED else others
+    use = strategy.base_for({**recipe.parameters, **part.parameters})
+    parents = list(given) if use is BaseModel.UNUSED else others
     if not parents:
         raise RecipeError("names no model to merge besides the base")
     return parents, base
@@ -257,7 +259,10 @@ class _Piece:
         names = [source.model for source in piece.sources]
         base = piece.base_model or recipe.base_model
         strategy = find_strategy(recipe.merge_method)
-        is_base = [n == base and strategy.base_model is not BaseModel.UNUSED for n in names]
+        outer = [piece.parameters, *levels]
+        merged = {key: value for level in reversed(outer) for key, value in level.items()}
+        uses_base = strategy.base_for(merged) is not BaseModel.UNUSED
+        is_base = [n == base and uses_base for n in names]
         order = list(range(len(names)))
         if strategy.base_is_parent and base in names:
             order.sort(key=lambda i: names[i] != base)
@@ -272,12 +277,11 @@ class _Piece:
             ranges = ", ".join(str(list(source.layer_range)) for source in piece.sources)
             raise RecipeError(f"slices: layer ranges of one slice must be equally long, not {ranges}")
         self.base = None
-        if base is not None and strategy.base_model is not BaseModel.UNUSED:
+        if base is not None and uses_base:
             ranges = [
                 source.layer_range for source, is_it in zip(piece.sources, is_base, strict=True) if is_it
             ]
             self.base = (index[base], ranges[0][0] if ranges else self.starts[0])
-        outer = [piece.parameters, *levels]
         self.factory = StrategyFactory(recipe.merge_method, [[s.parameters, *outer] for s in kept], outer)
 
     def layer(self, prefix: str, offset: int, number: int, total: int) -> list[Assignment]:
@@ -373,7 +377,8 @@ def _differences(recipe: Recipe) -> list[str]:
     strategy = find_strategy(recipe.merge_method)
     notes = []
     listed = {entry.model for entry in recipe.models or ()}
-    unused = strategy.base_model is BaseModel.UNUSED and not strategy.base_is_parent
+    use = strategy.base_for(recipe.parameters)
+    unused = use is BaseModel.UNUSED and not strategy.base_is_parent
     if recipe.base_model and recipe.models and unused and recipe.base_model not in listed:
         notes.append(f"base_model only donates config and tokenizer; {strategy.name} there averages it in")
     values = [recipe.parameters, *(entry.parameters for entry in recipe.models or ())]

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from merge_models.merge.checkpoint.header import printable
-from merge_models.merge.checkpoint.source import Checkpoint
+from merge_models.merge.checkpoint.source import DiskSource
 from merge_models.merge.plan import Plan
 from merge_models.merge.recipe import Recipe
 from merge_models.merge.strategies import find_strategy
@@ -20,10 +20,10 @@ from merge_models.merge.strategies.base import Figures
 MANIFEST_FORMAT = 1
 
 
-def version() -> str:
-    """The installed version of merge-models."""
+def version(package: str = "merge-models") -> str:
+    """The installed version of a package."""
     try:
-        return metadata.version("merge-models")
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "unknown"
 
@@ -66,7 +66,7 @@ def _fenced(text: str) -> str:
 def manifest(
     recipe: Recipe,
     plan: Plan,
-    models: Sequence[tuple[str, Checkpoint]],
+    models: Sequence[tuple[str, DiskSource]],
     figures: Mapping[str, Figures],
     kernels: str,
 ) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def manifest(
         "tool": {"name": "merge-models", "version": version(), "kernels": kernels},
         "versions": {
             "python": platform.python_version(),
-            **{p: metadata.version(p) for p in packages},
+            **{package: version(package) for package in packages},
         },
         "recipe": recipe.document(),
         "seed": recipe.seed,
@@ -101,6 +101,13 @@ def manifest(
     }
 
 
-def _input(role: str, model: Checkpoint) -> dict[str, Any]:
-    files = [{"name": file.name, "bytes": file.stat().st_size} for file in model.files]
+def _size(file: Path) -> int | None:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return None
+
+
+def _input(role: str, model: DiskSource) -> dict[str, Any]:
+    files = [{"name": file.name, "bytes": _size(file)} for file in model.files]
     return {"role": role, "model": model.label, "tensors": len(model.tensors), "files": files}

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from merge_models.merge.errors import MergeError, RecipeError
+from merge_models.merge.errors import MergeError, RecipeError, printable
 
 if TYPE_CHECKING:
     from merge_models.merge.api import Prepared
@@ -20,18 +24,72 @@ if TYPE_CHECKING:
 class _Group(click.Group):
     """One line and exit code 2 for every error that the user can cause."""
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **extra)
+        except click.UsageError as error:
+            if type(error) is click.UsageError or isinstance(error, (click.BadParameter, click.NoSuchOption)):
+                _fail_usage(error)
+            raise  # no arguments at all: click shows the help
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _stoppable():
+                return super().invoke(ctx)
         except MergeError as error:
             _fail(str(error))
+        except click.UsageError as error:
+            _fail_usage(error)
+        except _Stopped as stopped:
+            _fail("stopped; nothing was published", 128 + stopped.signal)
+        except KeyboardInterrupt:
+            _fail("interrupted; nothing was published", 130)
+        except MemoryError:
+            _fail("not enough memory; pass fewer --threads")
         except BrokenPipeError:
             os._exit(1)
 
 
-def _fail(message: str) -> NoReturn:
-    click.echo(f"Error: {message}", err=True)
-    sys.exit(2)
+class _Stopped(KeyboardInterrupt):
+    """A signal asked the process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.signal = number
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP clean up as Ctrl-C does, unless someone else handles them."""
+
+    def stop(number: int, frame: object) -> NoReturn:
+        del frame
+        raise _Stopped(number)
+
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ours = [getattr(signal, name) for name in names] if _in_main_thread() else []
+    ours = [number for number in ours if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
+    click.echo(f"Error: {printable(message, 2000)}", err=True)
+    sys.exit(code)
+
+
+def _fail_usage(error: click.UsageError) -> NoReturn:
+    command = error.ctx.command_path if error.ctx else "merge-models"
+    _fail(f"{error.format_message().rstrip('.')} (see {command} --help)")
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -112,7 +170,18 @@ def run(recipe: Path, **options: Any) -> None:
     """
     from merge_models.merge.recipe import load_recipe
 
-    _run(load_recipe(recipe), options)
+    with _naming(recipe):
+        _run(load_recipe(recipe), options)
+
+
+@contextmanager
+def _naming(recipe: Path) -> Iterator[None]:
+    """Puts the recipe's path before what is wrong with it."""
+    try:
+        yield
+    except RecipeError as error:
+        named = str(error).startswith(f"{recipe}: ")
+        raise RecipeError(str(error) if named else f"{recipe}: {error}") from None
 
 
 def _recipe(
@@ -153,20 +222,20 @@ def _weights(text: str | None, count: int) -> list[float] | None:
     except ValueError:
         raise RecipeError(f"--weights '{text}' is not a list of numbers; write .5,.3,.2") from None
     if len(values) != count:
-        raise RecipeError(f"--weights has {len(values)} values for {count} models")
+        raise RecipeError(f"--weights has {len(values)} values for {count} models; give one per model")
     return values
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    import yaml
+    from merge_models.merge.recipe import parse_yaml
 
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise RecipeError(f"--set '{text}' is not KEY=VALUE")
+        raise RecipeError(f"--set '{text}' is not KEY=VALUE; write --set lambda=0.5")
     try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError:
-        return key, value
+        return key, parse_yaml(value)
+    except RecipeError as error:
+        raise RecipeError(f"--set '{text}': {error}") from None
 
 
 def _run(recipe: Recipe, options: dict[str, Any]) -> None:
@@ -184,14 +253,11 @@ def _run(recipe: Recipe, options: dict[str, Any]) -> None:
         result = run_recipe(recipe, progress=progress.advance, planned=planned, **options)
     if quiet:
         return
-    gigabytes = (result.bytes_read + result.bytes_written) / 1e9
-    click.echo(
-        f"{result.path}: {result.bytes_written / 1e9:.2f} GB written in {result.seconds:.1f} s",
-        nl=False,
-    )
+    gigabytes, path = (result.bytes_read + result.bytes_written) / 1e9, printable(str(result.path), 2000)
+    click.echo(f"{path}: {result.bytes_written / 1e9:.2f} GB written in {result.seconds:.1f} s", nl=False)
     click.echo(f" ({gigabytes / max(result.seconds, 1e-9):.2f} GB/s read and written)")
     for line in _figure_lines(result.figures, verbose):
-        click.echo(line)
+        click.echo(printable(line, 2000))
 
 
 def _figure_lines(figures: dict[str, dict[str, Any]], verbose: bool) -> list[str]:
@@ -229,7 +295,8 @@ def plan(recipe: Path, as_json: bool, shard_size: str, threads: int | None) -> N
     """
     from merge_models.merge.api import default_threads, prepare
 
-    prepared = prepare(recipe, shard_size)
+    with _naming(recipe):
+        prepared = prepare(recipe, shard_size)
     workers = threads or default_threads()
     if as_json:
         click.echo(json.dumps(_plan_document(prepared, workers), indent=2))
@@ -292,7 +359,7 @@ def _plan_text(prepared: Prepared, threads: int = 1) -> str:
         f" in {len(prepared.layout.shards)} file(s)"
     )
     lines.append(f"  buffers {prepared.memory(threads) / 1e6:.0f} MB for {threads} thread(s)")
-    return "\n".join(lines)
+    return "\n".join(printable(line, 2000) for line in lines)
 
 
 @main.command()

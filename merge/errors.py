@@ -26,6 +26,12 @@ class NonFiniteError(MergeError):
     """A parent holds NaN or Inf, or a result does not fit the output dtype."""
 
 
+def printable(text: str, limit: int = 120) -> str:
+    """Text from a file or a user, safe to show: no control characters, one line, bounded length."""
+    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[: limit + 1])
+    return shown if len(text) <= limit else shown[:limit] + "…"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns ``"; did you mean 'x'?"`` for the nearest known word, else the known ones."""
     names = sorted(set(known))

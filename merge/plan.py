@@ -23,13 +23,10 @@ from merge_models.merge.strategies.base import (
     TensorSpec,
 )
 from merge_models.merge.strategies.linear import Linear
+from merge_models.merge.tied import EMBEDDINGS, HEADS, find_tensor
 
 BLOCK_ELEMENTS = 1 << 18
 """Elements of a block; part of the definition of every merge, since sums are folded block by block."""
-
-_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight",
-               "tok_embeddings.weight", "shared.weight")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -181,7 +178,7 @@ def make_plan(models: Sequence[Source], assembly: Assembly, out_dtype: DType | N
     tensors = [_plan_tensor(assignment, models, out_dtype) for assignment in assembly.assignments]
     if not tensors:
         raise PlanError(f"{donor.label}: holds no tensors")
-    untied = any(t.name in _HEADS and _is_untied(t, models, donor) for t in tensors)
+    untied = any(t.name in HEADS and _is_untied(t, models, donor) for t in tensors)
     return Plan(
         tuple(models), tuple(tensors), assembly.donor, assembly.dropped, untied, assembly.layers,
         assembly.notes,
@@ -203,7 +200,7 @@ def _check_count(strategy: AbstractStrategy, count: int, has_base: bool) -> None
             f"exactly {low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
         )
         raise PlanError(f"{strategy.name} merges {wanted} models, not {count}")
-    if strategy.base_model is BaseModel.REQUIRED and not has_base:
+    if strategy.base_use is BaseModel.REQUIRED and not has_base:
         raise PlanError(f"{strategy.name} needs a base model: pass --base (base_model: in a recipe)")
 
 
@@ -226,25 +223,13 @@ def _words(value: Any) -> str:
     return printable(", ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
-def find_tensor(model: Source, name: str) -> TensorInfo | None:
-    """A tensor of a model, under another name where weights are tied."""
-    if name in model.tensors:
-        return model.tensors[name]
-    alias = getattr(model, "metadata", {}).get(name)
-    if alias is not None and alias in model.tensors:
-        return model.tensors[alias]
-    if name in _HEADS and model.config.get("tie_word_embeddings", True):
-        found = [n for n in model.tensors if n.endswith(_EMBEDDINGS)]
-        return model.tensors[found[0]] if len(found) == 1 else None
-    return None
-
-
 def _plan_tensor(assignment: Assignment, models: Sequence[Source], out_dtype: DType | None) -> TensorPlan:
     name, strategy = assignment.name, assignment.strategy
     if strategy is not None:
         _check_count(strategy, len(assignment.parents), assignment.base is not None)
     parents = tuple(_required(models, *place) for place in assignment.parents)
-    base = None if assignment.base is None else _required(models, *assignment.base)
+    unused = strategy is not None and strategy.base_use is BaseModel.UNUSED
+    base = None if assignment.base is None or unused else _required(models, *assignment.base)
     refs = parents if base is None else (*parents, base)
     _check_shapes(name, models, refs)
     shape = parents[0].info.shape
@@ -254,16 +239,17 @@ def _plan_tensor(assignment: Assignment, models: Sequence[Source], out_dtype: DT
         codes = sorted({ref.info.dtype.code for ref in parents})
         if len(codes) > 1:
             raise PlanError(
-                f"tensor '{printable(name)}' is {' and '.join(codes)}; whole numbers are not converted"
+                f"tensor '{printable(name)}' is {' and '.join(codes)}; whole numbers are not converted:"
+                " save all models with one dtype"
             )
         note = "not floating point: must be equal in all models"
         return TensorPlan(name, shape, parents[0].info.dtype, "copy", None, parents, None, note)
     if strategy is None:
         return TensorPlan(
-            name, shape, out_dtype or parents[0].info.dtype, "merge", _TAKE, parents, None, note
+            name, shape, out_dtype or parents[0].info.own_dtype, "merge", _TAKE, parents, None, note
         )
     strategy.check(TensorSpec(printable(name), shape))
-    dtype = out_dtype or widest([ref.info.dtype for ref in refs])
+    dtype = out_dtype or widest([ref.info.own_dtype for ref in refs])
     return TensorPlan(name, shape, dtype, "merge", strategy, parents, base, note)
 
 
@@ -274,7 +260,9 @@ def _is_float(name: str, models: Sequence[Source], refs: Sequence[Ref]) -> bool:
     floats = {ref.info.dtype.is_float for ref in refs}
     if len(floats) > 1:
         kinds = ", ".join(f"{models[ref.model].label} has {ref.info.dtype.code}" for ref in refs)
-        raise PlanError(f"tensor '{printable(name)}' is floating point in some models only: {kinds}")
+        raise PlanError(
+            f"tensor '{printable(name)}' is floating point in some models only: {kinds}; save all alike"
+        )
     return floats == {True}
 
 
@@ -300,8 +288,8 @@ def _check_shapes(name: str, models: Sequence[Source], refs: Sequence[Ref]) -> N
         here, there = first.info.shape, ref.info.shape
         if here != there:
             vocabulary = ""
-            if name.endswith((*_EMBEDDINGS, *_HEADS)) and here[1:] == there[1:]:
-                vocabulary = "; their vocabularies differ"
+            if name.endswith((*EMBEDDINGS, *HEADS)) and here[1:] == there[1:]:
+                vocabulary = "; their vocabularies differ: add 'tokenizer: {source: union}' to the recipe"
             raise PlanError(
                 f"tensor '{printable(name)}' is {list(here)} in {models[first.model].label}"
                 f" but {list(there)} in {models[ref.model].label}{vocabulary}"

@@ -160,13 +160,28 @@ def load_recipe(file: str | os.PathLike[str]) -> Recipe:
     if len(data) > MAX_RECIPE:
         raise RecipeError(f"{path}: larger than {MAX_RECIPE >> 20} MiB; not a recipe")
     try:
-        value = yaml.load(data.decode("utf-8"), Loader=_StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        value = parse_yaml(data.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path}: not valid YAML: not UTF-8") from None
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
+    return parse_recipe(value, str(path))
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain values from YAML.
+
+    Raises:
+        RecipeError: it is not YAML, or names a value that no plain value is.
+    """
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:
+        # PyYAML's own constructors raise the last four, for dates and tagged values such as !!bool x.
         mark = getattr(error, "problem_mark", None)
         line = f" near line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or "not readable as YAML"
-        raise RecipeError(f"{path}: not valid YAML{line}: {reason}") from None
-    return parse_recipe(value, str(path))
+        reason = getattr(error, "problem", None) or "a value is not readable"
+        raise RecipeError(f"not valid YAML{line}: {printable(str(reason))}") from None
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -179,14 +194,16 @@ class _StrictLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for number, key in enumerate(keys):
-            if key in keys[:number]:
-                raise yaml.MarkedYAMLError(
-                    problem=f"key '{printable(str(key))}' stands twice",
-                    problem_mark=node.start_mark,
-                )
-        return super().construct_mapping(node, deep)
+        found = super().construct_mapping(node, deep)
+        if len(found) != len(node.value):
+            keys: set[Any] = set()
+            for key_node, _ in node.value:
+                key = self.construct_object(key_node, deep=True)
+                if key in keys:
+                    problem = f"key '{printable(str(key))}' stands twice"
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+                keys.add(key)
+        return found
 
 
 def parse_recipe(value: Any, where: str = "recipe") -> Recipe:
@@ -210,6 +227,7 @@ def parse_recipe(value: Any, where: str = "recipe") -> Recipe:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         message = "is missing" if first["type"] == "missing" else first["msg"]
+        message = message.replace("a valid tuple", "a list").replace("a valid dictionary", "a map")
         raise RecipeError(f"{where}: '{printable(place)}' {message}") from None
     given = [key for key in ("models", "slices", "modules") if getattr(recipe, key)]
     if len(given) != 1:

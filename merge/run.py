@@ -11,16 +11,17 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import iadd
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from merge_models.manifolds.span import Gram
-from merge_models.merge.checkpoint.dtypes import DType
 from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.errors import MergeError, NonFiniteError
-from merge_models.merge.kernels import Span, gram_moments, weighted_sum
+from merge_models.merge.held import HeldBlocks
+from merge_models.merge.kernels import Span, gram_moments, is_finite, weighted_sum
 from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW
 from merge_models.merge.plan import Plan, TensorPlan, is_fused
 from merge_models.merge.strategies.base import (
@@ -114,6 +115,9 @@ class _Job:
     parts: dict[int, Any] = field(default_factory=dict)
     folded: int = 0
     left: int = 0
+    holds: bool = False
+    held: dict[int, list[Span]] = field(default_factory=dict)
+    lent: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
     def blocks(self) -> list[tuple[TensorPlan, int, int]]:
         return [(tensor, *block) for tensor in self.tensors for block in tensor.blocks()]
@@ -133,6 +137,7 @@ class _Run:
         self._running = 0
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
+        self._memory = HeldBlocks()
 
     def work(self, threads: int) -> None:
         workers = [threading.Thread(target=self._worker, daemon=True) for _ in range(threads)]
@@ -184,6 +189,8 @@ class _Run:
             self._enqueue(job)
         else:
             self._advance(job, None)
+            surveys = job.passing is not None
+            job.holds = surveys and self._memory.admit(sum(tensor.bytes_in for tensor in job.tensors))
 
     def _advance(self, job: _Job, total: Any) -> None:
         """Ends a round. It may think for seconds, so it holds no lock; the job is its caller's alone."""
@@ -211,11 +218,13 @@ class _Run:
 
     def _perform(self, task: _Task, buffers: _Buffers) -> None:
         job, number, tensor, start, stop = task
-        spans = self._read(tensor, start, stop, buffers)
+        spans = self._read(job, number, tensor, start, stop, buffers)
         if job.passing is None:
-            self._combine(job, tensor, spans, start, stop, buffers)
+            self._combine(job, number, tensor, spans, start, stop, buffers)
+            job.held.pop(number, None)
+            self._memory.give_back(job.lent.pop(number, []))
         else:
-            part = _measure(job.passing, tensor, spans, start, self._options.seed)
+            part = _measure(job.passing, tensor, spans, start, number, self._options.seed)
             if self._fold(job, number, part):
                 del part
                 self._advance(job, job.total)
@@ -230,23 +239,34 @@ class _Run:
             while job.folded in job.parts:
                 part = job.parts.pop(job.folded)
                 total = job.total
-                job.total = part if total is None else tuple(a + b for a, b in zip(total, part, strict=True))
+                job.total = part if total is None else tuple(map(iadd, total, part))
                 job.folded += 1
             job.left -= 1
             return job.left == 0
 
-    def _read(self, tensor: TensorPlan, start: int, stop: int, buffers: _Buffers) -> list[Span]:
-        spans = []
-        for number, ref in enumerate(tensor.sources()):
+    def _read(
+        self, job: _Job, number: int, tensor: TensorPlan, start: int, stop: int, buffers: _Buffers
+    ) -> list[Span]:
+        """The block's sources: read, or held since the first round."""
+        if number in job.held:
+            return job.held[number]
+        spans, lent = [], []
+        for use, ref in enumerate(tensor.sources()):
             size = ref.info.dtype.size
-            buffer = buffers.get(number, (stop - start) * size)
+            nbytes = (stop - start) * size
+            if job.holds:
+                lent.append(self._memory.lend(nbytes))
+            buffer = lent[-1] if job.holds else buffers.get(use, nbytes)
             data = self._models[ref.model].read(ref.info, start * size, stop * size, buffer)
             spans.append(Span(data, ref.info.dtype))
+        if job.holds:
+            job.held[number], job.lent[number] = spans, lent
         return spans
 
     def _combine(
         self,
         job: _Job,
+        number: int,
         tensor: TensorPlan,
         spans: list[Span],
         start: int,
@@ -264,8 +284,9 @@ class _Run:
             self._check_flags(flags, tensor, spans)
         else:
             self._check_inputs(tensor, spans)
-            _combine_wide(job.survey, tensor, spans, out, start, self._options.seed)
-            if self._options.on_nonfinite == "error" and not _is_finite(out):
+            block = _block(tensor, spans, start, number, self._options.seed)
+            _combine_wide(job.survey, tensor, block, out)
+            if self._options.on_nonfinite == "error" and not is_finite(out):
                 self._check_flags(OVERFLOW, tensor, spans)
         self._sink.write(tensor.name, start * size, out.data)
         if self._options.progress:
@@ -277,19 +298,19 @@ class _Run:
             if not np.array_equal(span.data, spans[0].data):
                 raise MergeError(
                     f"tensor '{printable(tensor.name)}' ({tensor.dtype.code}) differs between"
-                    f" {first.label} and {source.label}; whole numbers cannot be merged"
+                    f" {first.label} and {source.label}; whole numbers cannot be merged: make them equal"
                 )
         out.data[:] = spans[0].data
 
     def _check_inputs(self, tensor: TensorPlan, spans: list[Span]) -> None:
-        if self._options.on_nonfinite == "error" and not all(_is_finite(span) for span in spans):
+        if self._options.on_nonfinite == "error" and not all(is_finite(span) for span in spans):
             self._check_flags(NOT_FINITE, tensor, spans)
 
     def _check_flags(self, flags: int, tensor: TensorPlan, spans: list[Span]) -> None:
         if not flags or self._options.on_nonfinite == "keep":
             return
         for ref, span in zip(tensor.sources(), spans, strict=True):
-            if not _is_finite(span):
+            if not is_finite(span):
                 raise NonFiniteError(
                     f"{self._models[ref.model].label}: tensor '{printable(tensor.name)}' holds NaN or Inf;"
                     " repair it, or pass --on-nonfinite keep"
@@ -333,10 +354,11 @@ def _survey(tensor: TensorPlan, seed: int) -> Any:
 
 
 def _span_survey(strategy: AbstractSpanStrategy, tensor: TensorPlan) -> Iterator[Pass]:
+    mixture = strategy.mixture if tensor.base is None else strategy.mixture_with_base
     if not strategy.needs_gram:
-        return strategy.mixture(None)
+        return mixture(None)
     (moments,) = yield _GramPass(measure=lambda block: ())
-    return strategy.mixture(_gram_of(torch.from_numpy(moments), len(tensor.parents), tensor.base is not None))
+    return mixture(_gram_of(torch.from_numpy(moments), len(tensor.parents), tensor.base is not None))
 
 
 def _gram_of(moments: torch.Tensor, count: int, has_base: bool) -> Gram:
@@ -352,12 +374,12 @@ def _gram_of(moments: torch.Tensor, count: int, has_base: bool) -> Gram:
     return Gram(reference=moments[0], cross=cross, differences=differences)
 
 
-def _measure(passing: Pass, tensor: TensorPlan, spans: list[Span], start: int, seed: int) -> Any:
+def _measure(passing: Pass, tensor: TensorPlan, spans: list[Span], start: int, number: int, seed: int) -> Any:
     if isinstance(passing, _GramPass):
         if tensor.base is not None:
             return (gram_moments(spans[-1], spans[:-1]),)
         return (gram_moments(spans[0], spans[1:]),)
-    return passing.measure(_block(tensor, spans, start, seed))
+    return passing.measure(_block(tensor, spans, start, number, seed))
 
 
 def _weights(mixture: Mixture, spans: list[Span], tensor: TensorPlan) -> list[float]:
@@ -373,35 +395,17 @@ def _figures(strategy: AbstractStrategy | None, tensor: TensorPlan, survey: Any,
     return strategy.figures(tensor.spec(seed), survey) if strategy is not None else {}
 
 
-def _block(tensor: TensorPlan, spans: list[Span], start: int, seed: int) -> Block:
-    wide = [_widen(span) for span in spans]
+def _block(tensor: TensorPlan, spans: list[Span], start: int, number: int, seed: int) -> Block:
+    stored = [span.tensor() for span in spans]
     strategy = tensor.strategy
     if strategy is not None and strategy.grain is not Grain.ELEMENT:
         columns = tensor.count // max(tensor.spec().rows, 1)
-        wide = [x.view(-1, columns) for x in wide]
-    base = wide.pop() if tensor.base is not None else None
-    return Block(tuple(wide), base, start, tensor.spec(seed))
+        stored = [x.view(-1, columns) for x in stored]
+    base = stored.pop() if tensor.base is not None else None
+    return Block(tuple(stored), base, start, tensor.spec(seed), number)
 
 
-def _widen(span: Span) -> torch.Tensor:
-    dtype = torch.float64 if span.dtype.code == "F64" else torch.float32
-    return span.tensor().to(dtype, copy=True)
-
-
-def _combine_wide(
-    survey: Any, tensor: TensorPlan, spans: list[Span], out: Span, start: int, seed: int
-) -> None:
+def _combine_wide(survey: Any, tensor: TensorPlan, block: Block, out: Span) -> None:
     assert tensor.strategy is not None
-    merged = tensor.strategy.combine(_block(tensor, spans, start, seed), survey)
+    merged = tensor.strategy.combine(block, survey)
     out.tensor().copy_(merged.reshape(-1))
-
-
-def _is_finite(span: Span) -> bool:
-    if not span.dtype.is_float or not span.count:
-        return True
-    values = span.tensor()
-    return bool(torch.isfinite(values if _checks_natively(span.dtype) else values.float()).all())
-
-
-def _checks_natively(dtype: DType) -> bool:
-    return dtype.size > 1

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from merge_models.merge.strategies import AbstractStrategy, Linear, TaskArithmetic
+from merge_models.merge.strategies import (
+    AbstractStrategy,
+    Karcher,
+    Linear,
+    ModelStock,
+    MultiSlerp,
+    NormMean,
+    NuSlerp,
+    Slerp,
+    Orthogonal,
+    TaskArithmetic,
+    UnitMean,
+)
 
 
 @dataclass(frozen=True)
@@ -44,5 +56,42 @@ CASES = (
         TaskArithmetic(weight=(0.9, -0.2, 0.3), lambda_=0.7),
         identity=TaskArithmetic(),
         exact_equal=False,  # the weights add up to 0.7: equal parents are moved towards the base
+    ),
+    Case("karcher", Karcher(weight=(0.5, 0.3, 0.2)), identity=Karcher()),
+    Case("karcher-row", Karcher(weight=(0.5, 0.3, 0.2), per="row"), identity=Karcher(per="row")),
+    Case("karcher-base", Karcher(origin="base"), identity=Karcher(origin="base")),
+    Case("karcher-base-row", Karcher(origin="base", per="row"), identity=Karcher(origin="base", per="row")),
+    Case("unit_mean", UnitMean(weight=(0.5, 0.3, 0.2)), identity=UnitMean()),
+    Case("unit_mean-row", UnitMean(origin="base", per="row"), identity=UnitMean(origin="base", per="row")),
+    Case("norm_mean", NormMean(weight=(0.5, 0.3, 0.2)), identity=NormMean()),
+    Case("norm_mean-row", NormMean(origin="base", per="row"), identity=NormMean(origin="base", per="row")),
+    Case("slerp", Slerp(t=0.3), count=2, symmetric=False),
+    Case("nuslerp", NuSlerp(weight=(0.6, 0.2)), count=2),
+    Case("nuslerp-row", NuSlerp(weight=(0.6, 0.2), nuslerp_flatten=False), count=2),
+    Case("nuslerp-column", NuSlerp(weight=(0.6, 0.2), nuslerp_flatten=False, nuslerp_row_wise=True), count=2),
+    Case("multislerp", MultiSlerp(weight=(0.5, 0.3, 0.2)), identity=MultiSlerp()),
+    Case(
+        "multislerp-raw", MultiSlerp(weight=(0.5, 0.3, 0.2), normalize_weights=False), identity=MultiSlerp()
+    ),
+    Case("model_stock", ModelStock()),
+    Case("model_stock-row", ModelStock(filter_wise=True)),
+    Case("orthogonal", Orthogonal(), identity=Orthogonal()),
+    Case("orthogonal-weights", Orthogonal(weight=(0.5, 0.3, 0.2), map="log"), identity=Orthogonal(map="log")),
+    Case(
+        "orthogonal-blocks",
+        Orthogonal(block_size=8, magnitude_correction=False),
+        identity=Orthogonal(block_size=8),
+    ),
+    Case("orthogonal-output", Orthogonal(side="output"), identity=Orthogonal(side="output")),
+    Case(
+        "orthogonal-conflict",
+        Orthogonal(variant="conflict", side="smaller"),
+        identity=Orthogonal(variant="conflict", side="smaller"),
+    ),
+    Case(
+        "orthogonal-sum",
+        Orthogonal(residual="task_arithmetic", weight=(0.9, -0.2, 0.3), lambda_=0.7),
+        identity=Orthogonal(residual="task_arithmetic"),
+        exact_equal=False,  # residuals count 0.7: equal parents are moved towards the rotated base
     ),
 )

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from merge_models.merge.checkpoint.dtypes import BY_CODE, DType
-from merge_models.merge.errors import CheckpointError, did_you_mean
+from merge_models.merge.errors import CheckpointError
+from merge_models.merge.errors import printable as printable
 
 MAX_HEADER = 100_000_000
 MAX_DIMENSIONS = 64
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_AGAIN = "download or save it again"
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class TensorInfo:
         shape: its dimensions; ``()`` for a scalar.
         file: the file that holds it.
         offset: where its bytes start in that file.
+        stored_as: the dtype that its checkpoint has, where reading gives a wider one (sums not yet rounded).
     """
 
     name: str
@@ -38,6 +42,12 @@ class TensorInfo:
     shape: tuple[int, ...]
     file: Path
     offset: int
+    stored_as: DType | None = None
+
+    @property
+    def own_dtype(self) -> DType:
+        """The dtype to write it in where nothing else is asked for."""
+        return self.stored_as or self.dtype
 
     @property
     def count(self) -> int:
@@ -54,10 +64,17 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says it holds."""
+    """What a safetensors file says it holds, and what the file was then."""
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
+    stamp: tuple[int, ...]
+
+
+def stamp(descriptor: int) -> tuple[int, ...]:
+    """What tells whether an open file is still the one that it was: identity, size, time of change."""
+    now = os.fstat(descriptor)
+    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
 
 
 def read_header(file: Path) -> Header:
@@ -67,86 +84,109 @@ def read_header(file: Path) -> Header:
         CheckpointError: the file cannot be read, or is not what the format allows.
     """
     try:
+        if not stat.S_ISREG(os.stat(file).st_mode):
+            raise CheckpointError(f"{file}: is not a regular file; name a .safetensors file")
         with open(file, "rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
+            seen = stamp(stream.fileno())
+            size = seen[2]
             start = stream.read(8)
             length = _header_length(file, start, size)
             text = stream.read(length)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from None
     if len(text) != length:
-        raise CheckpointError(f"{file}: ends inside its header; download or copy it again")
+        raise CheckpointError(f"{file}: ends inside its header; {_AGAIN}")
+    if not text.startswith(b"{"):
+        _refuse_other_formats(file, start)
     fields = _parse(file, text)
     metadata = _metadata(file, fields.pop("__metadata__", {}))
     data_start = 8 + length
     tensors = {name: _tensor(file, name, field, data_start) for name, field in fields.items()}
     _check_layout(file, tensors, data_start, size)
-    return Header(tensors, metadata)
+    return Header(tensors, metadata, seen)
 
 
-def _header_length(file: Path, start: bytes, size: int) -> int:
-    if start[:4] == _PICKLE_STARTS[0] or start[:2] in _PICKLE_STARTS:
+def _refuse_other_formats(file: Path, start: bytes) -> None:
+    """Names what else a file may be. First bytes alone prove nothing: a header may be 0x280 bytes long."""
+    if start.startswith(_PICKLE_STARTS):
         raise CheckpointError(
             f"{file}: is a pickle, not safetensors; load it with transformers and save_pretrained it"
         )
+    if start == b"version ":
+        raise CheckpointError(f"{file}: is a Git LFS pointer, not the weights; run 'git lfs pull' beside it")
+
+
+def _header_length(file: Path, start: bytes, size: int) -> int:
     if len(start) < 8:
-        raise CheckpointError(f"{file}: {size} bytes are too few for a safetensors file")
+        raise CheckpointError(f"{file}: {size} bytes are too few for a safetensors file; {_AGAIN}")
     (length,) = struct.unpack("<Q", start)
+    if length > min(MAX_HEADER, size - 8):
+        _refuse_other_formats(file, start)
     if length > MAX_HEADER:
         raise CheckpointError(
-            f"{file}: claims a header of {length} bytes (at most {MAX_HEADER}); not a safetensors file?"
+            f"{file}: is not a safetensors file (its header would be {length} bytes long);"
+            " name a folder or a .safetensors file"
         )
     if length > size - 8:
         raise CheckpointError(
-            f"{file}: truncated: its header should be {length} bytes, the file has {size};"
-            " download or copy it again"
+            f"{file}: truncated: its header should be {length} bytes, the file has {size}; {_AGAIN}"
         )
     return length
 
 
 def _parse(file: Path, text: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise CheckpointError(f"{file}: header names '{printable(twice)}' twice")
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise CheckpointError(f"{file}: header names '{printable(name)}' twice; {_AGAIN}")
+            found[name] = value
         return found
 
     try:
         fields = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError):
-        raise CheckpointError(f"{file}: header is not valid JSON; not a safetensors file?") from None
+        raise CheckpointError(f"{file}: header is not valid JSON; {_AGAIN}") from None
     if not isinstance(fields, dict):
-        raise CheckpointError(f"{file}: header is not a JSON object; not a safetensors file?")
+        raise CheckpointError(f"{file}: header is not a JSON object; {_AGAIN}")
+    _check_unicode(file, fields)
     return fields
+
+
+def _check_unicode(file: Path, texts: Iterable[str]) -> None:
+    """JSON can spell half a surrogate pair, which no file can hold."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{file}: header is not valid Unicode; {_AGAIN}") from None
 
 
 def _metadata(file: Path, value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
-        raise CheckpointError(f"{file}: header's __metadata__ is not a map of strings")
+        raise CheckpointError(f"{file}: header's __metadata__ is not a map of strings; {_AGAIN}")
+    _check_unicode(file, [*value, *value.values()])
     return value
 
 
 def _tensor(file: Path, name: str, field: Any, data_start: int) -> TensorInfo:
     where = f"{file}: tensor '{printable(name)}'"
     if not isinstance(field, dict) or set(field) != {"dtype", "shape", "data_offsets"}:
-        raise CheckpointError(f"{where}: header entry must have dtype, shape and data_offsets")
+        raise CheckpointError(f"{where}: header entry must have dtype, shape and data_offsets; {_AGAIN}")
     dtype = BY_CODE.get(field["dtype"]) if isinstance(field["dtype"], str) else None
     if dtype is None:
-        hint = did_you_mean(str(field["dtype"])[:20], BY_CODE)
-        raise CheckpointError(f"{where}: unknown dtype {printable(str(field['dtype']))[:20]!r}{hint}")
+        shown = printable(str(field["dtype"]), 20)
+        raise CheckpointError(f"{where}: unknown dtype '{shown}'; save it as one of {', '.join(BY_CODE)}")
     shape = field["shape"]
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(map(_is_size, shape)):
-        raise CheckpointError(f"{where}: shape is not a list of sizes")
+        raise CheckpointError(f"{where}: shape is not a list of sizes; {_AGAIN}")
     offsets = field["data_offsets"]
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
-        raise CheckpointError(f"{where}: data_offsets is not a pair of sizes")
+        raise CheckpointError(f"{where}: data_offsets is not a pair of sizes; {_AGAIN}")
     info = TensorInfo(name, dtype, tuple(shape), file, data_start + offsets[0])
     if info.nbytes != offsets[1] - offsets[0]:
         raise CheckpointError(
-            f"{where}: {dtype.code} of shape {list(shape)} takes {info.nbytes} bytes,"
-            f" its offsets span {offsets[1] - offsets[0]}"
+            f"{where}: {dtype.code} of shape {printable(str(shape))} takes {printable(str(info.nbytes), 24)}"
+            f" bytes, its offsets span {offsets[1] - offsets[0]}; {_AGAIN}"
         )
     return info
 
@@ -162,21 +202,17 @@ def _check_layout(file: Path, tensors: Mapping[str, TensorInfo], start: int, siz
         if info.offset + info.nbytes > size:
             raise CheckpointError(
                 f"{file}: tensor '{name}' ends at byte {info.offset + info.nbytes}, the file at {size};"
-                " it is truncated: download or copy it again"
+                f" it is truncated: {_AGAIN}"
             )
         if info.offset < position:
-            raise CheckpointError(f"{file}: tensor '{name}' overlaps the tensor before it")
+            raise CheckpointError(f"{file}: tensor '{name}' overlaps the tensor before it; {_AGAIN}")
         if info.offset > position:
-            raise CheckpointError(f"{file}: {info.offset - position} stray bytes before '{name}'")
+            gap = info.offset - position
+            raise CheckpointError(f"{file}: {gap} stray bytes before tensor '{name}'; {_AGAIN}")
         position += info.nbytes
     if position != size:
-        raise CheckpointError(f"{file}: {size - position} bytes after its last tensor are unaccounted for")
-
-
-def printable(text: str, limit: int = 120) -> str:
-    """Text from a file, safe to show: no control characters, bounded length."""
-    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[: limit + 1])
-    return shown if len(text) <= limit else shown[:limit] + "…"
+        stray = size - position
+        raise CheckpointError(f"{file}: {stray} stray bytes after its last tensor; {_AGAIN}")
 
 
 def encode_header(tensors: list[tuple[str, DType, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
@@ -27,12 +28,18 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     Raises:
         CheckpointError: there is no such path, and it is no Hub id or cannot be fetched.
     """
-    path = Path(name).expanduser()
-    if path.exists():
-        return path
     text = os.fspath(name)
+    if not text:
+        raise CheckpointError("a model's name is empty; give a folder, a .safetensors file or a Hub id")
+    try:
+        path = Path(text).expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{printable(text)}: cannot be looked up: {reason}; check the path") from None
     if not _HUB_ID.fullmatch(text):
-        raise CheckpointError(f"{text}: no such file or folder")
+        raise CheckpointError(f"{printable(text)}: no such file or folder; check the path")
     return _from_hub(text)
 
 
@@ -45,7 +52,8 @@ def _from_hub(name: str) -> Path:
         folder = snapshot_download(repository, revision=revision or None, allow_patterns=_FILES)
     except LocalEntryNotFoundError:
         raise CheckpointError(
-            f"{name}: no such folder, and not in the local Hub cache (offline, or the Hub is out of reach)"
+            f"{name}: no such folder, and not in the local Hub cache (offline, or the Hub is out of reach);"
+            " check the path"
         ) from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()

@@ -109,11 +109,11 @@ def parse_size(text: str | int) -> int:
     Raises:
         RecipeError: it is no size, or not positive.
     """
-    match = re.fullmatch(r"\s*([\d_]+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
+    match = re.fullmatch(r"\s*([0-9][0-9_]{0,30}(?:\.[0-9]{1,30})?)\s*([A-Za-z]*)\s*", str(text))
     unit = _UNITS.get(match.group(2).upper()) if match else None
     if match is None or unit is None:
-        raise RecipeError(f"'{text}' is not a size in bytes; write 5GB, 500MB or 2GiB")
+        raise RecipeError(f"shard size '{text}' is not a size in bytes; write 5GB, 500MB or 2GiB")
     size = int(float(match.group(1).replace("_", "")) * unit)
     if size <= 0:
-        raise RecipeError(f"'{text}' is not a positive size")
+        raise RecipeError(f"shard size '{text}' is not positive; write 5GB, 500MB or 2GiB")
     return size

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Mapping, Sequence
+import stat
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -19,9 +20,10 @@ _WANTED = (
     "LICENSE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
 _LEFT = (
-    "config.json", "*.index.json", "merge_manifest.json", "adapter_*", "trainer_state.json",
-    "*_results.json", "training_args*", "requirements*.txt",
+    "*.index.json", "adapter_*", "trainer_state.json", "*_results.json", "training_args*",
+    "requirements*.txt",
 )  # fmt: skip
+_MADE = ("config.json", "README.md", "merge_manifest.json")
 _LEFT_FOLDERS = (
     "checkpoint-*",
     "runs",
@@ -56,28 +58,65 @@ class Sidecars:
                 raise CheckpointError(f"{self.folder / name}: cannot be copied: {error.strerror}") from None
 
 
-def find_sidecars(folder: Path) -> Sidecars:
-    """Looks through a checkpoint's folder and one level below it (sentence-transformers' modules)."""
+def find_sidecars(folder: Path, merged: Collection[str] = ()) -> Sidecars:
+    """Looks through a checkpoint's folder and one level below it (sentence-transformers' modules).
+
+    Args:
+        folder: the donor's folder.
+        merged: names of its weight files, which are neither copied nor left.
+    """
     copied: list[str] = []
     left: list[tuple[str, str]] = []
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            if not any(fnmatch(path.name, pattern) for pattern in _LEFT_FOLDERS):
-                files = sorted(p for p in path.iterdir() if p.is_file())
-                copied += [f"{path.name}/{p.name}" for p in files if _is_wanted(p)]
-        elif _is_wanted(path):
-            copied.append(path.name)
-        elif path.suffix == ".py":
-            left.append((path.name, "code is not copied"))
-        elif path.name not in ("config.json", "README.md", "merge_manifest.json"):
-            left.append((path.name, "not a config, tokenizer or licence file"))
+    for path in _entries(folder):
+        nested = _entries(path) if path.is_dir() and not _matches(path.name, _LEFT_FOLDERS) else []
+        for file in nested if path.is_dir() else [path]:
+            name = file.relative_to(folder).as_posix()
+            if name in _MADE or name in merged or name.endswith(".index.json"):
+                continue
+            reason = _reason_to_leave(file)
+            if reason:
+                left.append((name, reason))
+            else:
+                copied.append(name)
     return Sidecars(folder, tuple(copied), tuple(left))
 
 
-def _is_wanted(path: Path) -> bool:
-    wanted = any(fnmatch(path.name, pattern) for pattern in _WANTED)
-    wanted = wanted and not any(fnmatch(path.name, pattern) for pattern in _LEFT)
-    return wanted and path.stat().st_size <= MAX_SIDECAR
+def first_foreign(folder: Path) -> str | None:
+    """The first thing in a folder that no checkpoint has, such as a run's optimizer state; None if all is."""
+    for path in _entries(folder):
+        if path.is_dir() and not path.is_symlink():
+            others = [file.name for file in _entries(path) if not _matches(file.name, _WANTED)]
+            if others:
+                return f"{path.name}/{others[0]}"
+        elif not _matches(path.name, (*_WANTED, *_MADE, "*.safetensors", ".gitattributes")):
+            return path.name
+    return None
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be listed: {error.strerror}; allow it") from None
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _reason_to_leave(file: Path) -> str:
+    """Why a file is not copied; empty for one that is."""
+    if file.suffix == ".py":
+        return "code is not copied"
+    if not _matches(file.name, _WANTED) or _matches(file.name, _LEFT):
+        return "not a config, tokenizer or licence file"
+    try:
+        status = file.stat()
+    except OSError:
+        return "a link to nothing"
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file"
+    return "too large" if status.st_size > MAX_SIDECAR else ""
 
 
 def output_config(config: Mapping[str, Any], dtype: DType, untied: bool) -> dict[str, Any]:
@@ -99,6 +138,21 @@ def output_config(config: Mapping[str, Any], dtype: DType, untied: bool) -> dict
                     nested[key] = dtype.torch_name
     if untied:
         result["tie_word_embeddings"] = False
+    return result
+
+
+def resized_config(config: Mapping[str, Any], rows: int, new_rows: int) -> dict[str, Any]:
+    """A config whose vocabulary had ``rows`` embedding rows and has ``new_rows`` now, nested configs included.
+
+    Sizes of other vocabularies (a vision tower's) keep their value: those that were not ``rows``, unless it is
+    the only one.
+    """
+    result = copy.deepcopy(dict(config))
+    places = [result, *(nested for nested in result.values() if isinstance(nested, dict))]
+    found = [(place, key) for place in places for key in place if key.startswith("vocab_size")]
+    same = [(place, key) for place, key in found if place[key] == rows]
+    for place, key in same or found[:1]:
+        place[key] = new_rows
     return result
 
 

@@ -8,12 +8,12 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
 from merge_models.merge.checkpoint.dtypes import BY_TORCH_NAME
-from merge_models.merge.checkpoint.header import TensorInfo, printable, read_header
+from merge_models.merge.checkpoint.header import TensorInfo, printable, read_header, stamp
 from merge_models.merge.checkpoint.hub import resolve
 from merge_models.merge.errors import CheckpointError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_JSON = 64 << 20
+MAX_DEPTH = 32
 _INDEX_SUFFIX = ".safetensors.index.json"
 
 
@@ -45,6 +46,41 @@ class Source(Protocol):
         ...
 
 
+class DiskSource(Source, Protocol):
+    """A source that lies in files: a checkpoint, or one that is read through another."""
+
+    @property
+    def path(self) -> Path:
+        """The folder or file that config and other small files are taken from."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """That folder (of the file, where one file was named)."""
+        ...
+
+    @property
+    def tokenizer_folder(self) -> Path: ...
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Every place that is read."""
+        ...
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The weight files."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A safetensors checkpoint on disk: its headers, and its bytes by block.
@@ -56,6 +92,7 @@ class Checkpoint:
         tensors: every tensor by name, in the files' order.
         config: config.json's content, ``{}`` where there is none.
         metadata: the first file's header metadata.
+        stamps: what each file was when its header was read.
     """
 
     label: str
@@ -64,6 +101,7 @@ class Checkpoint:
     tensors: dict[str, TensorInfo]
     config: dict[str, Any]
     metadata: dict[str, str]
+    stamps: dict[Path, tuple[int, ...]]
     _descriptors: dict[Path, int] = field(default_factory=dict, repr=False, compare=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
@@ -71,6 +109,14 @@ class Checkpoint:
     def folder(self) -> Path:
         """The folder with config and tokenizer (that of the file, where one file was named)."""
         return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        return self.folder
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return (self.path,)
 
     @property
     def nbytes(self) -> int:
@@ -83,7 +129,7 @@ class Checkpoint:
         Raises:
             CheckpointError: the file cannot be read there (it may have shrunk since it was opened).
         """
-        view = memoryview(buffer[: stop - start])
+        view = memoryview(cast("Any", buffer[: stop - start]))
         position, done = info.offset + start, 0
         descriptor = self._descriptor(info.file)
         while done < len(view):
@@ -91,11 +137,13 @@ class Checkpoint:
                 got = os.preadv(descriptor, [view[done:]], position + done)
             except OSError as error:
                 raise CheckpointError(
-                    f"{info.file}: tensor '{printable(info.name)}' cannot be read: {error.strerror}"
+                    f"{info.file}: tensor '{printable(info.name)}' cannot be read: {error.strerror};"
+                    " check the disk, or copy the file again"
                 ) from None
             if got == 0:
                 raise CheckpointError(
-                    f"{info.file}: ended inside tensor '{printable(info.name)}'; did it change meanwhile?"
+                    f"{info.file}: ended inside tensor '{printable(info.name)}': it changed meanwhile;"
+                    " run it again when it is complete"
                 )
             done += got
         return buffer[: stop - start]
@@ -107,6 +155,8 @@ class Checkpoint:
                     self._descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
                 except OSError as error:
                     raise CheckpointError(f"{file}: cannot be opened: {error.strerror}") from None
+                if stamp(self._descriptors[file]) != self.stamps[file]:
+                    raise CheckpointError(f"{file}: has changed since its header was read; run it again")
             return self._descriptors[file]
 
     def close(self) -> None:
@@ -132,12 +182,13 @@ def open_checkpoint(name: str | os.PathLike[str]) -> Checkpoint:
             if key in tensors:
                 raise CheckpointError(
                     f"{path}: tensor '{printable(key)}' is in both {tensors[key].file.name}"
-                    f" and {info.file.name}"
+                    f" and {info.file.name}; save the model again"
                 )
             tensors[key] = info
     _check_index(path, tensors)
     config = read_json(path / "config.json") if path.is_dir() else {}
-    return Checkpoint(os.fspath(name), path, tuple(files), tensors, config, headers[0].metadata)
+    stamps = {file: header.stamp for file, header in zip(files, headers, strict=True)}
+    return Checkpoint(os.fspath(name), path, tuple(files), tensors, config, headers[0].metadata, stamps)
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -146,7 +197,7 @@ def weight_files(path: Path) -> list[Path]:
     Raises:
         CheckpointError: there are none, or the index names files that it may not or that are missing.
     """
-    if path.is_file():
+    if not path.is_dir():
         return [path]
     if (path / "model.safetensors").is_file():
         return [path / "model.safetensors"]
@@ -157,7 +208,7 @@ def weight_files(path: Path) -> list[Path]:
     if len(found) == 1:
         return found
     if found:
-        names = ", ".join(file.name for file in found[:4])
+        names = ", ".join(printable(file.name) for file in found[:4])
         raise CheckpointError(
             f"{path}: several weight files ({names}) and no index; name one file, or add the index"
         )
@@ -167,7 +218,9 @@ def weight_files(path: Path) -> list[Path]:
             f"{path}: only pickled weights ({pickles[0].name}), which are not opened; convert them:"
             " AutoModel.from_pretrained(FOLDER).save_pretrained(NEW) writes safetensors"
         )
-    raise CheckpointError(f"{path}: no .safetensors file in this folder")
+    deeper = next(iter(sorted(path.glob("*/*.safetensors"))), None)
+    fix = f"did you mean {deeper.parent}?" if deeper else "name the folder that holds model.safetensors"
+    raise CheckpointError(f"{path}: no .safetensors file in this folder; {fix}")
 
 
 def _index_file(path: Path) -> Path | None:
@@ -175,7 +228,8 @@ def _index_file(path: Path) -> Path | None:
         return path / f"model{_INDEX_SUFFIX}"
     found = sorted(path.glob(f"*{_INDEX_SUFFIX}"))
     if len(found) > 1:
-        raise CheckpointError(f"{path}: several indexes ({', '.join(f.name for f in found[:3])})")
+        names = ", ".join(printable(file.name) for file in found[:3])
+        raise CheckpointError(f"{path}: several indexes ({names}); leave one, or name one weight file")
     return found[0] if found else None
 
 
@@ -183,7 +237,9 @@ def _weight_map(index: Path) -> dict[str, str]:
     found = read_json(index).get("weight_map")
     strings = isinstance(found, dict) and all(isinstance(v, str) for v in found.values())
     if not strings or not found:
-        raise CheckpointError(f"{index}: has no weight_map from tensor names to file names")
+        raise CheckpointError(
+            f"{index}: has no weight_map from tensor names to file names; download it again"
+        )
     return found
 
 
@@ -192,12 +248,23 @@ def _files_of_index(path: Path, index: Path) -> list[Path]:
     for name in names:
         shown = printable(name)
         if Path(name).name != name or name in ("", ".", ".."):
-            raise CheckpointError(f"{index}: names '{shown}', which is outside its folder; refused")
+            raise CheckpointError(
+                f"{index}: names '{shown}', which is outside its folder; refused: put all files beside it"
+            )
         if not name.endswith(".safetensors"):
-            raise CheckpointError(f"{index}: names '{shown}', which is not a .safetensors file")
-        if not (path / name).is_file():
+            raise CheckpointError(
+                f"{index}: names '{shown}', which is not a .safetensors file; convert it first"
+            )
+        if not _is_file(path / name):
             raise CheckpointError(f"{index}: names '{shown}', which is missing; download it again")
     return [path / name for name in names]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _check_index(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
@@ -208,7 +275,8 @@ def _check_index(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
     for name, file in _weight_map(index).items():
         if name not in tensors or tensors[name].file.name != file:
             raise CheckpointError(
-                f"{index}: says that '{printable(name)}' is in {printable(file)}, which does not hold it"
+                f"{index}: says that tensor '{printable(name)}' is in {printable(file)}, which does not"
+                " hold it; download both again"
             )
 
 
@@ -218,11 +286,13 @@ def read_json(file: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is too large, unreadable, or not a JSON object.
     """
+    if not os.path.lexists(file):
+        return {}
+    if not _is_file(file):
+        raise CheckpointError(f"{file}: is not a file, or a link to none; download it again")
     try:
         with open(file, "rb") as stream:
             text = stream.read(MAX_JSON + 1)
-    except FileNotFoundError:
-        return {}
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
     if len(text) > MAX_JSON:
@@ -230,10 +300,19 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError):
-        raise CheckpointError(f"{file}: is not valid JSON") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file}: is not a JSON object")
+        raise CheckpointError(f"{file}: is not valid JSON; mend it or download it again") from None
+    if not isinstance(value, dict) or _is_deep(value):
+        raise CheckpointError(f"{file}: is not a plain JSON object; mend it or download it again")
     return value
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether containers are nested so deeply that copying them would exhaust the stack."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner = [i for item in level for i in (item.values() if isinstance(item, dict) else item)]
+        level = [item for item in inner if isinstance(item, (dict, list))]
+    return bool(level)
 
 
 class StateDict:
@@ -242,6 +321,14 @@ class StateDict:
     def __init__(self, tensors: Mapping[str, Tensor], label: str) -> None:
         self.label = label
         self.config: Mapping[str, Any] = {}
+        import torch
+
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, torch.Tensor) or tensor.is_meta:
+                kind = "on the meta device" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+                raise CheckpointError(
+                    f"{label}: '{printable(str(name))}' is no tensor with values but {kind}; leave it out"
+                )
         self._tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         self.tensors = {name: self._describe(name, t) for name, t in self._tensors.items()}
 
@@ -249,7 +336,8 @@ class StateDict:
         dtype = BY_TORCH_NAME.get(str(tensor.dtype).removeprefix("torch."))
         if dtype is None or tensor.layout.__repr__() != "torch.strided":
             raise CheckpointError(
-                f"{self.label}: tensor '{name}' is {tensor.dtype} ({tensor.layout}), which is not supported"
+                f"{self.label}: tensor '{printable(name)}' is {tensor.dtype} ({tensor.layout}), which is not"
+                " supported; convert it first"
             )
         return TensorInfo(name, dtype, tuple(tensor.shape), Path(self.label), 0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,7 +13,9 @@ from typing import Any, cast
 
 import numpy as np
 
+from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.checkpoint.layout import Layout
+from merge_models.merge.checkpoint.sidecars import first_foreign
 from merge_models.merge.errors import CheckpointError
 
 MANIFEST = "merge_manifest.json"
@@ -23,8 +26,17 @@ def check_target(target: Path, inputs: list[Path], overwrite: bool) -> None:
 
     Raises:
         CheckpointError: it exists (and is not empty), is no checkpoint that may be overwritten, lies in an
-            input or an input in it, or its parent folder is missing or read-only.
+            input or an input in it, cannot be replaced in one step, or its place is read-only.
     """
+    try:
+        _check_place(target, inputs)
+        if target.is_dir() and any(target.iterdir()):
+            _check_replaceable(target, overwrite)
+    except OSError as error:
+        raise CheckpointError(f"output {target}: {error.strerror}; choose another output") from None
+
+
+def _check_place(target: Path, inputs: list[Path]) -> None:
     resolved = target.resolve()
     for path in inputs:
         other = path.resolve()
@@ -32,14 +44,29 @@ def check_target(target: Path, inputs: list[Path], overwrite: bool) -> None:
             raise CheckpointError(f"output {target} and input {path} overlap; choose another output")
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise CheckpointError(f"output {target} exists and is no folder; choose another output")
-    if target.is_dir() and any(target.iterdir()):
-        if not overwrite:
-            raise CheckpointError(f"output {target} exists; choose another, or pass --overwrite")
-        if not (target / MANIFEST).is_file() and not any(target.glob("*.safetensors")):
-            raise CheckpointError(f"output {target} holds no checkpoint; it will not be overwritten")
+    here = Path.cwd()
+    if resolved == here or resolved in here.parents:
+        raise CheckpointError(f"output {target} is the current folder or holds it; name a new folder in it")
+    if os.path.ismount(target):
+        raise CheckpointError(f"output {target} is a mount point; name a new folder in it")
     place = _nearest_existing(resolved.parent)
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise CheckpointError(f"output {target}: no permission to write in {place}")
+    if not place.is_dir():
+        raise CheckpointError(f"output {target}: {place} is no folder; choose another output")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise CheckpointError(f"output {target}: no permission to write in {place}; choose another output")
+
+
+def _check_replaceable(target: Path, overwrite: bool) -> None:
+    if not overwrite:
+        raise CheckpointError(f"output {target} exists; choose another, or pass --overwrite")
+    if not (target / MANIFEST).is_file() and not any(target.glob("*.safetensors")):
+        raise CheckpointError(f"output {target} holds no checkpoint and is not overwritten; move it away")
+    foreign = first_foreign(target)
+    if foreign:
+        raise CheckpointError(
+            f"output {target} also holds '{printable(foreign)}', which is no part of a checkpoint and would"
+            " be lost; move it away or choose another output"
+        )
 
 
 def _nearest_existing(folder: Path) -> Path:
@@ -54,22 +81,34 @@ def free_space(target: Path) -> int:
 
 
 class Staging:
-    """A folder beside the target that becomes the target when the merge is complete."""
+    """A folder beside the target that becomes the target when the merge is complete.
 
-    def __init__(self, target: Path, layout: Layout) -> None:
-        self.target = target
+    Args:
+        target: the output folder.
+        layout: its files.
+        overwrite: whether what stands at the target at the end may be replaced.
+    """
+
+    def __init__(self, target: Path, layout: Layout, overwrite: bool = False) -> None:
+        self.target = target = Path(os.path.abspath(target))
         self._layout = layout
+        self._overwrite = overwrite
         self._descriptors: list[int] = []
         self._lock = threading.Lock()
+        self._parents = [folder for folder in target.parents if not folder.exists()]
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            made = tempfile.mkdtemp(prefix=f".{target.name}.merging-", dir=target.parent)
+            made = tempfile.mkdtemp(prefix=f".{target.name[:50]}.merging-", dir=target.parent)
             self.folder = Path(made)
+            self._old = self.folder.with_name(self.folder.name.replace(".merging-", ".replaced-"))
             umask = os.umask(0)
             os.umask(umask)
             self.folder.chmod(0o777 & ~umask)
         except OSError as error:
-            raise CheckpointError(f"{target}: cannot be made: {error.strerror}") from None
+            self._remove_parents()
+            raise CheckpointError(
+                f"{target}: cannot be made: {error.strerror}; choose another output"
+            ) from None
 
     def allocate(self) -> None:
         """Creates every shard at its full size, with its header.
@@ -86,7 +125,8 @@ class Staging:
                 os.pwrite(descriptor, shard.header, 0)
             except OSError as error:
                 raise CheckpointError(
-                    f"{file}: {shard.nbytes} bytes cannot be reserved: {error.strerror}"
+                    f"{file}: {shard.nbytes} bytes cannot be reserved: {error.strerror}; make room, or choose"
+                    " another disk or a larger --shard-size"
                 ) from None
 
     def write(self, name: str, start: int, data: np.ndarray) -> None:
@@ -102,18 +142,24 @@ class Staging:
                 done += os.pwrite(self._descriptors[shard], view[done:], offset + start + done)
             except OSError as error:
                 file = self.folder / self._layout.shards[shard].name
-                raise CheckpointError(f"{file}: cannot be written: {error.strerror}") from None
+                raise CheckpointError(
+                    f"{file}: tensor '{printable(name)}' cannot be written: {error.strerror}; make room, or"
+                    " choose another disk"
+                ) from None
 
     def write_text(self, name: str, text: str) -> None:
         """Adds a small file."""
         try:
             (self.folder / name).write_text(text, encoding="utf-8")
         except OSError as error:
-            raise CheckpointError(f"{self.folder / name}: cannot be written: {error.strerror}") from None
+            raise CheckpointError(
+                f"{self.folder / name}: cannot be written: {error.strerror}; make room, or choose another"
+                " disk"
+            ) from None
 
     def write_json(self, name: str, value: object) -> None:
         """Adds a small JSON file."""
-        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        self.write_text(name, json.dumps(value, indent=2) + "\n")
 
     def publish(self) -> None:
         """Makes the staging folder the target; what stood there before is removed last.
@@ -125,26 +171,39 @@ class Staging:
         if index is not None:
             self.write_json("model.safetensors.index.json", index)
         self._close()
-        old = self.folder.with_name(self.folder.name.replace(".merging-", ".replaced-"))
-        had_target = self.target.is_dir() and any(self.target.iterdir())
         try:
-            if had_target:
-                os.rename(self.target, old)
-            try:
-                os.rename(self.folder, self.target)
-            except OSError:
-                if had_target:
-                    os.rename(old, self.target)
-                raise
+            if self._overwrite and self.target.is_dir():
+                os.rename(self.target, self._old)
+            os.rename(self.folder, self.target)
         except OSError as error:
-            raise CheckpointError(f"{self.target}: cannot be published: {error.strerror}") from None
-        if had_target:
-            shutil.rmtree(old, ignore_errors=True)
+            raise CheckpointError(
+                f"{self.target}: cannot be published: {error.strerror}; choose another output"
+            ) from None
+        finally:
+            self._settle()
 
     def discard(self) -> None:
         """Removes the staging folder; the target is as it was."""
         self._close()
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._settle()
+        self._remove_parents()
+
+    def _settle(self) -> None:
+        """Whatever interrupted the two renames, the target is then whole: the new one, or the old one."""
+        if self._old.exists():
+            if self.target.exists():
+                shutil.rmtree(self._old, ignore_errors=True)
+            else:
+                os.rename(self._old, self.target)
+
+    def _remove_parents(self) -> None:
+        """Removes the folders that were made on the way to the target, where they are still empty."""
+        for folder in self._parents:
+            try:
+                folder.rmdir()
+            except OSError:
+                return
 
     def _close(self) -> None:
         with self._lock:
@@ -154,7 +213,11 @@ class Staging:
 
 
 def _reserve(descriptor: int, nbytes: int) -> None:
-    if hasattr(os, "posix_fallocate") and nbytes:
-        os.posix_fallocate(descriptor, 0, nbytes)
-    else:
-        os.ftruncate(descriptor, nbytes)
+    try:
+        if hasattr(os, "posix_fallocate") and nbytes:
+            os.posix_fallocate(descriptor, 0, nbytes)
+            return
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+    os.ftruncate(descriptor, nbytes)

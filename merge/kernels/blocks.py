@@ -45,7 +45,7 @@ class Span:
 
 
 @lru_cache(maxsize=1)
-def _native() -> ctypes.CDLL | None:
+def native_library() -> ctypes.CDLL | None:
     """The compiled kernels, or None where they were not built (or are switched off for a test)."""
     if os.environ.get("MERGE_MODELS_NATIVE", "1") == "0":
         return None
@@ -61,12 +61,13 @@ def _native() -> ctypes.CDLL | None:
         number, pointer, pointer, pointer, size, pointer, number,
     ]  # fmt: skip
     library.merge_models_gram.argtypes = [pointer, number, number, pointer, pointer, size, pointer]
+    library.merge_models_is_finite.argtypes = [pointer, number, size]
     return library
 
 
 def native_name() -> str:
     """``"compiled"`` or ``"torch"``: which kernels run on this machine."""
-    return "torch" if _native() is None else "compiled"
+    return "torch" if native_library() is None else "compiled"
 
 
 def weighted_sum(sources: Sequence[Span], weights: Sequence[float], out: Span) -> int:
@@ -82,7 +83,7 @@ def weighted_sum(sources: Sequence[Span], weights: Sequence[float], out: Span) -
     if not used:
         out.data[:] = 0
         return 0
-    library = _native()
+    library = native_library()
     native = (
         library is not None
         and out.dtype.code in _NATIVE_TARGETS
@@ -160,6 +161,19 @@ def _two_product(x: Tensor, weight: float) -> tuple[Tensor, Tensor]:
     return product, ((x_high * w_high - product) + x_high * w_low + x_low * w_high) + x_low * w_low
 
 
+def is_finite(span: Span) -> bool:
+    """Whether no element is NaN or Inf."""
+    if not span.dtype.is_float or not span.count:
+        return True
+    library = native_library()
+    if library is not None and span.dtype.code in _NATIVE_TYPES:
+        return bool(
+            library.merge_models_is_finite(span.data.ctypes.data, _NATIVE_TYPES[span.dtype.code], span.count)
+        )
+    values = span.tensor()
+    return bool(torch.isfinite(values if span.dtype.size > 1 else values.float()).all())
+
+
 def moment_count(sources: int) -> int:
     """How many moments :func:`gram_moments` gives for that many sources."""
     return 1 + sources + sources * (sources + 1) // 2
@@ -174,7 +188,7 @@ def gram_moments(reference: Span, sources: Sequence[Span]) -> np.ndarray:
         their geometry. Add the arrays of blocks to get those of a tensor.
     """
     out = np.zeros(moment_count(len(sources)))
-    library = _native()
+    library = native_library()
     spans = [reference, *sources]
     if library is not None and all(s.dtype.code in _NATIVE_TYPES for s in spans):
         failed = library.merge_models_gram(

@@ -83,14 +83,23 @@ static int NAME(weighted_sum)(int sources, const char *const *source, const int 
     return bad_in | (bad_out << 1);
 }
 
+/* Four vectors of eight lanes hide the latency of addition; their number is part of the definition. */
 static double NAME(dot)(const double *a, const double *b, size_t count) {
-    double lane[LANES] = {0}, tail = 0;
+    lanes sum0 = {0}, sum1 = {0}, sum2 = {0}, sum3 = {0};
     size_t j = 0;
-    for (; j + LANES <= count; j += LANES)
-        for (int k = 0; k < LANES; k++) lane[k] += a[j + k] * b[j + k];
-    for (; j < count; j++) tail += a[j] * b[j];
-    for (int k = 0; k < LANES; k++) tail += lane[k];
-    return tail;
+    for (; j + 4 * LANES <= count; j += 4 * LANES) {
+        lanes x0, x1, x2, x3, y0, y1, y2, y3;
+        memcpy(&x0, a + j, sizeof x0), memcpy(&y0, b + j, sizeof y0);
+        memcpy(&x1, a + j + LANES, sizeof x1), memcpy(&y1, b + j + LANES, sizeof y1);
+        memcpy(&x2, a + j + 2 * LANES, sizeof x2), memcpy(&y2, b + j + 2 * LANES, sizeof y2);
+        memcpy(&x3, a + j + 3 * LANES, sizeof x3), memcpy(&y3, b + j + 3 * LANES, sizeof y3);
+        sum0 += x0 * y0, sum1 += x1 * y1, sum2 += x2 * y2, sum3 += x3 * y3;
+    }
+    sum0 = (sum0 + sum1) + (sum2 + sum3);
+    double total = 0;
+    for (; j < count; j++) total += a[j] * b[j];
+    for (int k = 0; k < LANES; k++) total += sum0[k];
+    return total;
 }
 
 /* Adds to out: |r|^2, then <r, x_i - r> for each i, then <x_i - r, x_j - r> for i <= j (row by row).
@@ -116,6 +125,8 @@ static int NAME(gram)(const char *reference, int reference_type, int sources, co
     free(scratch);
     return 0;
 }
+
+#include "task_vectors.h"
 #undef EACH
 #undef EACH_TYPE
 #undef TILE

@@ -1,8 +1,11 @@
-/* Fused block kernels of span strategies: one pass over the parents, in double, rounded once.
+/* Fused block kernels: one pass over the parents, in double, rounded once.
  * Plain C without Python's headers; kernels/__init__.py loads it with ctypes, which lets go of the GIL. */
 #include "convert.h"
+#include <math.h>
 #include <stddef.h>
 #include <stdlib.h>
+
+typedef double lanes __attribute__((vector_size(64)));
 
 #define NAME(x) x##_portable
 #include "body.h"
@@ -49,3 +52,36 @@ int merge_models_gram(const char *reference, int reference_type, int sources, co
                       const int *type, size_t count, double *out) {
     return DISPATCH(gram, reference, reference_type, sources, source, type, count, out);
 }
+
+/* Kernels on task vectors: task_vectors.h says what each does. */
+int merge_models_is_finite(const char *source, int type, size_t count) { return DISPATCH(is_finite, source, type, count); }
+
+void merge_models_count_keys(int sources, const char *const *source, const int *type, const char *base,
+                             int base_type, size_t count, int windows, const uint32_t *first, int shift,
+                             uint32_t bins, int64_t *out) {
+    DISPATCH(count_keys, sources, source, type, base, base_type, count, windows, first, shift, bins, out);
+}
+
+int merge_models_variance(int sources, const char *const *source, const int *type, size_t count, float *out) {
+    return DISPATCH(variance, sources, source, type, count, out);
+}
+
+int merge_models_elected_sum(int sources, const char *const *source, const int *type, const char *base,
+                             int base_type, const uint32_t *low, const uint32_t *high, const float *const *scale,
+                             const double *factor, const double *share, int elect, int normalize, double lambda,
+                             size_t count, float *out) {
+    return DISPATCH(elected_sum, sources, source, type, base, base_type, low, high, scale, factor, share, elect,
+                    normalize, lambda, count, out);
+}
+
+void merge_models_draw(size_t count, const uint32_t *key, const float *probability, int32_t limit, int inverse,
+                       float *out) {
+    DISPATCH(draw, count, key, probability, limit, inverse, out);
+}
+
+int merge_models_row_ranks(const char *source, int type, const char *base, int base_type, size_t rows,
+                           size_t columns, float *out) {
+    return DISPATCH(row_ranks, source, type, base, base_type, rows, columns, out);
+}
+
+void merge_models_checksum(const char *data, size_t bytes, uint64_t *out) { DISPATCH(checksum, data, bytes, out); }

@@ -13,11 +13,30 @@ from merge_models.merge.strategies.base import Grain as Grain
 from merge_models.merge.strategies.base import Mixture as Mixture
 from merge_models.merge.strategies.base import Pass as Pass
 from merge_models.merge.strategies.base import TensorSpec as TensorSpec
+from merge_models.merge.strategies.karcher import Karcher as Karcher
 from merge_models.merge.strategies.linear import Linear as Linear
+from merge_models.merge.strategies.model_stock import ModelStock as ModelStock
+from merge_models.merge.strategies.multislerp import MultiSlerp as MultiSlerp
+from merge_models.merge.strategies.norm_mean import NormMean as NormMean
+from merge_models.merge.strategies.nuslerp import NuSlerp as NuSlerp
+from merge_models.merge.strategies.orthogonal import Orthogonal as Orthogonal
 from merge_models.merge.strategies.parameters import parameters_of as parameters_of
+from merge_models.merge.strategies.slerp import Slerp as Slerp
 from merge_models.merge.strategies.task_arithmetic import TaskArithmetic as TaskArithmetic
+from merge_models.merge.strategies.unit_mean import UnitMean as UnitMean
 
-STRATEGIES: tuple[type[AbstractStrategy], ...] = (Linear, TaskArithmetic)
+STRATEGIES: tuple[type[AbstractStrategy], ...] = (
+    Linear,
+    TaskArithmetic,
+    Orthogonal,
+    Karcher,
+    UnitMean,
+    NormMean,
+    Slerp,
+    NuSlerp,
+    MultiSlerp,
+    ModelStock,
+)
 
 
 def find_strategy(name: str) -> type[AbstractStrategy]:

@@ -11,8 +11,9 @@ import abc
 import dataclasses
 import enum
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -72,23 +73,39 @@ class Block:
     """A part of one tensor, of every parent.
 
     Attributes:
-        parents: one float32 (float64 for float64 storage) tensor per parent: ``[count]`` under
+        stored: one tensor per parent as it is stored, to be read only: ``[count]`` under
             ``Grain.ELEMENT``, else ``[rows, columns]`` (a 1-D tensor is one row).
-        base: the same part of the base model, or None.
+        stored_base: the same part of the base model, or None.
         start: index of the block's first element in the flattened tensor.
         spec: the whole tensor.
+        number: the block's place among those that share its survey.
     """
 
-    parents: tuple[Tensor, ...]
-    base: Tensor | None
+    stored: tuple[Tensor, ...]
+    stored_base: Tensor | None
     start: int
     spec: TensorSpec
+    number: int = 0
+
+    @cached_property
+    def parents(self) -> tuple[Tensor, ...]:
+        """Private copies of the parents in float32 (float64 for float64 storage)."""
+        return tuple(_widened(stored) for stored in self.stored)
+
+    @cached_property
+    def base(self) -> Tensor | None:
+        """A private copy of the base, like the parents'."""
+        return None if self.stored_base is None else _widened(self.stored_base)
 
     def deltas(self) -> list[Tensor]:
         """Task vectors: each parent minus the base."""
         if self.base is None:
             raise PlanError(f"tensor '{self.spec.name}': no base model to take differences from")
         return [parent - self.base for parent in self.parents]
+
+
+def _widened(stored: Tensor) -> Tensor:
+    return stored.to(torch.float64 if stored.dtype == torch.float64 else torch.float32, copy=True)
 
 
 Moments = tuple[Tensor, ...]
@@ -126,7 +143,6 @@ class AbstractStrategy(abc.ABC):
     base_is_parent: ClassVar[bool] = False
     """A recipe's base_model is the first parent, as in mergekit's slerp."""
     parents: ClassVar[tuple[int, int | None]] = (1, None)
-    model_scope: ClassVar[bool] = False
 
     def resolved(self: S, count: int) -> S:
         """Returns this strategy with every parameter checked and per-model ones as tuples of ``count``.
@@ -153,10 +169,28 @@ class AbstractStrategy(abc.ABC):
         """
         del count
 
+    @classmethod
+    def base_for(cls, parameters: Mapping[str, Any]) -> BaseModel:
+        """What a recipe's base is to this method under the recipe's ``parameters``: ``base_model``, unless one
+        of them decides it."""
+        del parameters
+        return cls.base_model
+
+    @property
+    def base_use(self) -> BaseModel:
+        """``base_for`` of these very parameters."""
+        own = {p.name: getattr(self, p.field) for p in parameters_of(type(self)).values()}
+        return self.base_for(own)
+
     @property
     def grain(self) -> Grain:
         """What a block must not split."""
         return Grain.ELEMENT
+
+    @property
+    def model_scope(self) -> bool:
+        """Whether one survey is made of all tensors (which have this very strategy), not one of each."""
+        return False
 
     def check(self, spec: TensorSpec) -> None:
         """Checks that the parameters fit a tensor's shape; called when planning, before anything is read.
@@ -233,26 +267,56 @@ class AbstractSpanStrategy(AbstractStrategy):
             gram: N parents, batched over leading dimensions; None where ``needs_gram`` is false.
         """
 
+    def mixture_with_base(self, gram: Gram | None) -> Mixture:
+        """``mixture`` where a base model is there, and is the Gram's reference."""
+        return self.mixture(gram)
+
     @property
     def grain(self) -> Grain:
         return Grain.ELEMENT if self.per == "tensor" else Grain.ROW
 
     def combine(self, block: Block, survey: Any) -> Tensor:
         """Merges with the tensor's mixture (``survey``), or with one per row."""
-        points = torch.stack(block.parents).double()
-        base = None if block.base is None else block.base.double()
-        mixture = survey if self.per == "tensor" else self._row_mixture(points, base)
-        weights = mixture.parents.movedim(-1, 0)
-        weights = weights.reshape(weights.shape + (1,) * (points.ndim - weights.ndim))
-        merged = (weights * points).sum(0)
-        if mixture.base is not None and base is not None:
-            merged += mixture.base.reshape(mixture.base.shape + (1,) * (base.ndim - mixture.base.ndim)) * base
-        return merged.to(block.parents[0].dtype)
+        return mixed(block, survey if self.per == "tensor" else self._row_mixture(block))
 
-    def _row_mixture(self, points: Tensor, base: Tensor | None) -> Mixture:
+    def _row_mixture(self, block: Block) -> Mixture:
+        mixture = self.mixture if block.base is None else self.mixture_with_base
         if not self.needs_gram:
-            return self.mixture(None)
-        return self.mixture(Gram.from_points(points.movedim(0, -2), points[0] if base is None else base))
+            return mixture(None)
+        return mixture(_row_gram(block))
+
+
+def _row_gram(block: Block) -> Gram:
+    """Gram data of each row, about the base, or about the first parent."""
+    reference = (block.parents[0] if block.base is None else block.base).double()
+    rows, columns = reference.shape
+    offsets = reference.new_empty(rows, len(block.parents), columns)
+    for number, parent in enumerate(block.parents):
+        torch.sub(parent, reference, out=offsets[:, number])
+    cross = (offsets @ reference.unsqueeze(-1)).squeeze(-1)
+    return Gram(reference.square().sum(-1), cross, offsets @ offsets.mT)
+
+
+def mixed(block: Block, mixture: Mixture) -> Tensor:
+    """The block mixed by coefficients of the tensor, of each row (``[rows, N]``) or each column (``[1, columns, N]``).
+
+    It is summed in float64 as differences from the first parent, so that equal parents come back equal.
+    """
+    first = block.parents[0].double()
+    others = list(zip(block.parents[1:], mixture.parents.unbind(-1)[1:], strict=True))
+    total = mixture.parents.sum(-1)
+    if mixture.base is not None and block.base is not None and bool(mixture.base.any()):
+        others.append((block.base, mixture.base))
+        total = total + mixture.base
+    total = torch.where((total - 1).abs() <= 1e-15 * (len(others) + 1), torch.ones_like(total), total)
+    merged = _along_rows(total) * first
+    for point, weight in others:
+        merged.addcmul_(point.double().sub_(first), _along_rows(weight))
+    return merged.to(block.parents[0].dtype)
+
+
+def _along_rows(coefficient: Tensor) -> Tensor:
+    return coefficient.unsqueeze(-1) if coefficient.ndim == 1 else coefficient
 
 
 def normalised(weights: tuple[float, ...], what: str = "weights") -> tuple[float, ...]:

@@ -9,6 +9,9 @@ from typing import Any
 
 from merge_models.merge.errors import RecipeError, did_you_mean
 
+LARGEST = 1e30
+"""Bound on the size of any number, far beyond sense, so that sums and products of them stay finite."""
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -24,6 +27,7 @@ class Parameter:
         minimum, maximum: inclusive bounds of numbers.
         above, below: exclusive bounds of numbers.
         choices: the words that a ``str`` may be.
+        flags: the choices that false and true stand for, where recipes may say so.
     """
 
     name: str
@@ -37,6 +41,7 @@ class Parameter:
     above: float | None
     below: float | None
     choices: tuple[str, ...]
+    flags: tuple[str, str] | None
 
     def check(self, value: Any) -> Any:
         """Returns the value in this parameter's type.
@@ -54,11 +59,12 @@ class Parameter:
             value = _number(value)  # YAML 1.1 reads 1e-4 as a word
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise RecipeError(f"parameter '{self.name}' takes a number, not {value!r}")
-        if self.kind is int and float(value) != int(value):
+        if abs(value) > LARGEST or not math.isfinite(value):
+            shown = value if isinstance(value, float) else "such a large one"
+            raise RecipeError(f"parameter '{self.name}' must be a finite number within 1e30, not {shown}")
+        if self.kind is int and value != int(value):
             raise RecipeError(f"parameter '{self.name}' takes a whole number, not {value!r}")
         number = self.kind(value)
-        if not math.isfinite(number):
-            raise RecipeError(f"parameter '{self.name}' must be finite, not {value!r}")
         self._check_range(number)
         return number
 
@@ -70,6 +76,8 @@ class Parameter:
         raise RecipeError(f"parameter '{self.name}' takes true or false, not {value!r}")
 
     def _check_choice(self, value: Any) -> str:
+        if self.flags and isinstance(value, bool):
+            return self.flags[value]
         if isinstance(value, str) and (not self.choices or value in self.choices):
             return value
         hint = did_you_mean(str(value), self.choices)
@@ -88,7 +96,8 @@ class Parameter:
     def range_text(self) -> str:
         """The accepted values in words, such as ``in [0, 1]``."""
         if self.choices:
-            return " | ".join(self.choices)
+            flags = f"; true means {self.flags[1]}, false {self.flags[0]}" if self.flags else ""
+            return " | ".join(self.choices) + flags
         if self.kind is bool:
             return "true | false"
         lower = "(-inf" if self.minimum is None and self.above is None else ""
@@ -115,6 +124,7 @@ def parameter(
     above: float | None = None,
     below: float | None = None,
     choices: tuple[str, ...] = (),
+    flags: tuple[str, str] | None = None,
 ) -> Any:
     """A dataclass field that is a strategy's parameter; arguments as in :class:`Parameter`."""
     details = {
@@ -126,6 +136,7 @@ def parameter(
         "above": above,
         "below": below,
         "choices": choices,
+        "flags": flags,
     }
     return dataclasses.field(default=default, metadata=details)
 

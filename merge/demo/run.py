@@ -1,0 +1,88 @@
+"""The demo: three experts and their base, merged with every strategy, each result scored on each skill."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from merge_models.merge.api import merge
+from merge_models.merge.demo.skills import SKILLS, demo_folder, score
+from merge_models.merge.strategies import STRATEGIES, AbstractStrategy, BaseModel, parameters_of
+
+EXPERTS = ("sorting", "reversing", "adding")
+_SETTINGS: dict[str, dict[str, object]] = {
+    "task_arithmetic": {"lambda_": 0.5},
+}
+"""Where a strategy's defaults do not suit three experts: the settings that its row shows."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the demo's table."""
+
+    name: str
+    scores: dict[str, float]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.scores.values()) / len(self.scores)
+
+
+def run_demo(keep: Path | None, show: Callable[[str], None]) -> list[Row]:
+    """Merges and scores; shows each row as it is ready.
+
+    Args:
+        keep: folder to leave the merged models in; a temporary one is used and removed by default.
+        show: prints a line.
+
+    Returns:
+        The table's rows: the base, the experts, then every strategy.
+    """
+    started = time.monotonic()
+    width = max(len(strategy.name) for strategy in STRATEGIES) + 2
+    header = "".join(f"{skill:>11}" for skill in SKILLS)
+    show(f"{'':{width}}{header}{'mean':>11}")
+    rows = []
+    for name in ("base", *EXPERTS):
+        rows.append(_show_row(Row(name, _score(demo_folder(name))), width, show))
+    show("")
+    with ExitStack() as stack:
+        folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="merge-models-demo-")))
+        for kind in STRATEGIES:
+            out = folder / kind.name
+            label = _merge_experts(kind, out)
+            rows.append(_show_row(Row(label, _score(out)), width, show))
+    show("")
+    show(f"share of held-out prompts answered exactly; {time.monotonic() - started:.0f} s")
+    show("(2): merges the first two experts only; merge-models methods NAME tells what a method does")
+    return rows
+
+
+def _merge_experts(kind: type[AbstractStrategy], out: Path) -> str:
+    """Merges the experts into ``out``; returns the row's label."""
+    high = kind.parents[1]
+    experts: Sequence[str] = EXPERTS if high is None or high >= 3 else EXPERTS[:high]
+    known = {p.field for p in parameters_of(kind).values()}
+    settings = {k: v for k, v in _SETTINGS.get(kind.name, {}).items() if k in known}
+    base = None if kind.base_model is BaseModel.UNUSED else demo_folder("base")
+    merge([demo_folder(name) for name in experts], kind(**settings), base=base, out=out, overwrite=True)
+    return kind.name if len(experts) == len(EXPERTS) else f"{kind.name} ({len(experts)})"
+
+
+def _score(folder: Path) -> dict[str, float]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    return score(model.eval(), AutoTokenizer.from_pretrained(folder))
+
+
+def _show_row(row: Row, width: int, show: Callable[[str], None]) -> Row:
+    cells = "".join(f"{row.scores[skill]:>10.0%} " for skill in SKILLS)
+    show(f"{row.name:{width}}{cells}{row.mean:>10.0%}")
+    return row

@@ -1,0 +1,46 @@
+"""Blocks kept in memory between a tensor's survey and its combining, within a budget.
+
+What fits is read from the files once, not once a round; buffers are reused, since fresh memory costs more
+than the reading that it saves.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+HOLD_BYTES = 128 << 20
+"""Bytes of sources that may be held at a time; larger tensors are read again in every round."""
+
+
+class HeldBlocks:
+    """Lends buffers to tensors that fit the budget; safe to use from any thread."""
+
+    def __init__(self, budget: int = HOLD_BYTES) -> None:
+        self._left = budget
+        self._free: dict[int, list[np.ndarray]] = {}
+        self._lock = threading.Lock()
+
+    def admit(self, nbytes: int) -> bool:
+        """Sets so many bytes aside for a tensor, if they are there."""
+        with self._lock:
+            if nbytes > self._left:
+                return False
+            self._left -= nbytes
+            return True
+
+    def lend(self, nbytes: int) -> np.ndarray:
+        """A uint8 buffer out of what was set aside."""
+        with self._lock:
+            free = self._free.get(nbytes)
+            if free:
+                return free.pop()
+        return np.empty(nbytes, dtype=np.uint8)
+
+    def give_back(self, buffers: list[np.ndarray]) -> None:
+        """Takes buffers back; their bytes may be set aside again."""
+        with self._lock:
+            for buffer in buffers:
+                self._free.setdefault(buffer.nbytes, []).append(buffer)
+                self._left += buffer.nbytes

@@ -1,0 +1,61 @@
+"""Model Stock: the mean of the models, drawn to the base by how little they agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from merge_models.manifolds import Gram
+from merge_models.merge.strategies.base import AbstractSpanStrategy, BaseModel, Figures, Mixture
+from merge_models.merge.strategies.parameters import parameter
+from merge_models.merge.strategies.spherical import Points
+
+
+@dataclass(frozen=True)
+class ModelStock(AbstractSpanStrategy):
+    """``t * mean + (1 - t) * base`` with ``t = N c / (1 + (N-1) c)``, c the mean pairwise cosine of the task vectors.
+
+    Kernel: linear. Carrier: flat about the base, with the angles of the sphere; per tensor, or per row with
+    ``filter_wise``. Source: Jang, Yun, Han 2024, "Model Stock" (2403.19522).
+
+    c is clamped to [0, 1], and so t: task vectors that point away from each other (c <= 0) give the base, and
+    so do parents equal to it, whose cosines count as 0. mergekit lets t become negative for c < 0, takes norms
+    below an absolute 1e-6 for 1e-6, and computes in the recipe's dtype. Needs two models besides the base.
+    """
+
+    name: ClassVar[str] = "model_stock"
+    source: ClassVar[str] = "Jang, Yun, Han 2024, arXiv:2403.19522"
+    base_model: ClassVar[BaseModel] = BaseModel.REQUIRED
+    parents: ClassVar[tuple[int, int | None]] = (2, None)
+
+    filter_wise: bool = parameter(False, "one t per row (output) instead of one per tensor")
+
+    @property
+    def per(self) -> str:
+        """``tensor``, or ``row`` with ``filter_wise``."""
+        return "row" if self.filter_wise else "tensor"
+
+    def mixture(self, gram: Gram | None) -> Mixture:
+        assert gram is not None
+        count = gram.cross.shape[-1]
+        points = Points.of(gram.about_reference(), (1 / count,) * count)
+        # Points that could not be measured (NaN) are averaged, so that the loop finds them in the result.
+        measured = torch.isfinite(gram.differences).all(-1).all(-1)
+        cosine = torch.where(measured, _mean_cosine(points), 1.0)
+        agreed = cosine.clamp(0, 1)
+        t = count * agreed / (1 + (count - 1) * agreed)
+        # Said without cancellation, so that parents which all agree leave exactly nothing to the base.
+        rest = (1 - agreed) / (1 + (count - 1) * agreed)
+        figures: Figures = {"cosine": float(cosine), "t": float(t)} if t.ndim == 0 else {}
+        return Mixture(t.unsqueeze(-1) * points.shares, rest, figures)
+
+
+def _mean_cosine(points: Points) -> torch.Tensor:
+    """Mean cosine over pairs of points, those of zero points being 0; from chords, so that 1 is exact."""
+    first, second = torch.triu_indices(*[points.units.shape[-2]] * 2, offset=1)
+    chords = points.units[..., first, :] - points.units[..., second, :]
+    both = (points.norms[..., first] > 0) & (points.norms[..., second] > 0)
+    cosines = 1 - chords.square().sum(-1) / 2
+    return torch.where(both, cosines, torch.zeros_like(cosines)).mean(-1)

@@ -1,0 +1,39 @@
+"""Norm mean: the linear mean brought back to the mean norm, the second control of the Karcher mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from merge_models.merge.strategies.base import Figures
+from merge_models.merge.strategies.spherical import NEGLIGIBLE, AbstractSphericalStrategy, Points
+
+
+@dataclass(frozen=True)
+class NormMean(AbstractSphericalStrategy):
+    """Linear mean, brought back to the weighted mean norm: ``m * (sum_i w_i |x_i|) / |m|``, ``m = sum_i w_i x_i``.
+
+    Kernel: linear, then rescaled. Carrier: flat, with the norm of the sphere; per tensor or row, about zero or about the
+    base. Source: the norm-rescaled average, control for `karcher` in this project; mergekit has none.
+
+    For parents of equal norms it is ``unit_mean``; longer parents pull more here. Against zero and for siblings of one
+    base the factor is close to 1 (1.0002 for deltas of 2 % of the base); against the base it undoes the
+    ``1 / sqrt N`` by which averaging shrinks unrelated deltas. Where the sum vanishes the result is the linear mean.
+    """
+
+    name: ClassVar[str] = "norm_mean"
+    carrier: ClassVar[str] = "sphere"
+    source: ClassVar[str] = "control for karcher"
+
+    def direction(self, points: Points) -> tuple[Tensor, Tensor, Figures]:
+        summed = ((points.shares * points.norms).unsqueeze(-1) * points.units).sum(-2)
+        length, mean_norm = summed.norm(dim=-1), points.mean_norm
+        defined = length > NEGLIGIBLE * mean_norm
+        safe = torch.where(defined, length, torch.ones_like(length))
+        figures: Figures = {}
+        if length.ndim == 0:
+            figures = {"rescaled": float(mean_norm / safe) if bool(defined) else 1.0}
+        return points.shares / safe.unsqueeze(-1), defined, figures

@@ -1,0 +1,94 @@
+"""NuSLERP: SLERP by weights, of tensors, rows or columns, of models or of their task vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from merge_models.manifolds import Gram
+from merge_models.merge.strategies.base import (
+    AbstractSpanStrategy,
+    BaseModel,
+    Block,
+    Mixture,
+    Moments,
+    Pass,
+    Survey,
+    TensorSpec,
+    mixed,
+)
+from merge_models.merge.strategies.parameters import parameter
+from merge_models.merge.strategies.spherical import about_base, arc_mixture, shares_of
+
+
+@dataclass(frozen=True)
+class NuSlerp(AbstractSpanStrategy):
+    """SLERP of two models at ``t = w_2 / (w_1 + w_2)``, per tensor, row or column; with a base, of their task vectors.
+
+    Kernel: linear along an arc. Carrier: the sphere of each tensor, row or column, about zero or about the base.
+    Source: mergekit's nuslerp (Shoemake 1985). With a base the result is ``base + slerp(x_1 - base, x_2 - base)``.
+
+    The names are mergekit's: without ``nuslerp_flatten`` a point is a vector along the last dimension (a row of the
+    weight, all that feeds one output), and with ``nuslerp_row_wise`` too one along the first (a column). Tensors of
+    one dimension are one point either way. Here a row of a convolution is all that feeds one output channel, where
+    mergekit takes the last spatial axis alone. Weights are not negative and not all 0 (there t is 0.5 then). Where
+    points are opposite or zero there is no arc, and the straight line is taken.
+    """
+
+    name: ClassVar[str] = "nuslerp"
+    carrier: ClassVar[str] = "sphere"
+    source: ClassVar[str] = "mergekit; Shoemake 1985, doi:10.1145/325334.325242"
+    base_model: ClassVar[BaseModel] = BaseModel.OPTIONAL
+    parents: ClassVar[tuple[int, int | None]] = (2, 2)
+
+    weight: float | tuple[float, ...] = parameter(1.0, "share of each model", per_model=True, minimum=0)
+    nuslerp_flatten: bool = parameter(True, "one point per tensor")
+    nuslerp_row_wise: bool = parameter(False, "unless flattened: one point per column instead of one per row")
+
+    @property
+    def per(self) -> str:
+        """``tensor``, ``row`` or ``column``."""
+        return "tensor" if self.nuslerp_flatten else "column" if self.nuslerp_row_wise else "row"
+
+    def validate(self, count: int) -> None:
+        shares_of(self.weight)
+
+    def mixture(self, gram: Gram | None) -> Mixture:
+        assert gram is not None
+        return arc_mixture(gram, shares_of(self.weight)[-1])
+
+    def mixture_with_base(self, gram: Gram | None) -> Mixture:
+        assert gram is not None
+        return about_base(self.mixture(gram.about_reference()))
+
+    def survey(self, spec: TensorSpec) -> Survey | None:
+        """One Gram matrix per column, as a sum over rows."""
+        by_column = self.per == "column" and len(spec.shape) >= 2
+        return self._column_survey() if by_column else None
+
+    def _column_survey(self) -> Survey:
+        reference, cross, differences, has_base = yield Pass(_column_moments)
+        gram = Gram(reference, cross, differences)
+        return self.mixture_with_base(gram) if bool(has_base) else self.mixture(gram)
+
+    def combine(self, block: Block, survey: Any) -> Tensor:
+        """Merges with the tensor's mixture, or with one per row or column."""
+        if isinstance(survey, Mixture):
+            return mixed(block, survey)
+        return mixed(block, self._row_mixture(block))
+
+
+def _column_moments(block: Block) -> Moments:
+    """Gram data of each column ``[1, columns]``, ``[1, columns, 2]``, ``[1, columns, 2, 2]``; whether about a base."""
+    points = torch.stack(block.parents, dim=-1).double()
+    reference = points[..., 0] if block.base is None else block.base.double()
+    offsets = points - reference.unsqueeze(-1)
+    return (
+        reference.square().sum(0, keepdim=True),
+        (reference.unsqueeze(-1) * offsets).sum(0, keepdim=True),
+        torch.einsum("rci,rcj->cij", offsets, offsets).unsqueeze(0),
+        torch.tensor(int(block.base is not None)),
+    )

@@ -1,0 +1,78 @@
+"""Sums of thinned task vectors, with or without a vote on each element's sign: what TIES and its kin share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from merge_models.merge.kernels.task_vectors import Thinned, elected_sum
+from merge_models.merge.strategies.base import (
+    AbstractStrategy,
+    BaseModel,
+    Block,
+    Moments,
+    normalised,
+)
+from merge_models.merge.strategies.parameters import parameter
+
+
+@dataclass(frozen=True)
+class AbstractTaskVectors(AbstractStrategy):
+    """``base + lambda * sum_i w_i t_i`` of task vectors ``t_i`` that a subclass thins out.
+
+    With ``elects``, an element's sum takes the parents whose ``w_i t_i`` has the sign of the whole sum there
+    (a sum of zero counts as positive), and ``normalize`` divides it by the weights of those. Products and
+    sums are float64, rounded once; a sign is not decided by rounding noise, so neither is it by the order
+    of the parents.
+    """
+
+    base_model: ClassVar[BaseModel] = BaseModel.REQUIRED
+    elects: ClassVar[bool]
+
+    weight: float | tuple[float, ...] = parameter(1.0, "scale of each task vector", per_model=True)
+    lambda_: float = parameter(1.0, "scale of their sum")
+    normalize: bool = parameter(False, "divide the sum by the weights of the parents in it")
+    int8_mask: bool = parameter(False, "accepted for mergekit's sake; changes nothing")
+
+    def validate(self, count: int) -> None:
+        if self.normalize and not self.elects:
+            normalised(self.weights)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The parents' weights, of a resolved strategy."""
+        assert isinstance(self.weight, tuple)
+        return self.weight
+
+    def summed(self, block: Block, thinned: Sequence[Thinned]) -> Tensor:
+        """The merged block, given what is left of each task vector."""
+        assert block.stored_base is not None
+        return elected_sum(
+            block.stored,
+            block.stored_base,
+            thinned,
+            self.weights,
+            elect=self.elects,
+            normalize=self.normalize,
+            scale=self.lambda_,
+        )
+
+
+def norms_of(block: Block, masks: Sequence[Any]) -> Moments:
+    """L1 norms of each parent's task vector, whole and masked: float64 ``[2, N]``; NaN and Inf left out."""
+    sums = torch.zeros(2, len(masks), dtype=torch.float64)
+    for number, (delta, mask) in enumerate(zip(block.deltas(), masks, strict=True)):
+        size = torch.nan_to_num_(delta.abs_(), nan=0.0, posinf=0.0).double()
+        sums[0, number] = size.sum()
+        sums[1, number] = size.sum() if mask is None else (size * mask).sum()
+    return (sums,)
+
+
+def ratios(norms: Tensor) -> tuple[float, ...]:
+    """What gives masked task vectors their L1 norm back; 1 where nothing was left to scale."""
+    whole, masked = norms.tolist()
+    return tuple(a / b if b > 0 else 1.0 for a, b in zip(whole, masked, strict=True))

@@ -1,0 +1,37 @@
+"""SLERP: the point at t on the arc between two models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from merge_models.manifolds import Gram
+from merge_models.merge.strategies.base import AbstractSpanStrategy, Mixture
+from merge_models.merge.strategies.parameters import parameter
+from merge_models.merge.strategies.spherical import arc_mixture
+
+
+@dataclass(frozen=True)
+class Slerp(AbstractSpanStrategy):
+    """Spherical interpolation of two models: ``(sin((1-t) W) a + sin(t W) b) / sin W``, W the angle of two tensors.
+
+    Kernel: linear along an arc. Carrier: the sphere of each tensor. Source: Shoemake 1985, "Animating rotation with
+    quaternion curves". ``t: 0`` is the first model; a recipe's ``base_model`` is that model, as in mergekit.
+
+    As in mergekit the coefficients of SLERP multiply the tensors as they are, not their unit vectors: for unequal norms
+    the norm on the way is not exactly the interpolated one. mergekit takes the straight line when the cosine is above
+    0.9995, which is where most sibling tensors are; here the arc is exact at every angle. The straight line is left for
+    opposite tensors (within 1e-6 rad) and for zero ones, where there is no arc (``arc: false``).
+    """
+
+    name: ClassVar[str] = "slerp"
+    carrier: ClassVar[str] = "sphere"
+    source: ClassVar[str] = "Shoemake 1985, doi:10.1145/325334.325242"
+    parents: ClassVar[tuple[int, int | None]] = (2, 2)
+    base_is_parent: ClassVar[bool] = True
+
+    t: float = parameter(0.5, "where on the arc: 0 the first model, 1 the second", minimum=0, maximum=1)
+
+    def mixture(self, gram: Gram | None) -> Mixture:
+        assert gram is not None
+        return arc_mixture(gram, self.t)

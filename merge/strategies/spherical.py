@@ -1,0 +1,172 @@
+"""What strategies on a sphere share: weights, where its centre is, degenerate cases, sums that are exact.
+
+Every tensor (or row) is a point x_i. Its direction ``x_i / |x_i|`` lies on the unit sphere, and is merged there; the
+merged direction is then as long as the weighted mean of the norms.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from merge_models.manifolds import Gram, angle_between, directions, embed, slerp_coefficients
+from merge_models.merge.errors import RecipeError
+from merge_models.merge.strategies.base import AbstractSpanStrategy, BaseModel, Figures, Mixture
+from merge_models.merge.strategies.parameters import parameter
+
+NEGLIGIBLE = 1e-6
+"""A sum of unit vectors (or of points, against their mean norm) below this has no direction worth following; two
+points within this angle of opposite have no arc."""
+
+_ROUNDING = 64 * torch.finfo(torch.float64).eps
+
+
+@dataclass(frozen=True)
+class Points:
+    """N points by their directions.
+
+    Attributes:
+        units: ``[..., N, K]``, in coordinates with the geometry of the tensors; zero where a point is zero.
+        norms: ``[..., N]``.
+        shares: weights ``[..., N]`` that sum to 1.
+    """
+
+    units: Tensor
+    norms: Tensor
+    shares: Tensor
+
+    @staticmethod
+    def of(gram: Gram, shares: tuple[float, ...]) -> Points:
+        """Points from their Gram data. Data that are not finite (a parent holds NaN or Inf) count as zero points, so
+        that one bad value does not become a bad tensor."""
+        units, norms = directions(embed(_finite(gram)).points)
+        return Points(units, norms, torch.tensor(shares, dtype=torch.float64).expand(norms.shape))
+
+    @property
+    def pulling(self) -> Tensor:
+        """Shares without those of zero points, which have no direction."""
+        return torch.where(self.norms > 0, self.shares, torch.zeros_like(self.shares))
+
+    @property
+    def mean_norm(self) -> Tensor:
+        """Weighted mean of the norms ``[...]``."""
+        return (self.shares * self.norms).sum(-1)
+
+    def faces(self, mean: Tensor) -> Tensor:
+        """Whether ``[...]`` points pull at all, and each that does has one shortest arc from ``mean [..., K]``."""
+        pulls = self.pulling > 0
+        opposite = angle_between(mean.unsqueeze(-2), self.units) > math.pi - NEGLIGIBLE
+        return pulls.any(-1) & ~(opposite & pulls).any(-1)
+
+    def over_points(self, coefficients: Tensor) -> Tensor:
+        """Coefficients of the units as coefficients of the points."""
+        return coefficients / torch.where(self.norms > 0, self.norms, torch.ones_like(self.norms))
+
+
+def _finite(gram: Gram) -> Gram:
+    finite = torch.isfinite(gram.reference) & torch.isfinite(gram.differences).all(-1).all(-1)
+    finite &= torch.isfinite(gram.cross).all(-1)
+    if bool(finite.all()):
+        return gram
+    kept = [
+        torch.where(finite[(...,) + (None,) * extra], field, torch.zeros_like(field))
+        for extra, field in enumerate((gram.reference, gram.cross, gram.differences))
+    ]
+    return Gram(*kept)
+
+
+def shares_of(weights: float | tuple[float, ...]) -> tuple[float, ...]:
+    """Weights divided by their sum.
+
+    Raises:
+        RecipeError: none is above zero.
+    """
+    assert isinstance(weights, tuple)
+    total = math.fsum(weights)
+    if total <= 0:
+        raise RecipeError("every weight is 0: give at least one model a weight above 0")
+    return tuple(weight / total for weight in weights)
+
+
+def closed(coefficients: Tensor, shares: Tensor) -> Tensor:
+    """Coefficients ``[..., N]`` that sum to 1 but for rounding, made to do so; others as they are.
+
+    Equal parents then come back equal, and a lone one bit for bit.
+    """
+    gap = 1 - coefficients.sum(-1, keepdim=True)
+    return torch.where(gap.abs() <= _ROUNDING, coefficients + gap * shares, coefficients)
+
+
+def about_base(mixture: Mixture) -> Mixture:
+    """A mixture of differences from the base, as one of the parents and the base."""
+    rest = 1 - mixture.parents.sum(-1)
+    rest = torch.where(rest.abs() <= _ROUNDING, torch.zeros_like(rest), rest)
+    return dataclasses.replace(mixture, base=rest)
+
+
+def arc_mixture(gram: Gram, t: float) -> Mixture:
+    """The point at ``t`` between two points, along the arc of their directions: coefficients of SLERP, on the points
+    as they are. The straight line where there is no arc: a point is zero, or they are opposite."""
+    points = Points.of(gram, (1 - t, t))
+    angle = angle_between(points.units[..., 0, :], points.units[..., 1, :])
+    arc = (points.norms > 0).all(-1) & (angle < math.pi - NEGLIGIBLE)
+    coefficients = slerp_coefficients(torch.where(arc, angle, torch.zeros_like(angle)), t)
+    figures: Figures = {}
+    if angle.ndim == 0:
+        figures = {"angle": float(angle) if bool((points.norms > 0).all()) else 0.0, "arc": bool(arc)}
+    return Mixture(closed(coefficients, points.shares), figures=figures)
+
+
+@dataclass(frozen=True)
+class AbstractSphericalStrategy(AbstractSpanStrategy):
+    """A weighted mean of directions (``direction``), as long as the weighted mean of the norms.
+
+    A zero point (a parent equal to the base, under ``origin: base``) has no direction; it counts in the mean norm. Where
+    no direction comes out at all (opposite parents, zero ones) the result is the weighted mean of the points.
+    """
+
+    base_model: ClassVar[BaseModel] = BaseModel.OPTIONAL
+
+    weight: float | tuple[float, ...] = parameter(1.0, "share of each model", per_model=True, minimum=0)
+    per: str = parameter("tensor", "what is one point of the sphere", choices=("tensor", "row"))
+    origin: str = parameter(
+        "zero", "the sphere's centre: zero, or the base model's tensor", choices=("zero", "base")
+    )
+
+    @classmethod
+    def base_for(cls, parameters: Mapping[str, Any]) -> BaseModel:
+        """Needed under ``origin: base``, else no part of the merge: the recipe's base is then a parent if listed."""
+        uses = {"zero": BaseModel.UNUSED, "base": BaseModel.REQUIRED}
+        origin = parameters.get("origin", "zero")
+        return uses.get(origin, cls.base_model) if isinstance(origin, str) else cls.base_model
+
+    def validate(self, count: int) -> None:
+        shares_of(self.weight)
+
+    def mixture(self, gram: Gram | None) -> Mixture:
+        assert gram is not None
+        points = Points.of(gram, shares_of(self.weight))
+        direction, defined, figures = self.direction(points)
+        coefficients = points.mean_norm.unsqueeze(-1) * direction
+        coefficients = torch.where(defined.unsqueeze(-1), coefficients, points.shares)
+        return Mixture(closed(coefficients, points.shares), figures=figures)
+
+    def mixture_with_base(self, gram: Gram | None) -> Mixture:
+        assert gram is not None
+        return about_base(self.mixture(gram.about_reference()))
+
+    @abc.abstractmethod
+    def direction(self, points: Points) -> tuple[Tensor, Tensor, Figures]:
+        """The merged direction.
+
+        Returns:
+            Coefficients of the points ``[..., N]`` that give a vector of norm 1, where ``[...]`` there is one, and what
+            is worth telling (for one tensor; nothing for a batch of rows).
+        """
