@@ -168,9 +168,7 @@ def floor(threads: int, sources: list[list[str]], out: str) -> None:
 def ours() -> Contender:
     script = Path(sys.executable).with_name("merge-models")
     start = [str(script)] if script.exists() else [sys.executable, "-m", "merge_models.merge.cli"]
-    return Contender(
-        "ours", lambda recipe, out: [*start, "run", f"{recipe}", "-o", f"{out}", "--quiet"]
-    )
+    return Contender("ours", lambda recipe, out: [*start, "run", f"{recipe}", "-o", f"{out}", "--quiet"])
 
 
 def peer(python: Path) -> Contender:
@@ -266,9 +264,7 @@ def _weight_bytes(folder: Path) -> int:
     return sum(f.stat().st_size for f in models.weight_files(folder))
 
 
-def compete(
-    contenders: dict[Contender, int], recipe: Path, threads: int
-) -> dict[str, list[Sample]]:
+def compete(contenders: dict[Contender, int], recipe: Path, threads: int) -> dict[str, list[Sample]]:
     """Let contenders take turns, each as often as its number says."""
     samples: dict[str, list[Sample]] = {c.name: [] for c in contenders}
     for round_ in range(max(contenders.values())):
@@ -396,9 +392,7 @@ def _peer_versions(python: Path) -> str:
     code = f"from importlib.metadata import version; {show}"
     done = subprocess.run([python, "-c", code], capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(
-            f"no mergekit in the environment of {python}: {done.stderr.strip()[-200:]}"
-        )
+        raise SystemExit(f"no mergekit in the environment of {python}: {done.stderr.strip()[-200:]}")
     return done.stdout.strip()
 
 
@@ -472,14 +466,10 @@ def parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--size", choices=models.SIZES, default="1b")
-    parser.add_argument(
-        "--dir", type=Path, default=models.default_dir(), help="for models and outputs"
-    )
+    parser.add_argument("--dir", type=Path, default=models.default_dir(), help="for models and outputs")
     parser.add_argument("--methods", default="linear,task_arithmetic", help=",".join(METHODS))
     parser.add_argument("--runs", type=int, default=3, help="of ours and of the floor")
-    parser.add_argument(
-        "--peer", type=Path, metavar="PYTHON", help="of an environment with mergekit"
-    )
+    parser.add_argument("--peer", type=Path, metavar="PYTHON", help="of an environment with mergekit")
     parser.add_argument("--peer-runs", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, metavar="OUT")
@@ -490,9 +480,7 @@ def parse() -> argparse.Namespace:
     if args.peer and not args.peer.is_file():
         parser.error(f"--peer {args.peer} is not there")
     if unknown := set(args.methods) - set(METHODS):
-        parser.error(
-            f"unknown method {', '.join(sorted(unknown))}: choose from {', '.join(METHODS)}"
-        )
+        parser.error(f"unknown method {', '.join(sorted(unknown))}: choose from {', '.join(METHODS)}")
     if min(args.runs, args.peer_runs, args.threads) < 1:
         parser.error("--runs, --peer-runs and --threads must be at least 1")
     return args

@@ -31,7 +31,7 @@ def optimal_map(source: Tensor, target: Tensor) -> Tensor:
 def barycenter(
     covariances: Tensor, weights: Tensor | None = None, *, max_iterations: int = 200
 ) -> FrechetMean:
-    """Wasserstein barycenter of `[..., N, d, d]` by the fixed point of Álvarez-Esteban et al. (2016, eq. 7).
+    """Wasserstein barycenter of `[..., N, d, d]` by the fixed point of Álvarez-Esteban et al. (2016).
 
     Commuting covariances, and so diagonal ones, are done at the start, which is `(sum_i w_i C_i^1/2)^2`.
     """
@@ -41,7 +41,7 @@ def barycenter(
 def _matched_root(source_root: Tensor, target_root: Tensor) -> Tensor:
     """The root F of the target, `F F^T = target`, that is nearest to the root of the source.
 
-    `|A - B U|_F` is least at the polar factor of `B A` (Bhatia, Jain, Lim 2019, Theorem 1), taken by SVD:
+    `|A - B U|_F` is least at the polar factor of `B A` (Bhatia, Jain, Lim 2019), taken by SVD:
     squaring into `A C A` would lose half the digits of small variances.
     """
     left, _, right = torch.linalg.svd(target_root @ source_root)
@@ -72,7 +72,7 @@ class BuresWasserstein(AbstractManifold):
     V) C (I + V)`, `|V|^2 = tr(V C V)` (Takatsu 2011; Malagò, Montrucchio, Pistone 2018). `log` raises
     `CutLocusError` where target mass lies out of a singular point's range; `dist` and `geodesic` are
     defined there too. The curvature is not negative. The mean is unique if some point of positive weight is
-    nonsingular where any is (Agueh & Carlier 2011, Proposition 3.3 and section 6.3). There is no closed
+    nonsingular where any is (Agueh & Carlier 2011). There is no closed
     form for `transport`.
     """
 

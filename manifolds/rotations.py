@@ -119,7 +119,7 @@ class SpecialOrthogonal(AbstractManifold):
         return length.unsqueeze(-1) if keepdim else length
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """Parallel transport on the geodesic: `y h^T A h`, h half of the way (Edelman et al. 1998, 2.2.2)."""
+        """Parallel transport on the geodesic: `y h^T A h`, h half of the way (Edelman, Arias, Smith 1998)."""
         half = torch.linalg.matrix_exp(skew_part(x.mT @ self.logmap(x, y)) / 2)
         return y @ half.mT @ skew_part(x.mT @ v) @ half
 

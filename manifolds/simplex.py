@@ -2,7 +2,7 @@
 
 `p -> sqrt(p)` takes the simplex to the positive orthant of the unit sphere. The Fisher metric `sum dp_i^2 /
 p_i` is four times the sphere's there, so distances are twice the angle: `dist(p, q) = 2 arccos sum sqrt(p_i
-q_i)`, at most pi (Čencov 1982; Amari & Nagaoka 2000, section 2.2). With this factor `KL(p | q) = dist^2 /
+q_i)`, at most pi (Čencov 1982; Amari & Nagaoka 2000). With this factor `KL(p | q) = dist^2 /
 2` to leading order.
 """
 

@@ -5,6 +5,8 @@ geoopt's `Sphere` takes arccos of a clamped cosine, which loses every angle belo
 (`arcs.angle_between`) and logarithms from `other - point`.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -74,7 +76,7 @@ class Sphere(AbstractManifold, GeooptSphere):
 
         The Hessian of half the mean squared distance is `a I + sum_i b_i v_i v_i^T`, with v_i the unit
         logs, a = sum_i w_i t_i cot t_i, b_i = w_i (1 - t_i cot t_i) (Pennec 2018, "Barycentric subspace
-        analysis on manifolds", section 4.1), so it is inverted by an N x N system.
+        analysis on manifolds"), so it is inverted by an N x N system.
         """
         angle = logs.norm(dim=-1)
         # t cot t -> 1 at 0, and cos t / sinc t is that quotient without the division by zero.
@@ -95,7 +97,7 @@ class Sphere(AbstractManifold, GeooptSphere):
         The centre that meets each point at the same cosine solves `U U^T a = 1`; it exists for all
         independent points, and what it proves is tested on the points themselves.
         """
-        near = ((angle_between(mean.unsqueeze(-2), points) < 1.57) | (weights == 0)).all(dim=-1)
+        near = ((angle_between(mean.unsqueeze(-2), points) < math.pi / 2 - 1e-9) | (weights == 0)).all(dim=-1)
         if bool(near.all()):
             return near  # the mean itself is such a centre
         points = torch.where((weights > 0).unsqueeze(-1), points, torch.zeros_like(points))

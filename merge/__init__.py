@@ -28,16 +28,35 @@ if TYPE_CHECKING:
     from merge_models.merge.recipe import load_recipe as load_recipe
     from merge_models.merge.strategies import STRATEGIES as STRATEGIES
     from merge_models.merge.strategies import AbstractStrategy as AbstractStrategy
+    from merge_models.merge.strategies import ArceeFusion as ArceeFusion
+    from merge_models.merge.strategies import Breadcrumbs as Breadcrumbs
+    from merge_models.merge.strategies import BreadcrumbsTies as BreadcrumbsTies
+    from merge_models.merge.strategies import Consensus as Consensus
+    from merge_models.merge.strategies import DareLinear as DareLinear
+    from merge_models.merge.strategies import DareTies as DareTies
+    from merge_models.merge.strategies import Della as Della
+    from merge_models.merge.strategies import DellaLinear as DellaLinear
     from merge_models.merge.strategies import Karcher as Karcher
     from merge_models.merge.strategies import Linear as Linear
+    from merge_models.merge.strategies import LogLinear as LogLinear
+    from merge_models.merge.strategies import MagMax as MagMax
     from merge_models.merge.strategies import ModelStock as ModelStock
     from merge_models.merge.strategies import MultiSlerp as MultiSlerp
+    from merge_models.merge.strategies import NearSwap as NearSwap
     from merge_models.merge.strategies import NormMean as NormMean
     from merge_models.merge.strategies import NuSlerp as NuSlerp
-    from merge_models.merge.strategies import Slerp as Slerp
     from merge_models.merge.strategies import Orthogonal as Orthogonal
+    from merge_models.merge.strategies import Passthrough as Passthrough
+    from merge_models.merge.strategies import Pcb as Pcb
+    from merge_models.merge.strategies import Ram as Ram
+    from merge_models.merge.strategies import RamPlus as RamPlus
+    from merge_models.merge.strategies import Sce as Sce
+    from merge_models.merge.strategies import Slerp as Slerp
+    from merge_models.merge.strategies import Stochastic as Stochastic
     from merge_models.merge.strategies import TaskArithmetic as TaskArithmetic
+    from merge_models.merge.strategies import Ties as Ties
     from merge_models.merge.strategies import UnitMean as UnitMean
+    from merge_models.merge.strategies import Wasserstein as Wasserstein
 
 _HOMES = {
     "api": ("MergeResult", "Prepared", "merge", "prepare", "run_recipe", "soup"),

@@ -17,9 +17,9 @@ from merge_models.merge.assembly import Assembly, assemble, assign_whole
 from merge_models.merge.card import manifest, model_card
 from merge_models.merge.checkpoint.dtypes import DType, parse_dtype
 from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE, Layout, parse_size, plan_layout
-from merge_models.merge.checkpoint.lora import open_model
+from merge_models.merge.checkpoint.lora import Places, open_model
 from merge_models.merge.checkpoint.sidecars import Sidecars, find_sidecars, output_config, stacked_config
-from merge_models.merge.checkpoint.source import DiskSource, StateDict
+from merge_models.merge.checkpoint.source import DiskSource, StateDict, read_json
 from merge_models.merge.checkpoint.staging import MANIFEST, Staging, check_target, free_space
 from merge_models.merge.errors import PlanError, RecipeError
 from merge_models.merge.kernels import native_name
@@ -32,8 +32,11 @@ from merge_models.merge.strategies.linear import Linear
 if TYPE_CHECKING:
     from torch.nn import Module
 
+    from merge_models.merge.tokenizer.alignment import Alignment
+
 PathLike = Union[str, "os.PathLike[str]"]
 InMemory = Union[Mapping[str, Tensor], "Module"]
+GENERATION, TOKENIZER = "generation_config.json", "tokenizer_config.json"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ class Prepared:
         plan: what will be done.
         layout: the output files.
         sidecars: the small files that the donor gives.
+        aides: models that give tokens only.
+        alignment: the output's tokenizer and the models brought to it, where the recipe asks for one.
+        chat_template: Jinja text, where the recipe asks for one.
     """
 
     recipe: Recipe
@@ -53,6 +59,9 @@ class Prepared:
     plan: Plan
     layout: Layout
     sidecars: Sidecars
+    aides: tuple[DiskSource, ...] = ()
+    alignment: Alignment | None = None
+    chat_template: str | None = None
 
     @property
     def donor(self) -> DiskSource:
@@ -62,7 +71,12 @@ class Prepared:
     def roles(self) -> list[tuple[str, DiskSource]]:
         """(role, checkpoint) of every model."""
         base = self.recipe.base_model
-        return [("base" if model.label == base else "parent", model) for model in self.models]
+        merged = [("base" if model.label == base else "parent", model) for model in self.models]
+        return [*merged, *(("tokens", model) for model in self.aides)]
+
+    def paths(self) -> list[Path]:
+        """Every place that is read."""
+        return [path for _, model in self.roles() for path in model.paths]
 
     def memory(self, threads: int) -> int:
         """Bytes of buffers that a run with so many threads needs, beyond Python and torch themselves."""
@@ -77,12 +91,29 @@ class Prepared:
         if self.plan.layers is not None:
             origins = [(self.models[model].config, layer) for model, layer in self.plan.layers]
             config = stacked_config(config, origins)
+        if self.alignment is not None:
+            config = self.alignment.remapped(config)
         return output_config(config, dtype, self.plan.untied)
 
     def close(self) -> None:
         """Closes every input file."""
-        for model in self.models:
+        for _, model in self.roles():
             model.close()
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What a recipe builds on that stands before it in the same file.
+
+    Attributes:
+        recipes: the recipes before it.
+        places: where their results are, by name.
+        digest: what the result of this one is recognised by.
+    """
+
+    recipes: tuple[Recipe, ...]
+    places: Mapping[str, Path]
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -110,24 +141,56 @@ def default_threads() -> int:
     return os.cpu_count() or 1
 
 
-def prepare(recipe: Recipe | PathLike, shard_size: int | str = DEFAULT_SHARD_SIZE) -> Prepared:
+def prepare(
+    recipe: Recipe | PathLike,
+    shard_size: int | str = DEFAULT_SHARD_SIZE,
+    places: Places | None = None,
+) -> Prepared:
     """Opens a recipe's checkpoints and plans the merge, from headers and configs alone.
+
+    Args:
+        recipe: a recipe, or the path of one.
+        shard_size: bytes per output file at most.
+        places: where models are that have names of their own: those made by earlier recipes.
 
     Raises:
         MergeError: the recipe, a checkpoint, or their fit is wrong.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     out_dtype = loaded.output_dtype()
-    models = tuple(open_model(name) for name in loaded.model_names())
-    plan = make_plan(models, assemble(loaded, models), out_dtype)
+    models = tuple(open_model(name, places) for name in loaded.model_names())
+    aides = tuple(open_model(name, places) for name in loaded.aide_names())
+    assembly = assemble(loaded, models)
+    settings, alignment = loaded.tokenizer_settings(), None
+    if settings is not None:
+        from merge_models.merge.tokenizer.alignment import align
+
+        base = loaded.model_names().index(loaded.base_model) if loaded.base_model else None
+        alignment = align(settings, models, base, assembly.donor, aides)
+        models = alignment.models
+    plan = make_plan(models, assembly, out_dtype)
     donor = models[plan.donor]
     written = {tensor.name for tensor in plan.tensors}
     keep = {k: v for k, v in donor.metadata.items() if k not in ("format", *written)}
     layout = plan_layout(plan.outputs(), parse_size(shard_size), keep)
+    sidecars = _sidecars(donor)
+    template = None
+    if loaded.chat_template is not None:
+        from merge_models.merge.tokenizer.chat import choose_template
+
+        template = choose_template(loaded.chat_template, models, donor)
+    if alignment is not None:
+        sidecars = sidecars.without_tokenizer()
+    return Prepared(loaded, models, plan, layout, sidecars, aides, alignment, template)
+
+
+def _sidecars(donor: DiskSource) -> Sidecars:
     sidecars = Sidecars(donor.folder, (), ())
     if donor.path.is_dir():
         sidecars = find_sidecars(donor.path, [file.name for file in donor.files])
-    return Prepared(loaded, models, plan, layout, sidecars)
+    if donor.tokenizer_folder != donor.folder:
+        sidecars = sidecars.with_tokenizer_of(donor.tokenizer_folder)
+    return sidecars
 
 
 def run_recipe(
@@ -140,6 +203,7 @@ def run_recipe(
     on_nonfinite: str = "error",
     progress: Callable[[int], None] | None = None,
     planned: Callable[[Prepared], None] | None = None,
+    earlier: Earlier | None = None,
 ) -> MergeResult:
     """Runs a recipe; the output folder appears complete, or not at all.
 
@@ -152,6 +216,7 @@ def run_recipe(
         on_nonfinite: ``error`` or ``keep``, for NaN and Inf.
         progress: called with the bytes just written, from any worker.
         planned: called with the plan before anything is written.
+        earlier: what earlier recipes of the same file have made.
 
     Raises:
         MergeError: anything is wrong with the recipe, the models, or the place for the output.
@@ -160,14 +225,14 @@ def run_recipe(
         raise RecipeError(f"on_nonfinite is 'error' or 'keep', not {on_nonfinite!r}")
     started = time.monotonic()
     target = Path(out)
-    prepared = prepare(recipe, shard_size)
+    prepared = prepare(recipe, shard_size, earlier.places if earlier else None)
     try:
-        check_target(target, [path for model in prepared.models for path in model.paths], overwrite)
+        check_target(target, prepared.paths(), overwrite)
         _check_space(target, prepared)
         if planned:
             planned(prepared)
         options = RunOptions(threads or default_threads(), on_nonfinite, prepared.recipe.seed, progress)
-        figures = _write(prepared, target, overwrite, options)
+        figures = _write(prepared, target, overwrite, options, earlier)
     finally:
         prepared.close()
     plan = prepared.plan
@@ -184,13 +249,15 @@ def _check_space(target: Path, prepared: Prepared) -> None:
         )
 
 
-def _write(prepared: Prepared, target: Path, overwrite: bool, options: RunOptions) -> dict[str, Figures]:
+def _write(
+    prepared: Prepared, target: Path, overwrite: bool, options: RunOptions, earlier: Earlier | None
+) -> dict[str, Figures]:
     staging = Staging(target, prepared.layout, overwrite)
     try:
         staging.allocate()
         sink = _FileSink(staging)
         figures = execute(prepared.plan, sink, options)
-        _write_sidecars(prepared, staging, figures)
+        _write_sidecars(prepared, staging, figures, earlier)
         staging.publish()
     except BaseException:
         staging.discard()
@@ -198,15 +265,39 @@ def _write(prepared: Prepared, target: Path, overwrite: bool, options: RunOption
     return figures
 
 
-def _write_sidecars(prepared: Prepared, staging: Staging, figures: dict[str, Figures]) -> None:
+def _write_sidecars(
+    prepared: Prepared, staging: Staging, figures: dict[str, Figures], earlier: Earlier | None
+) -> None:
     prepared.sidecars.copy_into(staging.folder)
     config = prepared.config()
     if config:
         staging.write_json("config.json", config)
+    _write_tokenizer(prepared, staging)
     library = "transformers" if config.get("architectures") else None
-    staging.write_text("README.md", model_card(prepared.recipe, library))
+    recipes = [*(earlier.recipes if earlier else ()), prepared.recipe]
+    staging.write_text("README.md", model_card(recipes, library))
     record = manifest(prepared.recipe, prepared.plan, prepared.roles(), figures, native_name())
+    if earlier is not None:
+        record["earlier_recipes"] = [recipe.document() for recipe in earlier.recipes]
+        record["digest"] = earlier.digest
     staging.write_json(MANIFEST, record)
+
+
+def _write_tokenizer(prepared: Prepared, staging: Staging) -> None:
+    """What a recipe asks for beyond the donor's own tokenizer files."""
+    alignment, template = prepared.alignment, prepared.chat_template
+    if alignment is not None:
+        from merge_models.merge.tokenizer.build import save_tokenizer
+
+        save_tokenizer(alignment.tokenizer, staging.folder)
+        generation = read_json(staging.folder / GENERATION)
+        if generation:
+            staging.write_json(GENERATION, alignment.remapped(generation))
+    if template is not None:
+        staging.write_text("chat_template.jinja", template)
+        settings = read_json(staging.folder / TOKENIZER)
+        if settings:  # where transformers before 4.50 look for it
+            staging.write_json(TOKENIZER, {**settings, "chat_template": template})
 
 
 class _FileSink:

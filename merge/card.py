@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from merge_models.merge.checkpoint.header import printable
+from merge_models.merge.checkpoint.hub import hub_repositories
 from merge_models.merge.checkpoint.source import DiskSource
 from merge_models.merge.plan import Plan
 from merge_models.merge.recipe import Recipe
@@ -28,15 +29,17 @@ def version(package: str = "merge-models") -> str:
         return "unknown"
 
 
-def model_card(recipe: Recipe, library: str | None) -> str:
+def model_card(recipes: Sequence[Recipe], library: str | None) -> str:
     """README.md of a merge: front matter that hubs read, and the recipe that makes it again.
 
     Args:
-        recipe: what was run.
+        recipes: what was run; earlier ones make models that the last one names.
         library: ``library_name`` for hubs, where known.
     """
+    recipe = recipes[-1]
     names = recipe.model_names()
-    hub_ids = [name for name in names if not Path(name).exists()]
+    every = [name for made in recipes for name in (*made.model_names(), *made.aide_names())]
+    hub_ids = [repository for name in every for repository in hub_repositories(name)]
     front: dict[str, Any] = {}
     if hub_ids:
         front["base_model"] = list(dict.fromkeys(hub_ids))
@@ -46,12 +49,13 @@ def model_card(recipe: Recipe, library: str | None) -> str:
     strategy = find_strategy(recipe.merge_method)
     parents = "\n".join(f"- `{_code(name)}`" for name in names if name != recipe.base_model)
     base = f"\nBase model: `{_code(recipe.base_model)}`\n" if recipe.base_model else ""
+    text = "---\n".join(made.yaml() for made in recipes)
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     return (
         f"---\n{head}---\n# Merge ({strategy.name})\n\n"
         f"Made with merge-models {version()} by `{strategy.name}`"
         f"{f' ({strategy.source})' if strategy.source else ''} from\n\n{parents}\n{base}\n"
-        f"## Recipe\n\n```yaml\n{_fenced(recipe.yaml())}```\n"
+        f"## Recipe\n\n```yaml\n{_fenced(text)}```\n"
     )
 
 

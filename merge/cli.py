@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,7 +17,7 @@ import click
 from merge_models.merge.errors import MergeError, RecipeError, printable
 
 if TYPE_CHECKING:
-    from merge_models.merge.api import Prepared
+    from merge_models.merge.api import MergeResult, Prepared
     from merge_models.merge.recipe import Recipe
 
 
@@ -161,17 +161,26 @@ def merge(
 
 @main.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
+@click.option(
+    "--intermediate-dir",
+    type=click.Path(path_type=Path),
+    help="Where the results of a file's earlier recipes go [default: OUT.intermediate].",
+)
 @_write_options
-def run(recipe: Path, **options: Any) -> None:
-    """Run a recipe: a YAML file in mergekit's dialect.
+def run(recipe: Path, intermediate_dir: Path | None, **options: Any) -> None:
+    """Run a recipe: a YAML file in mergekit's dialect, with one recipe or several.
 
     \b
     Example: merge-models run recipe.yml -o OUT
     """
-    from merge_models.merge.recipe import load_recipe
+    from merge_models.merge.recipe import load_recipes
 
     with _naming(recipe):
-        _run(load_recipe(recipe), options)
+        recipes = load_recipes(recipe)
+        if len(recipes) == 1:
+            _run(recipes[0], options)
+        else:
+            _run_several(recipes, intermediate_dir, options)
 
 
 @contextmanager
@@ -251,8 +260,38 @@ def _run(recipe: Recipe, options: dict[str, Any]) -> None:
             progress.start(prepared.plan.bytes_out)
 
         result = run_recipe(recipe, progress=progress.advance, planned=planned, **options)
-    if quiet:
-        return
+    if not quiet:
+        _tell(result, verbose)
+
+
+def _run_several(recipes: Sequence[Recipe], intermediate_dir: Path | None, options: dict[str, Any]) -> None:
+    from merge_models.merge.multi import run_recipes
+    from merge_models.merge.progress import Progress
+
+    quiet, verbose, out = options.pop("quiet"), options.pop("verbose"), options.pop("out")
+    with Progress(quiet) as progress:
+
+        def planned(prepared: Prepared) -> None:
+            if verbose and not quiet:
+                click.echo(_plan_text(prepared))
+            progress.start(prepared.plan.bytes_out)
+
+        steps = run_recipes(
+            recipes,
+            out,
+            intermediate_dir=intermediate_dir,
+            progress=progress.advance,
+            planned=planned,
+            **options,
+        )
+    for step in () if quiet else steps:
+        if step.result is None:
+            click.echo(printable(f"{step.target}: {step.name} was made before and is used again", 2000))
+        else:
+            _tell(step.result, verbose)
+
+
+def _tell(result: MergeResult, verbose: bool) -> None:
     gigabytes, path = (result.bytes_read + result.bytes_written) / 1e9, printable(str(result.path), 2000)
     click.echo(f"{path}: {result.bytes_written / 1e9:.2f} GB written in {result.seconds:.1f} s", nl=False)
     click.echo(f" ({gigabytes / max(result.seconds, 1e-9):.2f} GB/s read and written)")
@@ -293,15 +332,20 @@ def plan(recipe: Path, as_json: bool, shard_size: str, threads: int | None) -> N
     \b
     Example: merge-models plan recipe.yml --json
     """
-    from merge_models.merge.api import default_threads, prepare
+    from merge_models.merge.api import default_threads
+    from merge_models.merge.multi import plan_recipes, targets
+    from merge_models.merge.recipe import load_recipes
 
-    with _naming(recipe):
-        prepared = prepare(recipe, shard_size)
     workers = threads or default_threads()
+    with _naming(recipe):
+        recipes = load_recipes(recipe)
+        with plan_recipes(recipes, targets(recipes, Path("OUT")), shard_size) as plans:
+            documents = [_plan_document(prepared, workers) for prepared in plans]
+            texts = [_plan_text(prepared, workers) for prepared in plans]
     if as_json:
-        click.echo(json.dumps(_plan_document(prepared, workers), indent=2))
+        click.echo(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
     else:
-        click.echo(_plan_text(prepared, workers))
+        click.echo("\n".join(texts))
 
 
 def _plan_document(prepared: Prepared, threads: int) -> dict[str, Any]:

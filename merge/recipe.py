@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,10 @@ from merge_models.merge.checkpoint.dtypes import DType, parse_dtype
 from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.errors import RecipeError, did_you_mean
 from merge_models.merge.strategies import AbstractStrategy, find_strategy, parameters_of
+from merge_models.merge.tokenizer.settings import TokenizerSettings, parts_of
 
 MAX_RECIPE = 4 << 20
-_LATER = {
-    "tokenizer_source": "merged tokenizers",
-    "tokenizer": "merged tokenizers",
-    "chat_template": "chat templates",
-}
+_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*")
 
 
 class _Strict(BaseModel):
@@ -73,6 +72,10 @@ class Recipe(_Strict):
         dtype: dtype of the output; arithmetic is float32 or wider whatever it says.
         out_dtype: the same; wins over ``dtype``.
         seed: key of all randomness.
+        tokenizer_source: ``union``, ``base`` or a model: short for ``tokenizer: {source: …}``.
+        tokenizer: the output's tokenizer, and the rows of its tokens.
+        chat_template: ``auto``, the name of a built-in one, or Jinja text.
+        name: what later recipes of the same file call the result.
     """
 
     merge_method: str
@@ -85,6 +88,10 @@ class Recipe(_Strict):
     dtype: str | None = None
     out_dtype: str | None = None
     seed: int = 0
+    tokenizer_source: str | None = None
+    tokenizer: TokenizerSettings | None = None
+    chat_template: str | None = None
+    name: str | None = None
 
     def parts(self) -> list[tuple[str | None, Module]]:
         """(module name or None, its models or slices and parameters)."""
@@ -101,6 +108,17 @@ class Recipe(_Strict):
                 names += [piece.base_model] if piece.base_model else []
                 names += [source.model for source in piece.sources]
         return list(dict.fromkeys(names))
+
+    def tokenizer_settings(self) -> TokenizerSettings | None:
+        """What is asked for the tokenizer; None where the donor's is kept."""
+        if self.tokenizer is not None or self.tokenizer_source is None:
+            return self.tokenizer
+        return TokenizerSettings(source=self.tokenizer_source)
+
+    def aide_names(self) -> list[str]:
+        """Models that give tokens only."""
+        settings, merged = self.tokenizer_settings(), self.model_names()
+        return [name for name in settings.model_names() if name not in merged] if settings else []
 
     def output_dtype(self) -> DType | None:
         """The dtype to write, or None to keep that of the sources."""
@@ -145,8 +163,8 @@ def recipe_of(
     )
 
 
-def load_recipe(file: str | os.PathLike[str]) -> Recipe:
-    """Reads a recipe file.
+def load_recipes(file: str | os.PathLike[str]) -> tuple[Recipe, ...]:
+    """Reads a recipe file: one recipe, or several between lines of ``---``, of which later ones name earlier.
 
     Raises:
         RecipeError: it is missing, no YAML, or no valid recipe; the message names the key.
@@ -160,12 +178,42 @@ def load_recipe(file: str | os.PathLike[str]) -> Recipe:
     if len(data) > MAX_RECIPE:
         raise RecipeError(f"{path}: larger than {MAX_RECIPE >> 20} MiB; not a recipe")
     try:
-        value = parse_yaml(data.decode("utf-8"))
+        values = [value for value in _documents(data.decode("utf-8")) if value is not None]
     except UnicodeDecodeError:
         raise RecipeError(f"{path}: not valid YAML: not UTF-8") from None
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
-    return parse_recipe(value, str(path))
+    if len(values) < 2:
+        return (parse_recipe(values[0] if values else None, str(path)),)
+    recipes = [parse_recipe(value, f"{path}: recipe {n}") for n, value in enumerate(values, 1)]
+    _check_names(recipes, path)
+    return tuple(recipes)
+
+
+def load_recipe(file: str | os.PathLike[str]) -> Recipe:
+    """Reads a file with one recipe; see :func:`load_recipes`."""
+    recipes = load_recipes(file)
+    if len(recipes) > 1:
+        raise RecipeError(f"{Path(file)}: holds {len(recipes)} recipes; use run_recipes (merge-models run)")
+    return recipes[0]
+
+
+def _check_names(recipes: Sequence[Recipe], path: Path) -> None:
+    seen: set[str] = set()
+    for number, recipe in enumerate(recipes, 1):
+        where = f"{path}: recipe {number}"
+        name = recipe.name
+        if name is None and number < len(recipes):
+            raise RecipeError(f"{where}: has no 'name'; of several recipes only the last may go without")
+        if name is not None and (not _NAME.fullmatch(name) or name in seen):
+            why = "stands twice" if name in seen else "may have letters, digits, '.', '_' and '-' only"
+            raise RecipeError(f"{where}: the name '{printable(name)}' {why}; choose another")
+        seen.add(name or "")
+
+
+def _documents(text: str) -> list[Any]:
+    with _plain_errors():
+        return list(yaml.load_all(text, Loader=_StrictLoader))
 
 
 def parse_yaml(text: str) -> Any:
@@ -174,8 +222,14 @@ def parse_yaml(text: str) -> Any:
     Raises:
         RecipeError: it is not YAML, or names a value that no plain value is.
     """
-    try:
+    with _plain_errors():
         return yaml.load(text, Loader=_StrictLoader)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    try:
+        yield
     except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:
         # PyYAML's own constructors raise the last four, for dates and tagged values such as !!bool x.
         mark = getattr(error, "problem_mark", None)
@@ -210,17 +264,19 @@ def parse_recipe(value: Any, where: str = "recipe") -> Recipe:
     """A recipe from plain values.
 
     Raises:
-        RecipeError: a key is unknown, missing, not supported yet, or has a value of the wrong kind.
+        RecipeError: a key is unknown, missing, or has a value of the wrong kind.
     """
     if not isinstance(value, dict):
         raise RecipeError(f"{where}: is not a map with merge_method and models")
-    for key, what in _LATER.items():
-        if value.get(key) is not None:
-            raise RecipeError(f"{where}: '{key}' ({what}) is not supported yet; nothing was merged")
     fields = {k: v for k, v in value.items() if v is not None}
     if isinstance(fields.get("models"), list):
         fields["models"] = [{"model": m} if isinstance(m, str) else m for m in fields["models"]]
     _check_keys(fields, Recipe, where)
+    if isinstance(fields.get("tokenizer"), dict):
+        for place, part, kind in parts_of(fields["tokenizer"]):
+            _check_keys(part, kind, f"{where}: {place}")
+    if "tokenizer" in fields and "tokenizer_source" in fields:
+        raise RecipeError(f"{where}: give tokenizer or tokenizer_source, not both")
     try:
         recipe = Recipe(**_tuples(fields))
     except ValidationError as error:
@@ -238,7 +294,7 @@ def parse_recipe(value: Any, where: str = "recipe") -> Recipe:
 
 def _check_keys(value: Any, kind: type[BaseModel], where: str) -> None:
     """Refuses unknown keys at every level, with the nearest known one."""
-    known = [*kind.model_fields, *(_LATER if kind is Recipe else ())]
+    known = list(kind.model_fields)
     for key in value:
         if key not in known:
             hint = did_you_mean(str(key), known)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from merge_models.merge import AbstractStrategy, MergeResult, merge
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -107,6 +109,22 @@ def assert_same_bits(left: Tensor, right: Tensor, where: object = "") -> None:
     if left.numel():
         a, b = (t.contiguous().reshape(-1).view(torch.uint8) for t in (left, right))
         assert torch.equal(a, b), where
+
+
+def merge_folders(
+    models: Sequence[object], out: Path, strategy: AbstractStrategy | None = None, **options: Any
+) -> dict[str, Tensor]:
+    """Merges folders (or files) and reads the output."""
+    result = merge([str(model) for model in models], strategy, out=out, **options)
+    assert isinstance(result, MergeResult) and result.path == out
+    return read_folder(out)
+
+
+def merge_states(
+    models: Sequence[Mapping[str, Tensor]], strategy: AbstractStrategy | None = None, **options: Any
+) -> dict[str, Tensor]:
+    """Merges state dicts in memory."""
+    return cast("dict[str, Tensor]", merge(models, strategy, **options))
 
 
 def listing(folder: Path) -> dict[str, bytes]:

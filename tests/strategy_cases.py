@@ -6,16 +6,35 @@ from dataclasses import dataclass
 
 from merge_models.merge.strategies import (
     AbstractStrategy,
+    ArceeFusion,
+    Breadcrumbs,
+    BreadcrumbsTies,
+    Consensus,
+    DareLinear,
+    DareTies,
+    Della,
+    DellaLinear,
     Karcher,
     Linear,
+    LogLinear,
+    MagMax,
     ModelStock,
     MultiSlerp,
+    NearSwap,
     NormMean,
     NuSlerp,
-    Slerp,
     Orthogonal,
+    Passthrough,
+    Pcb,
+    Ram,
+    RamPlus,
+    Sce,
+    Slerp,
+    Stochastic,
     TaskArithmetic,
+    Ties,
     UnitMean,
+    Wasserstein,
 )
 
 
@@ -89,9 +108,61 @@ CASES = (
         identity=Orthogonal(variant="conflict", side="smaller"),
     ),
     Case(
+        "orthogonal-ties",
+        Orthogonal(residual="ties", density=1.0, weight=(0.5, 0.3, 0.2)),
+        identity=Orthogonal(residual="ties", density=1.0),
+    ),
+    Case(
+        "orthogonal-ties-trimmed",
+        Orthogonal(residual="ties", density=0.3, lambda_=0.8),
+        exact_equal=False,  # most of the residual is trimmed away
+    ),
+    Case(
         "orthogonal-sum",
         Orthogonal(residual="task_arithmetic", weight=(0.9, -0.2, 0.3), lambda_=0.7),
         identity=Orthogonal(residual="task_arithmetic"),
         exact_equal=False,  # residuals count 0.7: equal parents are moved towards the rotated base
     ),
+    Case("log_linear", LogLinear(weight=(0.5, 0.3, 0.2)), identity=LogLinear()),
+    Case("log_linear-base", LogLinear(origin="base", zeros="skip"), identity=LogLinear(origin="base")),
+    Case("wasserstein", Wasserstein(weight=(0.5, 0.3, 0.2)), identity=Wasserstein()),
+    Case("wasserstein-base", Wasserstein(origin="base"), identity=Wasserstein(origin="base")),
+    Case("wasserstein-full", Wasserstein(covariance="full"), identity=Wasserstein(covariance="full")),
+    Case("ties", Ties(weight=(0.5, 0.3, 0.2)), identity=Ties()),
+    Case("ties-trimmed", Ties(density=0.3), identity=Ties(), exact_equal=False),  # small deltas are dropped
+    Case(
+        "ties-mixed", Ties(weight=(1.5, -0.5, 0.3), density=(0.2, 1.0, 0.0), rescale="l1"), exact_equal=False
+    ),
+    Case("ties-model", Ties(density=0.4, scope="model"), identity=Ties(scope="model"), exact_equal=False),
+    Case("dare_linear", DareLinear(weight=(0.4, 0.3, 0.3)), identity=DareLinear()),
+    Case("dare_linear-random", DareLinear(weight=(0.4, 0.3, 0.3), density=0.6), exact_equal=False),
+    Case("dare_ties", DareTies(weight=(0.5, 0.25, 0.25)), identity=DareTies()),
+    Case("dare_ties-random", DareTies(density=(0.2, 0.5, 1.0), rescale="l1"), exact_equal=False),
+    Case("breadcrumbs", Breadcrumbs(weight=(0.5, 0.3, 0.2)), identity=Breadcrumbs()),
+    Case("breadcrumbs-banded", Breadcrumbs(density=0.5, gamma=(0.1, 0.0, 0.2)), exact_equal=False),
+    Case("breadcrumbs_ties", BreadcrumbsTies(normalize=True), identity=BreadcrumbsTies()),
+    Case("breadcrumbs_ties-banded", BreadcrumbsTies(density=0.5, rescale="l1"), exact_equal=False),
+    Case("della", Della(weight=(0.5, 0.3, 0.2)), identity=Della()),
+    Case("della-random", Della(density=(0.3, 0.5, 1.0), epsilon=0.1), exact_equal=False),
+    Case("della_linear", DellaLinear(weight=(0.5, 0.3, 0.2)), identity=DellaLinear()),
+    Case("della_linear-random", DellaLinear(density=0.5, rescale="l1"), exact_equal=False),
+    Case("sce", Sce(), identity=Sce()),
+    Case("sce-selected", Sce(select_topk=0.3)),
+    Case("ram", Ram(epsilon=0.0), identity=Ram(epsilon=0.0)),
+    Case("ram-epsilon", Ram(epsilon=0.05), exact_equal=False),  # small differences count as none
+    Case("ramplus_tl", RamPlus(epsilon=0.0), identity=RamPlus(epsilon=0.0, r=0.0)),
+    Case("ramplus_tl-model", RamPlus(epsilon=0.05, alpha=1.0, scope="model"), exact_equal=False),
+    Case("pcb", Pcb(ratio=0.5), exact_equal=False),  # elements with poor scores are dropped
+    Case("pcb-tensor", Pcb(ratio=0.2, scope="tensor", lambda_=0.8), exact_equal=False),
+    Case("consensus", Consensus(weight=(0.5, 0.3, 0.2), mask_lambda=0.1), identity=Consensus()),
+    Case("consensus-k", Consensus(mask_lambda=(0.2, 0.4, 0.6), k=3, lambda_=0.5), exact_equal=False),
+    Case("magmax", MagMax(), identity=MagMax()),
+    Case("magmax-weights", MagMax(weight=(1.0, 0.7, -0.3)), exact_equal=False),  # weights scale
+    Case("nearswap", NearSwap(t=0.01), count=1, exact_equal=False),  # moves by at most t
+    Case("arcee_fusion", ArceeFusion(), count=1, exact_equal=False),  # takes large changes only
+    Case("passthrough", Passthrough(), count=1, identity=Passthrough()),
+    Case("passthrough-scale", Passthrough(scale=0.5), count=1, exact_equal=False),
+    Case("stochastic", Stochastic(weight=(0.5, 0.3, 0.2)), identity=Stochastic()),
+    Case("stochastic-row", Stochastic(weight=(3.0, 2.0, 0.0), per="row"), identity=Stochastic(per="row")),
+    Case("stochastic-block", Stochastic(per="block"), identity=Stochastic(per="block")),
 )

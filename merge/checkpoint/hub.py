@@ -7,19 +7,12 @@ import re
 from pathlib import Path
 
 from merge_models.merge.checkpoint.header import printable
+from merge_models.merge.checkpoint.sidecars import WANTED
 from merge_models.merge.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
-_FILES = [
-    "*.safetensors",
-    "*.json",
-    "*.txt",
-    "*.model",
-    "*.jinja",
-    "LICENSE*",
-    "NOTICE*",
-    "*/*.json",
-]
+_FILES = ["*.safetensors", *WANTED]
+_OTHERS = ["*/*.safetensors", "onnx/*", "openvino/*", "original/*"]
 
 
 def resolve(name: str | os.PathLike[str]) -> Path:
@@ -43,13 +36,21 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     return _from_hub(text)
 
 
+def hub_repositories(name: str) -> list[str]:
+    """The Hub repositories that a model's name (``a+b`` with an adapter) refers to; none for local paths."""
+    parts = [part for part in name.split("+") if _HUB_ID.fullmatch(part) and not Path(part).exists()]
+    return [part.partition("@")[0] for part in parts]
+
+
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repository, _, revision = name.partition("@")
     try:
-        folder = snapshot_download(repository, revision=revision or None, allow_patterns=_FILES)
+        folder = snapshot_download(
+            repository, revision=revision or None, allow_patterns=_FILES, ignore_patterns=_OTHERS
+        )
     except LocalEntryNotFoundError:
         raise CheckpointError(
             f"{name}: no such folder, and not in the local Hub cache (offline, or the Hub is out of reach);"

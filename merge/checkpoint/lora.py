@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
@@ -37,6 +37,7 @@ _FACTOR = re.compile(
 )
 _KEPT_FACTORS = 8
 _REBASED = ("pissa", "olora", "corda", "loftq", "mica", "lora_ga")
+Places = Mapping[str, Union[Path, DiskSource]]
 _REFUSED = {
     "target_parameters": "adapts bare parameters",
     "layer_replication": "repeats layers",
@@ -216,19 +217,20 @@ def _as_tensor(data: np.ndarray, info: TensorInfo) -> Tensor:
     return torch.from_numpy(data).view(dtype) if data.nbytes else torch.empty(0, dtype=dtype)
 
 
-def open_model(name: str, places: Mapping[str, Path] | None = None) -> DiskSource:
+def open_model(name: str, places: Places | None = None) -> DiskSource:
     """Opens a checkpoint, or a checkpoint with an adapter on it (``BASE+ADAPTER``); headers and configs only.
 
     Args:
         name: what the user typed.
-        places: where models are that have names of their own (those made by earlier recipes).
+        places: where models are that have names of their own: their folders, or themselves.
 
     Raises:
         CheckpointError: something is not there, is not plain LoRA, or does not fit.
     """
     known = places or {}
     base_name, adapter = split_adapter(name, known)
-    base = replace(open_checkpoint(known.get(base_name, base_name)), label=base_name)
+    place = known.get(base_name, base_name)
+    base = replace(open_checkpoint(place), label=base_name) if isinstance(place, (str, Path)) else place
     return base if adapter is None else _open_adapted(name, base, adapter)
 
 
@@ -351,8 +353,9 @@ class _AdapterReading:
         target = self.replaced.get(name, self._base.tensors[name])
         scale = self._scale(plain, inner, outer)
         shape, rows, columns = target.shape, outer.shape[0], inner.shape[1:]
-        transposed = embedding or shape != (rows, *columns) or (rows == columns[0] and self._square)
-        wanted = (*columns, rows) if transposed else (rows, *columns)
+        plainly, turned = (rows, *columns), (*columns, rows)
+        transposed = embedding or (shape == turned and (shape != plainly or self._square))
+        wanted = turned if transposed else plainly
         if shape != wanted or len(outer.shape) < 2 or math.prod(outer.shape) != rows * inner.shape[0]:
             raise self._misfit(first, f"makes {list(wanted)}, but '{printable(name)}' is {list(shape)} in")
         if not target.dtype.is_float:

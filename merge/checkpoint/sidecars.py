@@ -6,7 +6,7 @@ import copy
 import shutil
 import stat
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from merge_models.merge.checkpoint.dtypes import DType
 from merge_models.merge.errors import CheckpointError
 
 MAX_SIDECAR = 256 << 20
-_WANTED = (
+WANTED = (
     "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.vocab", "*.bpe",
     "LICENSE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
@@ -38,11 +38,28 @@ _LEFT_FOLDERS = (
 
 @dataclass(frozen=True)
 class Sidecars:
-    """Files to copy from the donor's folder, by their path in it, and those left, with the reason."""
+    """Files to copy from the donor's folder, by their path in it, and those left, with the reason.
+
+    Attributes:
+        folder: the donor's folder.
+        copied, left: names of files, and why they are left.
+        elsewhere: folders of the files that are copied from another one.
+    """
 
     folder: Path
     copied: tuple[str, ...]
     left: tuple[tuple[str, str], ...]
+    elsewhere: Mapping[str, Path] = field(default_factory=dict)
+
+    def with_tokenizer_of(self, folder: Path) -> Sidecars:
+        """The same, but for the tokenizer's files, which are another folder's."""
+        theirs = {name: folder for name in find_sidecars(folder).copied if is_tokenizer_file(name)}
+        kept = self.without_tokenizer().copied
+        return replace(self, copied=(*kept, *theirs), elsewhere=theirs)
+
+    def without_tokenizer(self) -> Sidecars:
+        """The same, but for the tokenizer's files, which are made anew."""
+        return replace(self, copied=tuple(name for name in self.copied if not is_tokenizer_file(name)))
 
     def copy_into(self, target: Path) -> None:
         """Copies the files' contents.
@@ -51,11 +68,12 @@ class Sidecars:
             CheckpointError: one cannot be read or written.
         """
         for name in self.copied:
+            file = self.elsewhere.get(name, self.folder) / name
             try:
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self.folder / name, target / name)
+                shutil.copyfile(file, target / name)
             except OSError as error:
-                raise CheckpointError(f"{self.folder / name}: cannot be copied: {error.strerror}") from None
+                raise CheckpointError(f"{file}: cannot be copied: {error.strerror}") from None
 
 
 def find_sidecars(folder: Path, merged: Collection[str] = ()) -> Sidecars:
@@ -85,10 +103,10 @@ def first_foreign(folder: Path) -> str | None:
     """The first thing in a folder that no checkpoint has, such as a run's optimizer state; None if all is."""
     for path in _entries(folder):
         if path.is_dir() and not path.is_symlink():
-            others = [file.name for file in _entries(path) if not _matches(file.name, _WANTED)]
+            others = [file.name for file in _entries(path) if not _matches(file.name, WANTED)]
             if others:
                 return f"{path.name}/{others[0]}"
-        elif not _matches(path.name, (*_WANTED, *_MADE, "*.safetensors", ".gitattributes")):
+        elif not _matches(path.name, (*WANTED, *_MADE, "*.safetensors", ".gitattributes")):
             return path.name
     return None
 
@@ -108,7 +126,7 @@ def _reason_to_leave(file: Path) -> str:
     """Why a file is not copied; empty for one that is."""
     if file.suffix == ".py":
         return "code is not copied"
-    if not _matches(file.name, _WANTED) or _matches(file.name, _LEFT):
+    if not _matches(file.name, WANTED) or _matches(file.name, _LEFT):
         return "not a config, tokenizer or licence file"
     try:
         status = file.stat()
@@ -154,6 +172,17 @@ def resized_config(config: Mapping[str, Any], rows: int, new_rows: int) -> dict[
     for place, key in same or found[:1]:
         place[key] = new_rows
     return result
+
+
+_TOKENIZER = (
+    "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
+    "*.tiktoken", "*.spm", "*.vocab", "*.bpe", "chat_template.*",
+)  # fmt: skip
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a file in a checkpoint's folder is part of its tokenizer."""
+    return _matches(name, _TOKENIZER)
 
 
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")

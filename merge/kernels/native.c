@@ -68,10 +68,10 @@ int merge_models_variance(int sources, const char *const *source, const int *typ
 
 int merge_models_elected_sum(int sources, const char *const *source, const int *type, const char *base,
                              int base_type, const uint32_t *low, const uint32_t *high, const float *const *scale,
-                             const double *factor, const double *share, int elect, int normalize, double lambda,
-                             size_t count, float *out) {
-    return DISPATCH(elected_sum, sources, source, type, base, base_type, low, high, scale, factor, share, elect,
-                    normalize, lambda, count, out);
+                             const double *factor, const double *gain, const double *share, int elect,
+                             int normalize, double lambda, size_t count, float *out) {
+    return DISPATCH(elected_sum, sources, source, type, base, base_type, low, high, scale, factor, gain, share,
+                    elect, normalize, lambda, count, out);
 }
 
 void merge_models_draw(size_t count, const uint32_t *key, const float *probability, int32_t limit, int inverse,

@@ -115,14 +115,14 @@ static void NAME(thin)(const double *restrict value, const double *restrict base
 typedef struct { double sum[PART], share[PART], whole[PART], weight[PART], least[PART], most[PART]; } NAME(parts);
 
 static void NAME(take_part)(const double *restrict positive, const double *restrict value,
-                            const double *restrict term, const double *restrict weight, double share,
-                            size_t count, NAME(parts) *restrict to) {
+                            const double *restrict term, const double *restrict weight, double gain,
+                            double share, size_t count, NAME(parts) *restrict to) {
     double size = share < 0 ? -share : share;
     for (size_t j = 0; j < count; j++) {
-        to->sum[j] += positive[j] > 0 ? term[j] : 0;
+        to->sum[j] += positive[j] > 0 ? term[j] * gain : 0;
         to->share[j] += positive[j] > 0 ? share : 0;
         to->whole[j] += positive[j] > 0 ? size : 0;
-        to->weight[j] += positive[j] > 0 ? weight[j] : 0;
+        to->weight[j] += positive[j] > 0 ? weight[j] * gain : 0;
     }
     for (size_t j = 0; j < count; j++) {
         double low = positive[j] > 0 ? value[j] : HUGE_VAL, high = positive[j] > 0 ? value[j] : -HUGE_VAL;
@@ -131,14 +131,15 @@ static void NAME(take_part)(const double *restrict positive, const double *restr
     }
 }
 
-/* out = base + lambda * sum of factor * scale * (source - base) over elements whose key is in [low, high).
- * elect: only terms of the sign that the sum has (zero and rounding noise count as plus; zero terms never
- * agree). normalize: divided by the sum of the shares of those that take part. Where they are all equal and
- * their coefficients sum to 1, their value itself. Nonzero: out of memory. */
+/* Terms are factor * scale * (source - base) where the key is in [low, high), else 0. Those not 0 take part;
+ * elect: those of the sign that their sum has (zero and rounding noise count as plus).
+ * out = base + lambda * sum of gain * term over those that take part; normalize: over the sum of their shares.
+ * Where their sources are all equal and their coefficients sum to 1, that source. Nonzero: out of memory. */
 static int NAME(elected_sum)(int sources, const char *const *source, const int *type, const char *base,
                              int base_type, const uint32_t *low, const uint32_t *high,
-                             const float *const *scale, const double *factor, const double *share, int elect,
-                             int normalize, double lambda, size_t count, float *out) {
+                             const float *const *scale, const double *factor, const double *gain,
+                             const double *share, int elect, int normalize, double lambda, size_t count,
+                             float *out) {
     size_t n = (size_t)sources * PART;
     double *value = malloc(3 * n * sizeof(double)), *term = value + n, *weight = term + n;
     double b[PART], sum[PART], size[PART], positive[PART], noise = 0x1p-51 * sources;
@@ -163,7 +164,7 @@ static int NAME(elected_sum)(int sources, const char *const *source, const int *
             const double *x = value + (size_t)i * PART, *v = term + (size_t)i * PART, *w = weight + (size_t)i * PART;
             if (elect) for (j = 0; j < tile; j++) positive[j] = v[j] * sum[j];
             else for (j = 0; j < tile; j++) positive[j] = w[j] < 0 ? -w[j] : w[j];
-            NAME(take_part)(positive, x, v, w, share[i], tile, &to);
+            NAME(take_part)(positive, x, v, w, gain[i], share[i], tile, &to);
         }
         for (j = 0; j < tile; j++) {
             double absolute = to.share[j] < 0 ? -to.share[j] : to.share[j];

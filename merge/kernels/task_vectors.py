@@ -38,7 +38,7 @@ _SIGNATURES = {
     "elected_sum": (
         _INT,
         [_INT, _POINTER, _POINTER, _POINTER, _INT, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER]
-        + [_INT, _INT, ctypes.c_double, _SIZE, _POINTER],
+        + [_POINTER, _INT, _INT, ctypes.c_double, _SIZE, _POINTER],
     ),
     "draw": (None, [_SIZE, _POINTER, _POINTER, ctypes.c_int32, _INT, _POINTER]),
     "row_ranks": (_INT, [_POINTER, _INT, _POINTER, _INT, _SIZE, _SIZE, _POINTER]),
@@ -168,14 +168,16 @@ def elected_sum(
     *,
     elect: bool,
     normalize: bool,
+    weighted_votes: bool = True,
     scale: float = 1.0,
 ) -> Tensor:
     """``base + scale * sum_i w_i t_i`` of thinned task vectors ``t_i``, in float64, rounded once.
 
-    With ``elect``, an element's sum is taken over the parents whose ``w_i t_i`` has the sign of the whole
-    sum there (zero and rounding noise count as plus; zeros never agree); ``normalize`` divides it by the
-    sum of their weights (by 1 where that vanishes). Where all parents that take part are equal and
-    their coefficients sum to 1, the result is their value, bit for bit.
+    Parents take part in an element where their ``t_i`` is not 0 (their coefficient, without ``elect``).
+    With ``elect``, only those whose vote has the sign of the sum of votes (zero and rounding noise count
+    as plus); a vote is ``w_i t_i``, or ``t_i``. ``normalize`` divides the sum by the weights of those that
+    take part (by 1 where these cancel). Where they are equal and their coefficients sum to 1, the result
+    is their value, bit for bit.
 
     Args:
         stored: N parents, in their storage dtypes.
@@ -183,67 +185,70 @@ def elected_sum(
         thinned: what is left of each task vector.
         weights: of each parent.
         elect: whether parents vote on the sign.
-        normalize: whether to divide by the weights that agree; without ``elect``, by them all.
+        normalize: whether to divide by the weights of those that take part.
+        weighted_votes: whether weights count in the vote.
         scale: of the sum (``lambda``).
 
     Returns:
         float32 (float64 where a source is float64), shaped as the base.
     """
-    if normalize and not elect:
-        scale, normalize = scale / math.fsum(weights), False
-    factors = [part.factor * weight for part, weight in zip(thinned, weights, strict=True)]
+    count = len(stored)
+    factors = [part.factor for part in thinned]
+    gains = list(weights)
+    if weighted_votes:
+        factors, gains = [f * w for f, w in zip(factors, weights, strict=True)], [1.0] * count
     library = _library_for(*stored, base)
     if library is None:
-        return _torch_elected_sum(stored, base, thinned, factors, weights, elect, normalize, scale)
+        sums = _Sums(factors, gains, weights, elect, normalize, scale)
+        return _torch_elected_sum(stored, base, thinned, sums)
     out = torch.empty(base.shape, dtype=torch.float32)
-    count = len(stored)
     doubles, words = ctypes.c_double * count, ctypes.c_uint32 * count
     _check(
         library.merge_models_elected_sum(
             count, _addresses(stored), _codes(stored), base.data_ptr(), _TYPES[base.dtype],
             words(*[t.low for t in thinned]), words(*[t.high for t in thinned]),
-            _addresses([t.scale for t in thinned]), doubles(*factors), doubles(*weights),
+            _addresses([t.scale for t in thinned]), doubles(*factors), doubles(*gains), doubles(*weights),
             elect, normalize, scale, base.numel(), out.data_ptr(),
         )
     )  # fmt: skip
     return out
 
 
+@dataclass(frozen=True)
+class _Sums:
+    factors: Sequence[float]
+    gains: Sequence[float]
+    shares: Sequence[float]
+    elect: bool
+    normalize: bool
+    scale: float
+
+
 def _torch_elected_sum(
-    stored: Sequence[Tensor],
-    base: Tensor,
-    thinned: Sequence[Thinned],
-    factors: Sequence[float],
-    weights: Sequence[float],
-    elect: bool,
-    normalize: bool,
-    scale: float,
+    stored: Sequence[Tensor], base: Tensor, thinned: Sequence[Thinned], sums: _Sums
 ) -> Tensor:
     """The kernel's arithmetic, step by step."""
     wide = base.double()
-    values = [tensor.double() for tensor in stored]
-    scales = [_coefficients(x, base, part, f) for x, part, f in zip(stored, thinned, factors, strict=True)]
-    terms = [((x - wide) * f).where(f != 0, 0.0) for x, f in zip(values, scales, strict=True)]
-    total, size = torch.zeros_like(wide), torch.zeros_like(wide)
+    values = [x.double() for x in stored]
+    weights = [_coefficients(x, base, t, f) for x, t, f in zip(stored, thinned, sums.factors, strict=True)]
+    terms = [((x - wide) * w).where(w != 0, 0.0) for x, w in zip(values, weights, strict=True)]
+    votes, size = torch.zeros_like(wide), torch.zeros_like(wide)
     for term in terms:
-        total += term
+        votes += term
         size += term.abs()
-    sign = torch.where(total >= -(2.0**-51 * len(stored)) * size, 1.0, -1.0).double()
-    if elect:
-        total.zero_()
-    part, whole, coefficient = torch.zeros_like(wide), torch.zeros_like(wide), torch.zeros_like(wide)
+    sign = torch.where(votes >= -(2.0**-51 * len(stored)) * size, 1.0, -1.0).double()
+    total, share, whole, coefficient = (torch.zeros_like(wide) for _ in range(4))
     least, most = torch.full_like(wide, math.inf), torch.full_like(wide, -math.inf)
-    for x, f, term, weight in zip(values, scales, terms, weights, strict=True):
-        agrees = term * sign > 0 if elect else f != 0
-        if elect:
-            total += term.where(agrees, 0.0)
-        part += agrees.double() * weight
-        whole += agrees.double() * abs(weight)
-        coefficient += f.where(agrees, 0.0)
-        least = x.where(agrees & (x < least), least)
-        most = x.where(agrees & (x > most), most)
-    divisor = part.where((part.abs() > 1e-12 * whole) & normalize, 1.0)
-    quotient = torch.full_like(divisor, scale) / divisor  # a true division, unlike scale / divisor
+    for x, w, term, gain, own in zip(values, weights, terms, sums.gains, sums.shares, strict=True):
+        takes_part = (term * sign if sums.elect else w.abs()) > 0
+        total += (term * gain).where(takes_part, 0.0)
+        share += takes_part.double() * own
+        whole += takes_part.double() * abs(own)
+        coefficient += (w * gain).where(takes_part, 0.0)
+        least = x.where(takes_part & (x < least), least)
+        most = x.where(takes_part & (x > most), most)
+    divisor = share.where((share.abs() > 1e-12 * whole) & sums.normalize, 1.0)
+    quotient = torch.full_like(divisor, sums.scale) / divisor  # a true division, unlike scale / divisor
     one = ((coefficient * quotient - 1.0).abs() <= 1e-13) & (least == most)
     merged = least.where(one, wide + total * quotient)
     exact = any(t.dtype == torch.float64 for t in (*stored, base))
@@ -287,7 +292,7 @@ def draw(shape: Sequence[int], key: Sequence[int], probability: Tensor | float, 
             inverse, out.data_ptr(),
         )  # fmt: skip
         return out
-    words = _mixed(out.numel(), key).view(out.shape)
+    words = mixed_words(out.numel(), key).view(out.shape)
     if each is None:
         return out.copy_(words < limit)
     uniform = words.double().add_(2.0**31).mul_(2.0**-32)
@@ -295,7 +300,7 @@ def draw(shape: Sequence[int], key: Sequence[int], probability: Tensor | float, 
     return kept.where(uniform < each, 0.0)
 
 
-def _mixed(count: int, key: Sequence[int]) -> Tensor:
+def mixed_words(count: int, key: Sequence[int]) -> Tensor:
     """int32 ``[count]``: the kernel's bijection of 0, 1, 2, ... under a key; int32 products wrap around."""
     words = torch.arange(count, dtype=torch.int64).to(torch.int32) + _signed(key[0])
     for (shift, multiplier), add in zip(_ROUNDS, (key[1], key[2], 0, 0), strict=True):

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from merge_models.manifolds.span import Gram
 from merge_models.merge.errors import PlanError, RecipeError
+from merge_models.merge.kernels.mixing import mix, row_gram
 from merge_models.merge.strategies.parameters import parameters_of, per_model_values
 
 
@@ -277,46 +278,15 @@ class AbstractSpanStrategy(AbstractStrategy):
 
     def combine(self, block: Block, survey: Any) -> Tensor:
         """Merges with the tensor's mixture (``survey``), or with one per row."""
-        return mixed(block, survey if self.per == "tensor" else self._row_mixture(block))
+        mixture = survey if isinstance(survey, Mixture) else self._row_mixture(block)
+        return mix(block.stored, mixture.parents, block.stored_base, mixture.base)
 
     def _row_mixture(self, block: Block) -> Mixture:
-        mixture = self.mixture if block.base is None else self.mixture_with_base
+        mixture = self.mixture if block.stored_base is None else self.mixture_with_base
         if not self.needs_gram:
             return mixture(None)
-        return mixture(_row_gram(block))
-
-
-def _row_gram(block: Block) -> Gram:
-    """Gram data of each row, about the base, or about the first parent."""
-    reference = (block.parents[0] if block.base is None else block.base).double()
-    rows, columns = reference.shape
-    offsets = reference.new_empty(rows, len(block.parents), columns)
-    for number, parent in enumerate(block.parents):
-        torch.sub(parent, reference, out=offsets[:, number])
-    cross = (offsets @ reference.unsqueeze(-1)).squeeze(-1)
-    return Gram(reference.square().sum(-1), cross, offsets @ offsets.mT)
-
-
-def mixed(block: Block, mixture: Mixture) -> Tensor:
-    """The block mixed by coefficients of the tensor, of each row (``[rows, N]``) or each column (``[1, columns, N]``).
-
-    It is summed in float64 as differences from the first parent, so that equal parents come back equal.
-    """
-    first = block.parents[0].double()
-    others = list(zip(block.parents[1:], mixture.parents.unbind(-1)[1:], strict=True))
-    total = mixture.parents.sum(-1)
-    if mixture.base is not None and block.base is not None and bool(mixture.base.any()):
-        others.append((block.base, mixture.base))
-        total = total + mixture.base
-    total = torch.where((total - 1).abs() <= 1e-15 * (len(others) + 1), torch.ones_like(total), total)
-    merged = _along_rows(total) * first
-    for point, weight in others:
-        merged.addcmul_(point.double().sub_(first), _along_rows(weight))
-    return merged.to(block.parents[0].dtype)
-
-
-def _along_rows(coefficient: Tensor) -> Tensor:
-    return coefficient.unsqueeze(-1) if coefficient.ndim == 1 else coefficient
+        reference = block.stored[0] if block.stored_base is None else block.stored_base
+        return mixture(row_gram(block.stored, reference))
 
 
 def normalised(weights: tuple[float, ...], what: str = "weights") -> tuple[float, ...]:

@@ -13,6 +13,7 @@ from merge_models.merge.strategies.base import Figures
 from merge_models.merge.strategies.parameters import parameter
 from merge_models.merge.strategies.spherical import AbstractSphericalStrategy, Points
 
+
 @dataclass(frozen=True)
 class Karcher(AbstractSphericalStrategy):
     """Weighted Karcher mean of the tensors' (or rows') directions, times the weighted mean norm.

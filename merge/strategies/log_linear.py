@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from merge_models.merge.kernels.mixing import pieces, wide_dtype
 from merge_models.merge.strategies.base import AbstractStrategy, BaseModel, Block
 from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.spherical import base_under, shares_of
+from merge_models.merge.strategies.shares import base_under_origin, shares_of
 
-_TIE = 1e-12
+_ROUNDING = 1e-12
+_TINY = torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True)
@@ -41,32 +43,56 @@ class LogLinear(AbstractStrategy):
 
     @classmethod
     def base_for(cls, parameters: Mapping[str, Any]) -> BaseModel:
-        return base_under(parameters.get("origin", "zero"))
+        return base_under_origin(parameters)
 
     def validate(self, count: int) -> None:
         shares_of(self.weight)
 
     def combine(self, block: Block, survey: Any) -> Tensor:
         del survey
-        used = [(w, x) for w, x in zip(shares_of(self.weight), block.parents, strict=True) if w > 0]
-        first = used[0][1]
-        vote, total, logs, weight = (torch.zeros_like(first, dtype=torch.float64) for _ in range(4))
-        equal = torch.ones_like(first, dtype=torch.bool)
-        for share, parent in used:
-            point = parent.double() if block.base is None else parent.double() - block.base
-            vote.add_(point.sign(), alpha=share)
-            total.add_(point, alpha=share)
-            log = point.abs_() if block.base is not None else point.abs()
+        shares = shares_of(self.weight)
+        used = [(share, x) for share, x in zip(shares, block.stored, strict=True) if share > 0]
+        base = block.stored_base
+        merged = torch.empty(used[0][1].shape, dtype=wide_dtype(block.stored))
+        for place in pieces(merged):
+            points = [(share, x[place].to(merged.dtype)) for share, x in used]
+            merged[place] = self._pool(points, None if base is None else base[place].to(merged.dtype))
+        return merged
+
+    def _pool(self, points: Sequence[tuple[float, Tensor]], base: Tensor | None) -> Tensor:
+        first = points[0][1]
+        vote, logs, weight = (torch.zeros_like(first, dtype=torch.float64) for _ in range(3))
+        alive, equal = torch.ones_like(first), torch.ones_like(first, dtype=torch.bool)
+        offsets = [(share, x if base is None else x - base) for share, x in points]
+        for (share, offset), (_, x) in zip(offsets, points, strict=True):
+            sign = offset.sign()
+            vote.add_(sign, alpha=share)
+            present = sign.square_()
+            # Logarithms of zero are slow, and what they would do is done by `present`.
+            log = offset.abs().double().clamp_min_(_TINY).log_()
             if self.zeros == "skip":
-                weight.add_(log > 0, alpha=share)
-                log.masked_fill_(log == 0, 1.0)
-            logs.add_(log.log_(), alpha=share)
-            equal &= parent == first
+                weight.add_(present, alpha=share)
+                logs.add_(log.mul_(present), alpha=share)
+            else:
+                alive.mul_(present)
+                logs.add_(log, alpha=share)
+            equal &= x == first
         if self.zeros == "skip":
-            logs /= torch.where(weight > 0, weight, torch.ones_like(weight))
-        sign = torch.where(vote.abs() > _TIE, vote, total).sign_()
-        merged = logs.exp_().mul_(sign)
-        if block.base is not None:
-            merged += block.base
+            logs /= weight.clamp_min_(_TINY)
+        tied = vote.abs() <= _ROUNDING
+        if bool(tied.any()):
+            vote = torch.where(tied, _sign_of_sum(offsets), vote)
+        merged = logs.exp_().mul_(vote.sign_()).mul_(alive)
+        if base is not None:
+            merged += base
         # Logarithms round; parents that agree need none.
         return torch.where(equal, first, merged.to(first.dtype))
+
+
+def _sign_of_sum(offsets: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """The sign of ``sum_i w_i x_i``; what rounding leaves of a sum that cancels is none."""
+    total, mass = (torch.zeros_like(offsets[0][1], dtype=torch.float64) for _ in range(2))
+    for share, offset in offsets:
+        total.add_(offset, alpha=share)
+        mass.add_(offset.abs(), alpha=share)
+    return total.masked_fill_(total.abs() <= _ROUNDING * mass, 0.0).sign_()

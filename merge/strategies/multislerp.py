@@ -10,7 +10,8 @@ import torch
 from merge_models.manifolds import Gram, step_coefficients
 from merge_models.merge.strategies.base import AbstractSpanStrategy, BaseModel, Mixture
 from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.spherical import Points, about_base, closed, shares_of
+from merge_models.merge.strategies.shares import shares_of
+from merge_models.merge.strategies.spherical import Points, about_base, closed
 
 
 @dataclass(frozen=True)

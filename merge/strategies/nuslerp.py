@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from merge_models.manifolds import Gram
+from merge_models.merge.kernels.mixing import column_gram
 from merge_models.merge.strategies.base import (
     AbstractSpanStrategy,
     BaseModel,
@@ -18,10 +18,10 @@ from merge_models.merge.strategies.base import (
     Pass,
     Survey,
     TensorSpec,
-    mixed,
 )
 from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.spherical import about_base, arc_mixture, shares_of
+from merge_models.merge.strategies.shares import shares_of
+from merge_models.merge.strategies.spherical import about_base, arc_mixture
 
 
 @dataclass(frozen=True)
@@ -74,21 +74,9 @@ class NuSlerp(AbstractSpanStrategy):
         gram = Gram(reference, cross, differences)
         return self.mixture_with_base(gram) if bool(has_base) else self.mixture(gram)
 
-    def combine(self, block: Block, survey: Any) -> Tensor:
-        """Merges with the tensor's mixture, or with one per row or column."""
-        if isinstance(survey, Mixture):
-            return mixed(block, survey)
-        return mixed(block, self._row_mixture(block))
-
 
 def _column_moments(block: Block) -> Moments:
-    """Gram data of each column ``[1, columns]``, ``[1, columns, 2]``, ``[1, columns, 2, 2]``; whether about a base."""
-    points = torch.stack(block.parents, dim=-1).double()
-    reference = points[..., 0] if block.base is None else block.base.double()
-    offsets = points - reference.unsqueeze(-1)
-    return (
-        reference.square().sum(0, keepdim=True),
-        (reference.unsqueeze(-1) * offsets).sum(0, keepdim=True),
-        torch.einsum("rci,rcj->cij", offsets, offsets).unsqueeze(0),
-        torch.tensor(int(block.base is not None)),
-    )
+    """Gram data of each column, and whether they are about a base."""
+    base = block.stored_base
+    gram = column_gram(block.stored, block.stored[0] if base is None else base)
+    return gram.reference, gram.cross, gram.differences, torch.tensor(int(base is not None))

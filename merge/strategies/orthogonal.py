@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from merge_models.manifolds.procrustes import SharedProcrustes
+from merge_models.merge.kernels.task_vectors import elected_sum
 from merge_models.merge.strategies.base import (
     AbstractStrategy,
     BaseModel,
@@ -27,21 +28,27 @@ from merge_models.merge.strategies.base import (
 from merge_models.merge.strategies.parameters import parameter
 from merge_models.merge.strategies.rotation_mean import RotationMean, rotation_mean
 from merge_models.merge.strategies.rotation_side import RotationSide
+from merge_models.merge.strategies.select import EVERYTHING, Cut, largest
+from merge_models.merge.strategies.ties import count_deltas, trimmed_by
 
 _BLOCK_ELEMENTS = 1 << 21
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What a tensor's survey found.
+    """What a tensor's survey found; ``[blocks, b, b]`` matrices, None where they are zero.
 
     Attributes:
-        change: of the base: merged minus base is ``base change`` plus scaled deltas. None: no rotation.
+        turn: ``R_m - I``.
+        carries: ``R_m - R_i`` of each live parent.
         figures: for the summary.
+        cuts: what ties keeps of each live parent's residual.
     """
 
-    change: Tensor | None = None
+    turn: Tensor | None = None
+    carries: tuple[Tensor | None, ...] = ()
     figures: Figures = field(default_factory=dict)
+    cuts: tuple[Cut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,16 +127,33 @@ class Orthogonal(AbstractStrategy):
         return self._side(spec).bytes * (2 * len(self._shares()) + 12)
 
     def survey(self, spec: TensorSpec) -> Survey | None:
-        return self._rounds(spec) if len(spec.shape) == 2 and spec.count else None
+        rotates = len(spec.shape) == 2
+        return self._rounds(spec, rotates) if spec.count and (rotates or self.residual == "ties") else None
 
-    def _rounds(self, spec: TensorSpec) -> Survey:
-        side = self._side(spec)
-        moments = yield Pass(partial(self._moments, side))
-        return self._found(side, spec.rows, moments)
+    def _rounds(self, spec: TensorSpec, rotates: bool) -> Survey:
+        found = _Found()
+        if rotates:
+            moments = yield Pass(partial(self._moments, self._side(spec)))
+            found = self._found(spec.rows, moments)
+        if self.residual == "ties":
+            found = replace(found, cuts=(yield from self._cuts(spec, found)))
+        return found
+
+    def _cuts(self, spec: TensorSpec, found: _Found) -> Generator[Pass, Moments, tuple[Cut, ...]]:
+        parents = range(len(self._live()))
+        if self.density == 1.0:
+            return (EVERYTHING,) * len(parents)
+
+        def count(block: Block, *window: Any) -> Tensor:
+            return count_deltas(parents, self._carried(block, found), *window)
+
+        kept = [max(1, int(self.density * spec.count))]
+        cuts = yield from largest(len(parents), count, lambda _: [kept] * len(parents))
+        return tuple(cut for (cut,) in cuts)
 
     def combine(self, block: Block, survey: Any) -> Tensor:
         found = survey or _Found()
-        return self._sum(block, found)
+        return self._elected(block, found) if self.residual == "ties" else self._sum(block, found)
 
     def figures(self, spec: TensorSpec, survey: Any) -> Figures:
         del spec
@@ -182,7 +206,7 @@ class Orthogonal(AbstractStrategy):
             mean.add_(delta, alpha=share)
         return torch.stack([(delta * mean).sum(1, dtype=torch.float64) < 0 for delta in deltas])
 
-    def _found(self, side: RotationSide, rows: int, moments: Moments) -> _Found:
+    def _found(self, rows: int, moments: Moments) -> _Found:
         gram, shifts, energies, conflicts = moments
         if not bool(torch.isfinite(gram).all() & torch.isfinite(shifts).all()):
             return _Found()  # combining will name the model, or keep the bad values where they are
@@ -193,16 +217,21 @@ class Orthogonal(AbstractStrategy):
         figures = _figures(mean, gram, shifts, energies)
         if self.variant == "conflict":
             figures["conflict_rows"] = int(conflicts) / (len(live) * rows)
+        turn = _less_identity(mean.rotation)
+        carries = [mean.rotation - member for member in mean.members]
+        if self.residual == "ties":
+            return _Found(_or_none(turn), tuple(map(_or_none, carries)), figures)
+        # A linear residual needs one matrix: what the base keeps turns with it, parents are carried along.
         scales, rest = self._scales()
-        change = rest * _less_identity(mean.rotation)
-        for number, parent in zip(live, mean.members, strict=True):
-            change.add_(mean.rotation - parent, alpha=scales[number])
-        return _Found(change if bool(change.any()) else None, figures)
+        turn *= rest
+        for number, carry in zip(live, carries, strict=True):
+            turn.add_(carry, alpha=scales[number])
+        return _Found(_or_none(turn), (), figures)
 
     # ---- combining ----
 
     def _sum(self, block: Block, found: _Found) -> Tensor:
-        """``W_0 + W_0 change + sum_i scale_i D_i``, about a parent where the base has no share of its own."""
+        """``W_0 + W_0 turn + sum_i scale_i D_i``, about a parent where the base has no share of its own."""
         assert block.base is not None
         scales, rest = self._scales()
         anchor = block.base if rest else block.parents[self._live()[0]]
@@ -210,9 +239,47 @@ class Orthogonal(AbstractStrategy):
         for parent, scale in zip(block.parents, scales, strict=True):
             if scale and parent is not anchor:
                 merged.add_(parent.double() - anchor, alpha=scale)
-        if found.change is not None:
-            merged.add_(self._side(block.spec).times(block.base, found.change))
+        if found.turn is not None:
+            merged.add_(self._side(block.spec).times(block.base, found.turn))
         return merged.to(anchor.dtype)
+
+    def _carried(self, block: Block, found: _Found) -> Block:
+        """Live parents and base after the merged rotation: parent i, ``W_i + W_0 (R_m - R_i)``, keeps its residual.
+
+        A parent whose rotation is the merged one stays what it is, to the bit.
+        """
+        stored = tuple(block.stored[i] for i in self._live())
+        if found.turn is None and not any(carry is not None for carry in found.carries):
+            return replace(block, stored=stored)
+        assert block.base is not None
+        side, turned = self._side(block.spec), block.base.clone()
+        if found.turn is not None:
+            turned.add_(side.times(block.base, found.turn))
+        parents = tuple(block.parents[i] for i in self._live())
+        for parent, carry in zip(parents, found.carries, strict=True):
+            if carry is not None:
+                parent.add_(side.times(block.base, carry))
+        return replace(block, stored=parents, stored_base=turned)
+
+    def _elected(self, block: Block, found: _Found) -> Tensor:
+        """The rotated base plus ``lambda`` times the trimmed residuals that agree with the elected sign."""
+        carried = self._carried(block, found)
+        assert carried.stored_base is not None and isinstance(self.weight, tuple)
+        thinned = [trimmed_by(cut, carried, i, 1.0) for i, cut in enumerate(found.cuts)]
+        weights = [self.weight[i] for i in self._live()]
+        return elected_sum(
+            carried.stored,
+            carried.stored_base,
+            thinned,
+            weights,
+            elect=True,
+            normalize=True,
+            scale=self.lambda_,
+        )
+
+
+def _or_none(matrix: Tensor) -> Tensor | None:
+    return matrix if bool(matrix.any()) else None
 
 
 def _procrustes(gram: Tensor, shifts: Tensor, energies: Tensor) -> list[Tensor]:

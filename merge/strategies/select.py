@@ -61,7 +61,7 @@ class Totals:
 
     Attributes:
         elements: of all blocks.
-        positive: for each series, keys that are not zero.
+        positive: for each series, elements that are not zero (nor below 1e-40).
         blocks: how many there are.
     """
 
@@ -114,13 +114,11 @@ def _first_round(series: int, count: Counter) -> Generator[Pass, Moments, tuple[
     start = [[0]] * series
 
     def measure(block: Block) -> Moments:
-        zeros = count(block, start, 0, 1)
-        return count(block, start, 16, 1 << 15), zeros, torch.ones(1, dtype=torch.int64)
+        return count(block, start, 16, 1 << 15), torch.ones(1, dtype=torch.int64)
 
-    top, zeros, blocks = yield Pass(measure)
-    elements = int(top[0].sum()) if series else 0
-    positive = tuple(elements - int(zero) for zero in zeros[:, 0, 0])
-    return top, Totals(elements, positive, int(blocks))
+    top, blocks = yield Pass(measure)
+    elements = int(top[0].sum())
+    return top, Totals(elements, tuple((elements - top[:, 0, 0]).tolist()), int(blocks))
 
 
 def _firsts(searches: list[list[_Search]]) -> list[list[int]]:

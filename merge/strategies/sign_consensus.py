@@ -1,7 +1,8 @@
-"""Sums of thinned task vectors, with or without a vote on each element's sign: what TIES and its kin share."""
+"""Sums of thinned task vectors, with or without a vote on each element's sign: what TIES' kin share."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -51,14 +52,15 @@ class AbstractTaskVectors(AbstractStrategy):
     def summed(self, block: Block, thinned: Sequence[Thinned]) -> Tensor:
         """The merged block, given what is left of each task vector."""
         assert block.stored_base is not None
+        whole = math.fsum(self.weights) if self.normalize and not self.elects else 1.0
         return elected_sum(
             block.stored,
             block.stored_base,
             thinned,
             self.weights,
             elect=self.elects,
-            normalize=self.normalize,
-            scale=self.lambda_,
+            normalize=self.normalize and self.elects,
+            scale=self.lambda_ / whole,
         )
 
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from merge_models.manifolds import Gram, angle_between, directions, embed, slerp_coefficients
-from merge_models.merge.errors import RecipeError
 from merge_models.merge.strategies.base import AbstractSpanStrategy, BaseModel, Figures, Mixture
 from merge_models.merge.strategies.parameters import parameter
+from merge_models.merge.strategies.shares import base_under_origin, shares_of
 
 NEGLIGIBLE = 1e-6
 """A sum of unit vectors (or of points, against their mean norm) below this has no direction worth following; two
@@ -82,19 +82,6 @@ def _finite(gram: Gram) -> Gram:
     return Gram(*kept)
 
 
-def shares_of(weights: float | tuple[float, ...]) -> tuple[float, ...]:
-    """Weights divided by their sum.
-
-    Raises:
-        RecipeError: none is above zero.
-    """
-    assert isinstance(weights, tuple)
-    total = math.fsum(weights)
-    if total <= 0:
-        raise RecipeError("every weight is 0: give at least one model a weight above 0")
-    return tuple(weight / total for weight in weights)
-
-
 def closed(coefficients: Tensor, shares: Tensor) -> Tensor:
     """Coefficients ``[..., N]`` that sum to 1 but for rounding, made to do so; others as they are.
 
@@ -142,10 +129,7 @@ class AbstractSphericalStrategy(AbstractSpanStrategy):
 
     @classmethod
     def base_for(cls, parameters: Mapping[str, Any]) -> BaseModel:
-        """Needed under ``origin: base``, else no part of the merge: the recipe's base is then a parent if listed."""
-        uses = {"zero": BaseModel.UNUSED, "base": BaseModel.REQUIRED}
-        origin = parameters.get("origin", "zero")
-        return uses.get(origin, cls.base_model) if isinstance(origin, str) else cls.base_model
+        return base_under_origin(parameters)
 
     def validate(self, count: int) -> None:
         shares_of(self.weight)

@@ -1,0 +1,192 @@
+"""Several recipes in one file, of which later ones merge what earlier ones made.
+
+All are planned before the first runs: later plans read the earlier outputs' headers before these exist. A result
+that is there already is used again only where the recipe, the program and every input file are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from merge_models.merge.api import Earlier, MergeResult, Prepared, prepare, run_recipe
+from merge_models.merge.card import version
+from merge_models.merge.checkpoint.header import TensorInfo
+from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE
+from merge_models.merge.checkpoint.sidecars import WANTED
+from merge_models.merge.checkpoint.source import DiskSource, read_json
+from merge_models.merge.checkpoint.staging import MANIFEST, check_target
+from merge_models.merge.errors import CheckpointError
+from merge_models.merge.recipe import Recipe
+
+
+class PlannedModel:
+    """The output of a merge that has not run yet: everything that a plan asks of a model, but no bytes.
+
+    Args:
+        label: the recipe's name.
+        prepared: its plan.
+        target: where it will be.
+        tokenizer_folder: where its tokenizer is now.
+    """
+
+    def __init__(self, label: str, prepared: Prepared, target: Path, tokenizer_folder: Path) -> None:
+        self.label, self.path, self.folder = label, target, target
+        self.tokenizer_folder = tokenizer_folder
+        self.paths: tuple[Path, ...] = (target,)
+        self.files: tuple[Path, ...] = ()
+        self.metadata: Mapping[str, str] = {}
+        self.config: dict[str, Any] = prepared.config()
+        self.nbytes = prepared.plan.bytes_out
+        self.tensors = {
+            t.name: TensorInfo(t.name, t.dtype, t.shape, target, 0) for t in prepared.plan.tensors
+        }
+
+    def read(self, info: TensorInfo, start: int, stop: int, buffer: np.ndarray) -> np.ndarray:
+        del start, stop, buffer
+        raise CheckpointError(f"{self.label}: is planned only; its tensor '{info.name}' is not there yet")
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One recipe of several.
+
+    Attributes:
+        name: its name; the output folder's for the last.
+        target: where its result is.
+        result: what its merge did; None where an earlier result was used again.
+    """
+
+    name: str
+    target: Path
+    result: MergeResult | None
+
+
+def targets(recipes: Sequence[Recipe], out: Path, intermediate_dir: Path | None = None) -> list[Path]:
+    """Where each result goes: the last one to ``out``, the others into a folder beside it."""
+    place = intermediate_dir or out.with_name(f"{out.name}.intermediate")
+    return [*(place / str(recipe.name) for recipe in recipes[:-1]), out]
+
+
+@contextmanager
+def plan_recipes(
+    recipes: Sequence[Recipe], places: Sequence[Path], shard_size: int | str = DEFAULT_SHARD_SIZE
+) -> Iterator[list[Prepared]]:
+    """Plans every recipe, the later ones on the plans of the earlier.
+
+    Raises:
+        MergeError: one of them cannot be carried out.
+    """
+    made: list[Prepared] = []
+    known: dict[str, DiskSource] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            for recipe, target in zip(recipes, places, strict=True):
+                prepared = prepare(recipe, shard_size, known)
+                made.append(prepared)
+                folder = prepared.donor.tokenizer_folder
+                if prepared.alignment is not None:
+                    from merge_models.merge.tokenizer.build import save_tokenizer
+
+                    folder = Path(scratch) / str(len(made))
+                    save_tokenizer(prepared.alignment.tokenizer, folder)
+                if recipe.name is not None:
+                    known[recipe.name] = PlannedModel(recipe.name, prepared, target, folder)
+            yield made
+        finally:
+            for prepared in made:
+                prepared.close()
+
+
+def run_recipes(
+    recipes: Sequence[Recipe],
+    out: Path,
+    *,
+    intermediate_dir: Path | None = None,
+    overwrite: bool = False,
+    shard_size: int | str = DEFAULT_SHARD_SIZE,
+    started: Callable[[str, bool], None] | None = None,
+    **options: Any,
+) -> list[Step]:
+    """Runs recipes one after the other; a later one may name an earlier one as a model.
+
+    Args:
+        recipes: all but the last have names.
+        out: the last one's output folder.
+        intermediate_dir: where the other results go and are looked for; ``OUT.intermediate`` by default.
+        overwrite: replace a checkpoint that stands at ``out``; outdated intermediate ones are always replaced.
+        shard_size: bytes per output file at most.
+        started: called with each recipe's name and whether an earlier result serves.
+        **options: further options of :func:`run_recipe`.
+
+    Raises:
+        MergeError: anything is wrong with a recipe, the models, or the place for an output.
+    """
+    folders = targets(recipes, out, intermediate_dir)
+    with plan_recipes(recipes, folders, shard_size) as plans:
+        for number, (prepared, folder) in enumerate(zip(plans, folders, strict=True)):
+            check_target(folder, prepared.paths(), overwrite or number < len(recipes) - 1)
+    known: dict[str, Path] = {}
+    steps: list[Step] = []
+    for recipe, folder in zip(recipes, folders, strict=True):
+        name, is_last = recipe.name or folder.name, folder is folders[-1]
+        prepared = prepare(recipe, shard_size, known)
+        prepared.close()
+        digest = _digest(prepared)
+        reused = not is_last and _is_made(folder, prepared, digest)
+        if started:
+            started(name, reused)
+        result = None
+        if not reused:
+            earlier = Earlier(tuple(recipes[: len(steps)]), dict(known), digest)
+            result = run_recipe(
+                recipe,
+                folder,
+                overwrite=overwrite or not is_last,
+                shard_size=shard_size,
+                earlier=earlier,
+                **options,
+            )
+        known[name] = folder
+        steps.append(Step(name, folder, result))
+    return steps
+
+
+def _is_made(folder: Path, prepared: Prepared, digest: str) -> bool:
+    """Whether a folder holds this very merge, whole."""
+    if not folder.is_dir() or read_json(folder / MANIFEST).get("digest") != digest:
+        return False
+    files = [(folder / shard.name, shard.nbytes) for shard in prepared.layout.shards]
+    return all(file.is_file() and file.stat().st_size == size for file, size in files)
+
+
+def _digest(prepared: Prepared) -> str:
+    """Changes with the recipe, the program's version, and every file that is read.
+
+    Files count by name, size, time of change and first bytes (a weight file's header): two trainings leave files
+    of one size with one header, and only their times tell them apart without reading all of them.
+    """
+    state = hashlib.sha256()
+    state.update(json.dumps([version(), prepared.recipe.document()], sort_keys=True).encode())
+    state.update(json.dumps([[s.name, s.nbytes] for s in prepared.layout.shards]).encode())
+    for role, model in prepared.roles():
+        folders = {path if path.is_dir() else path.parent for path in (*model.paths, model.tokenizer_folder)}
+        small = [file for folder in folders for pattern in WANTED for file in folder.glob(pattern)]
+        for file in sorted({*model.files, *small}):
+            if file.name != MANIFEST and file.is_file():
+                status = file.stat()
+                state.update(f"{role} {file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+                with open(file, "rb") as stream:
+                    state.update(stream.read(1 << 16))
+    return state.hexdigest()

@@ -1,0 +1,130 @@
+"""Model breadcrumbs: drop the largest and the smallest elements of task vectors, sum what is between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+from torch import Tensor
+
+from merge_models.merge.kernels.task_vectors import Thinned, keys_of
+from merge_models.merge.strategies.base import Block, Figures, Pass, Survey, TensorSpec
+from merge_models.merge.strategies.parameters import parameter
+from merge_models.merge.strategies.select import EVERYTHING, NOTHING, Cut, Totals, largest
+from merge_models.merge.strategies.sign_consensus import AbstractTaskVectors, norms_of, ratios
+from merge_models.merge.strategies.ties import count_deltas, magnitude
+
+
+@dataclass(frozen=True)
+class Bands:
+    """What a survey found: the cuts (not too small, too large) of each parent, and its factor."""
+
+    cuts: tuple[tuple[Cut, Cut], ...]
+    factors: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class AbstractBreadcrumbs(AbstractTaskVectors):
+    """Of n elements the ``int(gamma * n)`` largest are dropped, then the smallest, until ``int(density * n)``
+    are left. Where that leaves too few, fewer of the largest are dropped. ``density: 1`` keeps everything.
+    """
+
+    density: float | tuple[float, ...] = parameter(
+        1.0, "share of the elements to keep", per_model=True, minimum=0, maximum=1
+    )
+    gamma: float | tuple[float, ...] = parameter(
+        0.01, "share of the elements to drop as outliers, the largest", per_model=True, minimum=0, maximum=1
+    )
+    rescale: str = parameter(
+        "none", "l1 gives masked task vectors their L1 norm back", choices=("none", "l1"),
+        flags=("none", "l1"),
+    )  # fmt: skip
+
+    def survey(self, spec: TensorSpec) -> Survey:
+        del spec
+        cuts = [(EVERYTHING, NOTHING)] * len(self.weights)
+        masked = [parent for parent, (density, _) in enumerate(self._shares) if density < 1]
+        if masked:
+
+            def sizes(totals: Totals) -> list[list[int]]:
+                return [_sizes(totals.elements, *self._shares[parent]) for parent in masked]
+
+            found = yield from largest(len(masked), partial(count_deltas, masked), sizes)
+            for parent, (small, large) in zip(masked, found, strict=True):
+                cuts[parent] = (small, large)
+        factors = (1.0,) * len(cuts)
+        if masked and self.rescale == "l1":
+            (norms,) = yield Pass(lambda block: norms_of(block, _masks(block, cuts)))
+            factors = ratios(norms)
+        return Bands(tuple(cuts), factors)
+
+    def combine(self, block: Block, survey: Bands) -> Tensor:
+        pairs = zip(survey.cuts, survey.factors, strict=True)
+        return self.summed(block, [_thinned(block, i, cuts, f) for i, (cuts, f) in enumerate(pairs)])
+
+    def figures(self, spec: TensorSpec, survey: Bands) -> Figures:
+        del spec
+        figures: Figures = {}
+        for parent, (small, large) in enumerate(survey.cuts):
+            if small not in (EVERYTHING, NOTHING):
+                figures[f"least of parent {parent}"] = magnitude(small.key)
+            if large not in (EVERYTHING, NOTHING):
+                figures[f"most of parent {parent}"] = magnitude(large.key)
+        return figures
+
+    @property
+    def _shares(self) -> list[tuple[float, float]]:
+        assert isinstance(self.density, tuple) and isinstance(self.gamma, tuple)
+        return list(zip(self.density, self.gamma, strict=True))
+
+
+def _sizes(elements: int, density: float, gamma: float) -> list[int]:
+    kept, outliers = int(density * elements), int(gamma * elements)
+    small = max(0, elements - kept - outliers)
+    return [elements - small, elements - small - kept]
+
+
+def _masks(block: Block, cuts: Sequence[tuple[Cut, Cut]]) -> list[Tensor]:
+    return [_mask(block, parent, pair) for parent, pair in enumerate(cuts)]
+
+
+def _mask(block: Block, parent: int, cuts: Sequence[Cut]) -> Tensor:
+    keys = keys_of(block.stored[parent], block.stored_base)
+    small, large = cuts
+    return small.chosen(keys, block.number) & ~large.chosen(keys, block.number)
+
+
+def _thinned(block: Block, parent: int, cuts: tuple[Cut, Cut], factor: float) -> Thinned:
+    if any(cut.block == block.number and cut.quota for cut in cuts):
+        return Thinned(scale=_mask(block, parent, cuts).float(), factor=factor)
+    small, large = cuts
+    return Thinned(low=small.least(block.number), high=large.least(block.number), factor=factor)
+
+
+@dataclass(frozen=True)
+class Breadcrumbs(AbstractBreadcrumbs):
+    """Drops the largest and the smallest elements of task vectors and adds their weighted sum to the base.
+
+    Kernel: band masks. Carrier: flat space about the base. Source: Davari & Belilovsky 2023, "Model
+    breadcrumbs" (2312.06795). Thresholds are each tensor's, and exact; of equal elements those that come
+    first count as larger.
+    """
+
+    name: ClassVar[str] = "breadcrumbs"
+    source: ClassVar[str] = "Davari & Belilovsky 2023, arXiv:2312.06795"
+    elects: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class BreadcrumbsTies(AbstractBreadcrumbs):
+    """Drops the largest and the smallest elements of task vectors and sums those of each elected sign.
+
+    Kernel: band masks, sign election. Carrier: flat space about the base. Source: Davari & Belilovsky 2023
+    (2312.06795) with the election of Yadav et al. 2023 (2306.01708).
+    """
+
+    name: ClassVar[str] = "breadcrumbs_ties"
+    source: ClassVar[str] = "Davari & Belilovsky 2023, arXiv:2312.06795"
+    elects: ClassVar[bool] = True

@@ -1,0 +1,58 @@
+"""Consensus: keep the elements of the merged task vector that matter to several parents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from merge_models.merge.kernels.task_vectors import Thinned, elected_sum
+from merge_models.merge.strategies.base import AbstractStrategy, BaseModel, Block
+from merge_models.merge.strategies.parameters import parameter
+
+
+@dataclass(frozen=True)
+class Consensus(AbstractStrategy):
+    """Adds the weighted sum of task vectors to the base, but only where it matters to at least ``k`` parents.
+
+    With the sum ``t``, an element matters to parent i where ``|t_i| >= mask_lambda_i |t - t_i|`` (its TALL
+    mask). Kernel: consensus mask. Carrier: flat space about the base. Source: Wang et al. 2024, "Localizing
+    task information for improved model merging and compression" (2405.07813), which chooses each
+    ``mask_lambda`` from 0.2 to 0.6 by validation, ``k: 2``, and ``lambda`` as in task arithmetic.
+    """
+
+    name: ClassVar[str] = "consensus"
+    source: ClassVar[str] = "Wang et al. 2024, arXiv:2405.07813"
+    base_model: ClassVar[BaseModel] = BaseModel.REQUIRED
+
+    weight: float | tuple[float, ...] = parameter(1.0, "scale of each task vector", per_model=True)
+    lambda_: float = parameter(1.0, "scale of their sum")
+    mask_lambda: float | tuple[float, ...] = parameter(
+        0.4, "how large a parent's own part must be against that of all others", per_model=True, minimum=0
+    )
+    k: int = parameter(2, "to how many parents an element must matter (to all, if they are fewer)", minimum=1)
+
+    def combine(self, block: Block, survey: None) -> Tensor:
+        del survey
+        assert isinstance(self.weight, tuple) and isinstance(self.mask_lambda, tuple)
+        assert block.stored_base is not None
+        deltas = [stored.double() - block.stored_base.double() for stored in block.stored]
+        whole = torch.zeros_like(deltas[0])
+        for delta, weight in zip(deltas, self.weight, strict=True):
+            whole += delta * weight
+        votes = torch.zeros(whole.shape, dtype=torch.int32)
+        for delta, weight, mask_lambda in zip(deltas, self.weight, self.mask_lambda, strict=True):
+            own = delta * weight
+            votes += own.abs() >= (whole - own).abs_() * mask_lambda
+        kept = (votes >= min(self.k, len(deltas))).float()
+        return elected_sum(
+            block.stored,
+            block.stored_base,
+            [Thinned(scale=kept)] * len(deltas),
+            self.weight,
+            elect=False,
+            normalize=False,
+            scale=self.lambda_,
+        )

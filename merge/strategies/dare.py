@@ -1,0 +1,86 @@
+"""DARE: drop elements of task vectors at random and scale up the rest; then sum them, or elect signs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from merge_models.merge.kernels.task_vectors import Thinned, draw
+from merge_models.merge.strategies.base import Block, Pass, Survey, TensorSpec
+from merge_models.merge.strategies.keyed_random import parent_keys
+from merge_models.merge.strategies.parameters import parameter
+from merge_models.merge.strategies.sign_consensus import AbstractTaskVectors, norms_of, ratios
+
+
+@dataclass(frozen=True)
+class AbstractDare(AbstractTaskVectors):
+    """Random dropping, keyed by the seed, the tensor's name, the parent's content and the place."""
+
+    density: float | tuple[float, ...] = parameter(
+        1.0, "probability of keeping an element", per_model=True, minimum=0, maximum=1
+    )
+    rescale: str = parameter(
+        "density", "how what is kept is scaled up: by 1/density (the paper's), or to the old L1 norm",
+        choices=("density", "l1", "none"), flags=("none", "density"),
+    )  # fmt: skip
+
+    def survey(self, spec: TensorSpec) -> Survey | None:
+        del spec
+        return self._norms() if self.rescale == "l1" and any(d < 1 for d in self._densities) else None
+
+    def combine(self, block: Block, survey: Sequence[float] | None) -> Tensor:
+        factors = survey or [1 / d if self.rescale == "density" and d > 0 else 1.0 for d in self._densities]
+        pairs = zip(self._masks(block), factors, strict=True)
+        return self.summed(block, [Thinned(scale=mask, factor=factor) for mask, factor in pairs])
+
+    @property
+    def _densities(self) -> tuple[float, ...]:
+        assert isinstance(self.density, tuple)
+        return self.density
+
+    def _norms(self) -> Survey:
+        (norms,) = yield Pass(lambda block: norms_of(block, self._masks(block)))
+        return ratios(norms)
+
+    def _masks(self, block: Block) -> list[Tensor | None]:
+        if all(density >= 1 for density in self._densities):
+            return [None] * len(block.stored)
+        keys = parent_keys(block, list(zip(self._densities, self.weights, strict=True)))
+        shape = block.stored[0].shape
+        return [
+            draw(shape, key, density, inverse=False) if density < 1 else None
+            for key, density in zip(keys, self._densities, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class DareLinear(AbstractDare):
+    """Drops elements of task vectors at random, scales up the rest, and adds their weighted sum to the base.
+
+    Kernel: random masks. Carrier: flat space about the base. Source: Yu et al. 2024, "Language models are
+    super Mario" (2311.03099), whose drop rate is 1 - ``density``. Kept elements are multiplied by
+    1/``density`` as in the paper (``rescale: density``, and ``true`` in recipes); mergekit, where it says
+    ``true``, restores each tensor's L1 norm (``rescale: l1``). Masks follow the seed and the parent's
+    content, not the order of models, paths or threads.
+    """
+
+    name: ClassVar[str] = "dare_linear"
+    source: ClassVar[str] = "Yu et al. 2024, arXiv:2311.03099"
+    elects: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class DareTies(AbstractDare):
+    """Drops elements of task vectors at random, scales up the rest, and sums those of each elected sign.
+
+    Kernel: random masks, sign election. Carrier: flat space about the base. Source: Yu et al. 2024
+    (2311.03099) with the election of Yadav et al. 2023 (2306.01708). As in mergekit the sum is not divided
+    by weights unless ``normalize`` says so. ``rescale`` and masks as in ``dare_linear``.
+    """
+
+    name: ClassVar[str] = "dare_ties"
+    source: ClassVar[str] = "Yu et al. 2024, arXiv:2311.03099"
+    elects: ClassVar[bool] = True

@@ -1,0 +1,120 @@
+"""DELLA: drop elements of task vectors at random, the small ones of a row more often than the large."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from merge_models.merge.errors import RecipeError
+from merge_models.merge.kernels.task_vectors import Thinned, draw, row_ranks
+from merge_models.merge.strategies.base import Block, Grain, Pass, Survey, TensorSpec
+from merge_models.merge.strategies.keyed_random import parent_keys
+from merge_models.merge.strategies.parameters import parameter
+from merge_models.merge.strategies.sign_consensus import AbstractTaskVectors, norms_of, ratios
+
+
+@dataclass(frozen=True)
+class AbstractDella(AbstractTaskVectors):
+    """Within a row, the probability of keeping rises with the rank of the element's size.
+
+    It goes linearly from ``density - epsilon`` for the smallest to ``density + epsilon`` for the largest;
+    equal elements have equal probabilities; a row of one element has ``density``.
+    """
+
+    density: float | tuple[float, ...] = parameter(
+        1.0, "mean probability of keeping an element", per_model=True, minimum=0, maximum=1
+    )
+    epsilon: float | tuple[float, ...] = parameter(
+        0.15, "the largest of a row is kept with density + epsilon, the smallest with density - epsilon",
+        per_model=True, minimum=0, below=0.5,
+    )  # fmt: skip
+    rescale: str = parameter(
+        "density", "how what is kept is scaled up: by 1/probability (the paper's), or to the old L1 norm",
+        choices=("density", "l1", "none"), flags=("none", "density"),
+    )  # fmt: skip
+
+    def validate(self, count: int) -> None:
+        AbstractTaskVectors.validate(self, count)
+        for density, epsilon in self._shares:
+            if 0 < density < 1 and not (epsilon < density and density + epsilon < 1):
+                raise RecipeError(
+                    f"density {density:g} and epsilon {epsilon:g} give probabilities from"
+                    f" {density - epsilon:g} to {density + epsilon:g}; both must be between 0 and 1"
+                )
+
+    @property
+    def grain(self) -> Grain:
+        return Grain.ROW
+
+    def survey(self, spec: TensorSpec) -> Survey | None:
+        del spec
+        return self._norms() if self.rescale == "l1" and any(d < 1 for d, _ in self._shares) else None
+
+    def combine(self, block: Block, survey: Sequence[float] | None) -> Tensor:
+        masks = self._masks(block, inverse=self.rescale == "density")
+        factors = survey or (1.0,) * len(masks)
+        pairs = zip(masks, factors, strict=True)
+        return self.summed(block, [Thinned(scale=mask, factor=factor) for mask, factor in pairs])
+
+    @property
+    def _shares(self) -> list[tuple[float, float]]:
+        assert isinstance(self.density, tuple) and isinstance(self.epsilon, tuple)
+        return list(zip(self.density, self.epsilon, strict=True))
+
+    def _norms(self) -> Survey:
+        (norms,) = yield Pass(lambda block: norms_of(block, self._masks(block, inverse=False)))
+        return ratios(norms)
+
+    def _masks(self, block: Block, inverse: bool) -> list[Tensor | None]:
+        if all(density >= 1 for density, _ in self._shares):
+            return [None] * len(block.stored)
+        own = [(*shares, weight) for shares, weight in zip(self._shares, self.weights, strict=True)]
+        masks: list[Tensor | None] = []
+        for stored, key, (density, epsilon) in zip(
+            block.stored, parent_keys(block, own), self._shares, strict=True
+        ):
+            if density >= 1:
+                masks.append(None)
+            elif density <= 0:
+                masks.append(draw(stored.shape, key, 0.0, inverse=False))
+            else:
+                assert block.stored_base is not None
+                probability = row_ranks(stored, block.stored_base)
+                probability.mul_(2 * epsilon).add_(density - epsilon)
+                masks.append(draw(stored.shape, key, probability, inverse))
+        return masks
+
+
+@dataclass(frozen=True)
+class Della(AbstractDella):
+    """Drops elements at random, those small in their row more often, and averages those of each elected sign.
+
+    Kernel: ranked random masks, sign election. Carrier: flat space about the base, row by row. Source: Deep
+    et al. 2024, "DELLA-merging" (2406.11617), whose epsilon is the whole width of the range of probabilities
+    where here, as in mergekit, it is half of it. What is kept is divided by its own probability, as in the
+    paper (``rescale: density``, and ``true`` in recipes); mergekit, where it says ``true``, restores each
+    tensor's L1 norm (``rescale: l1``). A row is all elements with one first index; mergekit ranks along
+    the second index in tensors of three and more dimensions.
+    """
+
+    name: ClassVar[str] = "della"
+    source: ClassVar[str] = "Deep et al. 2024, arXiv:2406.11617"
+    elects: ClassVar[bool] = True
+
+    normalize: bool = parameter(True, "divide the sum by the weights of the parents in it")
+
+
+@dataclass(frozen=True)
+class DellaLinear(AbstractDella):
+    """Drops elements at random, those small in their row more often, and adds the weighted sum to the base.
+
+    Kernel: ranked random masks. Carrier: flat space about the base, row by row. Source: Deep et al. 2024,
+    "DELLA-merging" (2406.11617), without the election of signs. Else as ``della``.
+    """
+
+    name: ClassVar[str] = "della_linear"
+    source: ClassVar[str] = "Deep et al. 2024, arXiv:2406.11617"
+    elects: ClassVar[bool] = False

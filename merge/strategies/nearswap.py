@@ -1,0 +1,36 @@
+"""NearSwap: move the base towards a second model, by at most t in each element."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from merge_models.merge.strategies.base import AbstractStrategy, BaseModel, Block
+from merge_models.merge.strategies.parameters import parameter
+
+
+@dataclass(frozen=True)
+class NearSwap(AbstractStrategy):
+    """Moves each element of the base towards the parent's, by at most ``t``: near ones swap, far ones stay.
+
+    That is the weight ``min(1, t / |parent - base|)`` of the method's author, in closed form. Kernel: clamp.
+    Carrier: flat space about the base. Source: alchemonaut, "QuartetAnemoi-70B". mergekit's weight takes
+    differences under 1e-6 for 1e-6, which changes anything only if ``t`` is smaller than that.
+    """
+
+    name: ClassVar[str] = "nearswap"
+    source: ClassVar[str] = "alchemonaut 2024, huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001"
+    base_model: ClassVar[BaseModel] = BaseModel.REQUIRED
+    parents: ClassVar[tuple[int, int | None]] = (1, 1)
+
+    t: float = parameter(0.0001, "the largest move of an element", minimum=0)
+
+    def combine(self, block: Block, survey: None) -> Tensor:
+        del survey
+        assert block.stored_base is not None
+        (stored,) = block.stored
+        base = block.stored_base.double()
+        return torch.clamp(stored.double(), base - self.t, base + self.t)

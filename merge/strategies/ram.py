@@ -1,0 +1,119 @@
+"""RAM: what one parent alone has changed is added, what several have changed is averaged."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from merge_models.merge.kernels.task_vectors import Thinned, elected_sum, keys_of
+from merge_models.merge.strategies.base import (
+    AbstractStrategy,
+    BaseModel,
+    Block,
+    Figures,
+    Moments,
+    Pass,
+    Survey,
+    TensorSpec,
+)
+from merge_models.merge.strategies.parameters import parameter
+
+
+@dataclass(frozen=True)
+class Ram(AbstractStrategy):
+    """Adds what one parent alone has changed, and the mean of what several have.
+
+    A parent has changed an element that differs from the base by more than ``epsilon``; what nobody has
+    changed is the base's. Kernel: disjoint mean. Carrier: flat space about the base. Source: "Reinforced
+    agent merging" (2601.13572). ``epsilon`` is in units of the weights, as mergekit's; 0 counts every
+    difference.
+    """
+
+    name: ClassVar[str] = "ram"
+    source: ClassVar[str] = "Reinforced agent merging, arXiv:2601.13572"
+    base_model: ClassVar[BaseModel] = BaseModel.REQUIRED
+
+    epsilon: float = parameter(1e-5, "difference up to which an element counts as unchanged", minimum=0)
+
+    def combine(self, block: Block, survey: None) -> Tensor:
+        del survey
+        assert block.stored_base is not None
+        thinned = [Thinned(low=_key(self.epsilon) + 1)] * len(block.stored)
+        weights = [1.0] * len(thinned)
+        return elected_sum(block.stored, block.stored_base, thinned, weights, elect=False, normalize=True)
+
+
+@dataclass(frozen=True)
+class RamPlus(AbstractStrategy):
+    """As ``ram``, with what one parent alone has changed amplified the more, the more it shares with others.
+
+    Parent i's own changes are multiplied by ``1 + r * min(shared_i / own_i, alpha)``, its counts of shared
+    and own changes. Kernel: disjoint mean. Carrier: flat space about the base. Source: "Reinforced agent
+    merging" (2601.13572). The paper counts over the whole model (``scope: model``), mergekit, and the default
+    here, over each tensor. Of a parent without changes of its own nothing is amplified.
+    """
+
+    name: ClassVar[str] = "ramplus_tl"
+    source: ClassVar[str] = "Reinforced agent merging, arXiv:2601.13572"
+    base_model: ClassVar[BaseModel] = BaseModel.REQUIRED
+
+    r: float = parameter(0.1, "strength of the amplification", minimum=0)
+    alpha: float = parameter(0.2, "largest ratio of shared to own changes that counts", minimum=0)
+    epsilon: float = parameter(1e-5, "difference up to which an element counts as unchanged", minimum=0)
+    scope: str = parameter("tensor", "what changes are counted over", choices=("tensor", "model"))
+
+    @property
+    def model_scope(self) -> bool:
+        return self.scope == "model"
+
+    def survey(self, spec: TensorSpec) -> Survey:
+        del spec
+        (counts,) = yield Pass(lambda block: _counts(block, self.epsilon))
+        shared, own = counts.tolist()
+        ratios = [s / o if o else 0.0 for s, o in zip(shared, own, strict=True)]
+        return tuple(1 + self.r * min(ratio, self.alpha) for ratio in ratios)
+
+    def combine(self, block: Block, survey: Sequence[float]) -> Tensor:
+        """Each parent takes part twice: with its own changes, amplified, and with those that it shares."""
+        assert block.stored_base is not None
+        changed, alone = _changes(block, self.epsilon)
+        own = [
+            Thinned(scale=(mask & alone).float(), factor=factor)
+            for mask, factor in zip(changed, survey, strict=True)
+        ]
+        shared = [Thinned(scale=(mask & ~alone).float()) for mask in changed]
+        weights = [1.0] * (2 * len(changed))
+        return elected_sum(
+            block.stored * 2, block.stored_base, [*own, *shared], weights, elect=False, normalize=True
+        )
+
+    def figures(self, spec: TensorSpec, survey: Sequence[float]) -> Figures:
+        del spec
+        return {f"amplification of parent {i}": factor for i, factor in enumerate(survey)}
+
+
+def _key(number: float) -> int:
+    return struct.unpack("<i", struct.pack("<f", number))[0]
+
+
+def _changes(block: Block, epsilon: float) -> tuple[list[Tensor], Tensor]:
+    """Which elements each parent has changed, and which one parent alone has."""
+    low = _key(epsilon)
+    changed = [keys_of(stored, block.stored_base) > low for stored in block.stored]
+    count = torch.zeros(changed[0].shape, dtype=torch.int32)
+    for mask in changed:
+        count += mask
+    return changed, count == 1
+
+
+def _counts(block: Block, epsilon: float) -> Moments:
+    """How many elements each parent has changed with others and alone: int64 ``[2, N]``."""
+    changed, alone = _changes(block, epsilon)
+    own = torch.stack([(mask & alone).sum() for mask in changed])
+    every = torch.stack([mask.sum() for mask in changed])
+    return (torch.stack([every - own, own]),)

@@ -1,0 +1,103 @@
+"""SCE: select where parents differ most, calculate their weights by energy, erase the minority's signs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from merge_models.merge.kernels.task_vectors import Thinned, count_keys, elected_sum, keys_of, variance
+from merge_models.merge.strategies.base import (
+    AbstractStrategy,
+    BaseModel,
+    Block,
+    Figures,
+    Moments,
+    Pass,
+    Survey,
+    TensorSpec,
+)
+from merge_models.merge.strategies.parameters import parameter
+from merge_models.merge.strategies.select import EVERYTHING, NOTHING, Cut, largest
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a survey found: the cut among variances, and each parent's share of the energy."""
+
+    cut: Cut
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Sce(AbstractStrategy):
+    """Keeps the elements on which parents differ most, weights parents by energy, and elects signs.
+
+    Of the elements on which parents differ, the ``int(select_topk * n)`` of largest variance are selected
+    (of equal ones, those that come first); parents are weighted by the energy of their task vectors there;
+    those of the minority's sign are erased, and the rest averaged. Kernel: variance mask, sign election.
+    Carrier: flat space about the base. Source: Wan et al. 2024, "FuseChat" (2408.07990). mergekit gives
+    uniform weights where the mean squares sum to less than 1e-6, as those of light fine-tunes do; here
+    energies always decide, and weights are equal only where there is no energy at all.
+    """
+
+    name: ClassVar[str] = "sce"
+    source: ClassVar[str] = "Wan et al. 2024, arXiv:2408.07990"
+    base_model: ClassVar[BaseModel] = BaseModel.REQUIRED
+
+    select_topk: float = parameter(
+        1.0, "share of the differing elements to select, those of largest variance", minimum=0, maximum=1
+    )
+    int8_mask: bool = parameter(False, "accepted for mergekit's sake; changes nothing")
+
+    def survey(self, spec: TensorSpec) -> Survey:
+        del spec
+        cut = EVERYTHING if self.select_topk > 0 else NOTHING
+        if 0 < self.select_topk < 1:
+            ((cut,),) = yield from largest(
+                1, _count_variances, lambda totals: [[int(self.select_topk * totals.positive[0])]]
+            )
+        (energies,) = yield Pass(lambda block: _energies(block, cut))
+        total = float(energies.sum())
+        count = len(energies)
+        shares = (energies / total).tolist() if total > 0 else [1 / count] * count
+        return Selection(cut, tuple(shares))
+
+    def combine(self, block: Block, survey: Selection) -> Tensor:
+        assert block.stored_base is not None
+        mask = _selected(block, survey.cut)
+        scale = None if mask is None else mask.float()
+        return elected_sum(
+            block.stored,
+            block.stored_base,
+            [Thinned(scale=scale)] * len(block.stored),
+            survey.shares,
+            elect=True,
+            normalize=True,
+            weighted_votes=False,
+        )
+
+    def figures(self, spec: TensorSpec, survey: Selection) -> Figures:
+        del spec
+        return {f"energy share of parent {i}": share for i, share in enumerate(survey.shares)}
+
+
+def _count_variances(block: Block, firsts: Sequence[Sequence[int]], shift: int, bins: int) -> Tensor:
+    return count_keys([variance(block.stored)], None, firsts, shift, bins)
+
+
+def _selected(block: Block, cut: Cut) -> Tensor | None:
+    return None if cut == EVERYTHING else cut.chosen(keys_of(variance(block.stored), None), block.number)
+
+
+def _energies(block: Block, cut: Cut) -> Moments:
+    """Sum of squares of each task vector over the selected elements, NaN and Inf left out."""
+    mask = _selected(block, cut)
+    energies = torch.zeros(len(block.stored), dtype=torch.float64)
+    for number, delta in enumerate(block.deltas()):
+        part = delta.reshape(-1) if mask is None else delta[mask]
+        energies[number] = torch.nan_to_num_(part.double(), nan=0.0, posinf=0.0, neginf=0.0).square_().sum()
+    return (energies,)

@@ -1,0 +1,111 @@
+"""TIES: trim each task vector to its largest elements, elect signs, average those that agree."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+from torch import Tensor
+
+from merge_models.merge.kernels.task_vectors import Thinned, count_keys, keys_of
+from merge_models.merge.strategies.base import Block, Figures, Pass, Survey, TensorSpec
+from merge_models.merge.strategies.parameters import parameter
+from merge_models.merge.strategies.select import EVERYTHING, NOTHING, Cut, Totals, largest
+from merge_models.merge.strategies.sign_consensus import AbstractTaskVectors, norms_of, ratios
+
+
+@dataclass(frozen=True)
+class Trims:
+    """What a survey found: each parent's cut, and the factor that gives it its norm back."""
+
+    cuts: tuple[Cut, ...]
+    factors: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Ties(AbstractTaskVectors):
+    """Trims task vectors to their largest elements, elects signs, and averages the elements that agree.
+
+    Of n elements exactly ``int(density * n)`` are kept, at least one; of equal ones, those that come first.
+    Kernel: trim and elect. Carrier: flat space about the base. Source: Yadav et al. 2023, "TIES-merging"
+    (2306.01708). The paper trims the whole task vector (``scope: model``) to the largest 20%
+    (``density: 0.2``); mergekit, and the default here, each tensor (``scope: tensor``) to ``density: 1``.
+    As in mergekit weights take part in the vote, and a sum of zero counts as positive. ``rescale: true`` of
+    mergekit recipes gives each trimmed tensor its L1 norm back (``l1``).
+    """
+
+    name: ClassVar[str] = "ties"
+    source: ClassVar[str] = "Yadav et al. 2023, arXiv:2306.01708"
+    elects: ClassVar[bool] = True
+
+    normalize: bool = parameter(True, "divide the sum by the weights of the parents in it")
+    density: float | tuple[float, ...] = parameter(
+        1.0, "share of the elements to keep, the largest", per_model=True, minimum=0, maximum=1
+    )
+    rescale: str = parameter(
+        "none", "l1 gives trimmed task vectors their L1 norm back", choices=("none", "l1"),
+        flags=("none", "l1"),
+    )  # fmt: skip
+    scope: str = parameter("tensor", "what the density is a share of", choices=("tensor", "model"))
+
+    @property
+    def model_scope(self) -> bool:
+        return self.scope == "model"
+
+    def survey(self, spec: TensorSpec) -> Survey:
+        del spec
+        assert isinstance(self.density, tuple)
+        densities = self.density
+        cuts = [EVERYTHING if density > 0 else NOTHING for density in densities]
+        trimmed = [parent for parent, density in enumerate(densities) if 0 < density < 1]
+        if trimmed:
+
+            def sizes(totals: Totals) -> list[list[int]]:
+                return [[max(1, int(densities[parent] * totals.elements))] for parent in trimmed]
+
+            found = yield from largest(len(trimmed), partial(count_deltas, trimmed), sizes)
+            for parent, (cut,) in zip(trimmed, found, strict=True):
+                cuts[parent] = cut
+        factors = (1.0,) * len(cuts)
+        if trimmed and self.rescale == "l1":
+            (norms,) = yield Pass(lambda block: norms_of(block, chosen(block, cuts)))
+            factors = ratios(norms)
+        return Trims(tuple(cuts), factors)
+
+    def combine(self, block: Block, survey: Trims) -> Tensor:
+        pairs = zip(survey.cuts, survey.factors, strict=True)
+        return self.summed(block, [trimmed_by(cut, block, i, f) for i, (cut, f) in enumerate(pairs)])
+
+    def figures(self, spec: TensorSpec, survey: Trims) -> Figures:
+        del spec
+        found = {i: cut for i, cut in enumerate(survey.cuts) if cut not in (EVERYTHING, NOTHING)}
+        return {f"threshold of parent {i}": magnitude(cut.key) for i, cut in found.items()}
+
+
+def count_deltas(
+    parents: Sequence[int], block: Block, firsts: Sequence[Sequence[int]], shift: int, bins: int
+) -> Tensor:
+    """A :data:`merge_models.merge.strategies.select.Counter` of some parents' task vectors."""
+    return count_keys([block.stored[p] for p in parents], block.stored_base, firsts, shift, bins)
+
+
+def chosen(block: Block, cuts: Sequence[Cut]) -> list[Tensor]:
+    """Masks of each parent's elements within its cut."""
+    pairs = zip(cuts, block.stored, strict=True)
+    return [cut.chosen(keys_of(stored, block.stored_base), block.number) for cut, stored in pairs]
+
+
+def trimmed_by(cut: Cut, block: Block, parent: int, factor: float) -> Thinned:
+    """A parent's task vector within a cut, in one block."""
+    if cut.block != block.number or not cut.quota:
+        return Thinned(low=cut.least(block.number), factor=factor)
+    keys = keys_of(block.stored[parent], block.stored_base)
+    return Thinned(scale=cut.chosen(keys, block.number).float(), factor=factor)
+
+
+def magnitude(key: int) -> float:
+    """The number whose key it is."""
+    return struct.unpack("<f", struct.pack("<i", key))[0]

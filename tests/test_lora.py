@@ -1,0 +1,241 @@
+"""LoRA inputs: against PEFT's own merge, by any block, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from merge_models.merge import CheckpointError, Linear, MergeResult, TaskArithmetic, merge
+from merge_models.merge.checkpoint.lora import open_model, split_adapter
+from safetensors.torch import load_file, save_file
+from tests.helpers import assert_same_bits, read_folder, tensors, write_folder
+from torch import Tensor
+
+RANK = 3
+
+
+def _llama() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                         num_attention_heads=4, attention_bias=True)  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def _gpt2() -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=16))
+
+
+CASES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "plain": (_llama, {"target_modules": ["q_proj", "down_proj"]}),
+    "rslora": (_llama, {"target_modules": ["q_proj", "up_proj"], "use_rslora": True}),
+    "patterns": (
+        _llama,
+        {
+            "target_modules": ["q_proj", "v_proj", "up_proj"],
+            "rank_pattern": {"up_proj": 5, r"layers\.0\.self_attn\.q_proj": 2},
+            "alpha_pattern": {r".*\.1\..*v_proj": 7},
+        },
+    ),
+    "embedding": (_llama, {"target_modules": ["embed_tokens", "k_proj"]}),
+    "saved modules": (_llama, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "norm"]}),
+    "biases": (_llama, {"target_modules": ["q_proj", "o_proj"], "bias": "lora_only"}),
+    "lora bias": (_llama, {"target_modules": ["q_proj", "o_proj"], "lora_bias": True}),
+    "dora": (_llama, {"target_modules": ["q_proj", "down_proj"], "use_dora": True}),
+    "conv1d": (_gpt2, {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
+    "conv1d untold": (_gpt2, {"target_modules": ["c_attn", "c_proj"]}),
+}
+
+
+def _train(model: Any, settings: dict[str, Any], place: Path, seed: int = 0) -> dict[str, Tensor]:
+    """Saves a base and an adapter with random factors; returns PEFT's merge, by name."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        model.save_pretrained(place / "base")
+        wrapped = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=5, **settings)).to(model.dtype)
+        for name, parameter in wrapped.named_parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.3)
+            if "magnitude" in name:
+                parameter.data.abs_()
+        wrapped.save_pretrained(place / "adapter")
+        merged: Any = wrapped.merge_and_unload()
+    return merged.state_dict()
+
+
+def _merged(model: str, place: Path, **options: Any) -> dict[str, Tensor]:
+    assert isinstance(merge([model], Linear(), out=place / "out", **options), MergeResult)
+    return read_folder(place / "out")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_sums_are_pefts(tmp_path: Path, case: str, dtype: torch.dtype) -> None:
+    make, settings = CASES[case]
+    expected = _train(make().to(dtype), settings, tmp_path)
+    base = read_folder(tmp_path / "base")
+    merged = _merged(f"{tmp_path}/base+{tmp_path}/adapter", tmp_path)
+    assert set(merged) == set(base)
+    changed = [name for name in base if not torch.equal(base[name], expected[name].to(dtype))]
+    assert changed
+    tolerance = 1e-13 if dtype == torch.float64 else 2e-6
+    for name, tensor in merged.items():
+        assert tensor.dtype == dtype
+        if name in changed:
+            torch.testing.assert_close(tensor, expected[name].to(dtype), rtol=tolerance, atol=tolerance)
+        else:
+            assert_same_bits(tensor, base[name], name)
+
+
+def test_an_adapted_bf16_model_is_written_as_bf16_rounded_once(tmp_path: Path) -> None:
+    _train(_llama().to(torch.bfloat16), CASES["plain"][1], tmp_path)
+    pair = f"{tmp_path}/base+{tmp_path}/adapter"
+    narrow = _merged(pair, tmp_path / "narrow")
+    wide = _merged(pair, tmp_path / "wide", dtype="float32")
+    for name, tensor in narrow.items():
+        assert_same_bits(tensor, wide[name].to(torch.bfloat16), name)
+    adapted = "model.layers.1.self_attn.q_proj.weight"
+    assert not torch.equal(wide[adapted], wide[adapted].to(torch.bfloat16).float())
+
+
+def test_task_vector_of_an_adapter_is_its_product(tmp_path: Path) -> None:
+    _train(_llama(), CASES["plain"][1], tmp_path)
+    base, pair = f"{tmp_path}/base", f"{tmp_path}/base+{tmp_path}/adapter"
+    merge([pair], TaskArithmetic(weight=0.5), base=base, out=tmp_path / "half")
+    whole, half, start = _merged(pair, tmp_path), read_folder(tmp_path / "half"), read_folder(tmp_path / "base")
+    for name in whole:
+        torch.testing.assert_close(half[name] - start[name], (whole[name] - start[name]) / 2)
+
+
+@pytest.mark.parametrize("case", ["plain", "embedding", "dora", "lora bias", "conv1d"])
+def test_any_block_reads_the_same(tmp_path: Path, case: str) -> None:
+    make, settings = CASES[case]
+    _train(make(), settings, tmp_path)
+    model = open_model(f"{tmp_path}/base+{tmp_path}/adapter")
+    generator = np.random.default_rng(0)
+    for info in model.tensors.values():
+        whole = model.read(info, 0, info.nbytes, np.empty(info.nbytes, np.uint8)).view(np.float32)
+        for _ in range(8):
+            first, last = sorted(generator.integers(0, info.count + 1, 2).tolist())
+            buffer = np.empty((last - first) * 4, np.uint8)
+            part = model.read(info, first * 4, last * 4, buffer).view(np.float32)
+            np.testing.assert_allclose(part, whole[first:last], rtol=1e-5, atol=1e-6)
+    model.close()
+
+
+def _adapter(place: Path, state: dict[str, Tensor], **settings: Any) -> str:
+    """An adapter written by hand."""
+    place.mkdir()
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, **settings}
+    (place / "adapter_config.json").write_text(json.dumps(config))
+    save_file(state, place / "adapter_model.safetensors")
+    return str(place)
+
+
+UP = "base_model.model.model.layers.0.mlp.up_proj"
+GOOD = {f"{UP}.lora_A.weight": torch.ones(2, 8), f"{UP}.lora_B.weight": torch.ones(12, 2)}
+
+
+@pytest.mark.parametrize(
+    ("state", "settings", "words"),
+    [
+        ({**GOOD, "base_model.model.model.extra.weight": torch.ones(3)}, {}, "extra.weight' fits no tensor"),
+        ({k.replace("up", "out"): v for k, v in GOOD.items()}, {}, "out_proj.lora_A.weight' fits no tensor"),
+        ({**GOOD, f"{UP}.lora_A.weight": torch.ones(2, 9)}, {}, r"makes \[12, 9\]"),
+        ({**GOOD, f"{UP}.lora_A.weight": torch.ones(3, 8)}, {}, "says rank 2"),
+        ({f"{UP}.lora_A.weight": torch.ones(2, 8)}, {}, "has no counterpart"),
+        ({**GOOD, "base_model.model.lm_head.weight": torch.ones(11, 9)}, {}, r"is \[11, 9\], not \[11, 8\]"),
+        (GOOD, {"peft_type": "LOHA"}, "is a LOHA adapter"),
+        (GOOD, {"init_lora_weights": "pissa_niter_4"}, "trained on a changed base"),
+        (GOOD, {"target_parameters": ["experts"]}, "adapts bare parameters"),
+        (GOOD, {"r": "two"}, "missing or malformed"),
+        (GOOD, {"rank_pattern": {"(": 4}}, "missing or malformed"),
+        (
+            {**GOOD, f"{UP}.lora_magnitude_vector": torch.ones(3)},
+            {"use_dora": True},
+            "DoRA of 'model.layers.0.mlp.up_proj.weight' is not supported",
+        ),
+    ],
+)
+def test_misfits_are_told_before_any_work(
+    tmp_path: Path, state: dict[str, Tensor], settings: dict[str, Any], words: str
+) -> None:
+    base = write_folder(tmp_path / "base", tensors(0))
+    adapter = _adapter(tmp_path / "adapter", state, **settings)
+    with pytest.raises(CheckpointError, match=words) as raised:
+        merge([f"{base}+{adapter}"], Linear(), out=tmp_path / "out")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_and_pickled_adapters_are_refused(tmp_path: Path) -> None:
+    base = write_folder(tmp_path / "base", tensors(0))
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        open_model(f"{base}+{tmp_path}/nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"has no adapter_config\.json"):
+        open_model(f"{base}+{tmp_path}/empty")
+    adapter = Path(_adapter(tmp_path / "adapter", GOOD))
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match="pickled weights"):
+        open_model(f"{base}+{adapter}")
+
+
+def test_a_resized_vocabulary_and_an_untied_head_reach_the_config(tmp_path: Path) -> None:
+    config = {"architectures": ["LlamaForCausalLM"], "vocab_size": 11, "tie_word_embeddings": True}
+    state = {k: v for k, v in tensors(0).items() if k != "lm_head.weight"}
+    base = write_folder(tmp_path / "base", state, config=config)
+    saved = {
+        "base_model.model.model.embed_tokens.weight": torch.ones(13, 8),
+        "base_model.model.lm_head.weight": torch.zeros(13, 8),
+    }
+    merged = _merged(f"{base}+{_adapter(tmp_path / 'adapter', saved)}", tmp_path)
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert (written["vocab_size"], written["tie_word_embeddings"]) == (13, False)
+    assert_same_bits(merged["lm_head.weight"], torch.zeros(13, 8))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("org/base+org/lora", ("org/base", "org/lora")),
+        ("org/base@main+org/lora@v1", ("org/base@main", "org/lora@v1")),
+        ("{0}/a+b", ("{0}/a+b", None)),
+        ("{0}/a+b+{0}/lora", ("{0}/a+b", "{0}/lora")),
+        ("first+{0}/lora", ("first", "{0}/lora")),
+        ("plain", ("plain", None)),
+    ],
+)
+def test_where_a_name_is_split(tmp_path: Path, name: str, expected: tuple[str, str | None]) -> None:
+    (tmp_path / "a+b").mkdir()
+    base, adapter = expected
+    wanted = (base.format(tmp_path), adapter and adapter.format(tmp_path))
+    assert split_adapter(name.format(tmp_path), {"first": tmp_path}) == wanted
+
+
+def test_a_recipe_names_adapters(tmp_path: Path) -> None:
+    expected = _train(_llama(), CASES["plain"][1], tmp_path)
+    from merge_models.merge import run_recipe
+
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text(
+        f"merge_method: linear\nmodels:\n- model: {tmp_path}/base+{tmp_path}/adapter\n"
+        f"  parameters: {{weight: 1}}\n- model: {tmp_path}/base\n  parameters: {{weight: 1}}\n"
+    )
+    run_recipe(recipe, tmp_path / "out")
+    base, merged = load_file(tmp_path / "base/model.safetensors"), read_folder(tmp_path / "out")
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, (base[name] + expected[name]) / 2)
