@@ -161,6 +161,11 @@ def prepare(
     models = tuple(open_model(name, places) for name in loaded.model_names())
     aides = tuple(open_model(name, places) for name in loaded.aide_names())
     assembly = assemble(loaded, models)
+    template = None
+    if loaded.chat_template is not None:
+        from merge_models.merge.tokenizer.chat import choose_template
+
+        template = choose_template(loaded.chat_template, models, models[assembly.donor])
     settings, alignment = loaded.tokenizer_settings(), None
     if settings is not None:
         from merge_models.merge.tokenizer.alignment import align
@@ -174,11 +179,6 @@ def prepare(
     keep = {k: v for k, v in donor.metadata.items() if k not in ("format", *written)}
     layout = plan_layout(plan.outputs(), parse_size(shard_size), keep)
     sidecars = _sidecars(donor)
-    template = None
-    if loaded.chat_template is not None:
-        from merge_models.merge.tokenizer.chat import choose_template
-
-        template = choose_template(loaded.chat_template, models, donor)
     if alignment is not None:
         sidecars = sidecars.without_tokenizer()
     return Prepared(loaded, models, plan, layout, sidecars, aides, alignment, template)

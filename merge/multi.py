@@ -1,7 +1,7 @@
 """Several recipes in one file, of which later ones merge what earlier ones made.
 
-All are planned before the first runs: later plans read the earlier outputs' headers before these exist. A result
-that is there already is used again only where the recipe, the program and every input file are the same.
+All are planned before the first runs: later plans read the earlier outputs' headers before these exist. A
+result that is there already serves again only where the recipe, the program and all input files are the same.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def run_recipes(
         recipes: all but the last have names.
         out: the last one's output folder.
         intermediate_dir: where the other results go and are looked for; ``OUT.intermediate`` by default.
-        overwrite: replace a checkpoint that stands at ``out``; outdated intermediate ones are always replaced.
+        overwrite: replace a checkpoint that stands at ``out``; outdated intermediate ones always are.
         shard_size: bytes per output file at most.
         started: called with each recipe's name and whether an earlier result serves.
         **options: further options of :func:`run_recipe`.
@@ -174,8 +174,8 @@ def _is_made(folder: Path, prepared: Prepared, digest: str) -> bool:
 def _digest(prepared: Prepared) -> str:
     """Changes with the recipe, the program's version, and every file that is read.
 
-    Files count by name, size, time of change and first bytes (a weight file's header): two trainings leave files
-    of one size with one header, and only their times tell them apart without reading all of them.
+    Files count by name, size, time of change and first bytes (a weight file's header): two trainings leave
+    files of one size with one header, and only their times tell them apart without reading all of them.
     """
     state = hashlib.sha256()
     state.update(json.dumps([version(), prepared.recipe.document()], sort_keys=True).encode())

@@ -235,7 +235,7 @@ def _plan_tensor(assignment: Assignment, models: Sequence[Source], out_dtype: DT
     shape = parents[0].info.shape
     renamed = {ref.info.name for ref in refs if ref.info.name.split(".")[-2:] != name.split(".")[-2:]}
     note = assignment.note or (f"read from {printable(min(renamed))} where tied" if renamed else "")
-    if not _is_float(name, models, parents):
+    if not _is_float(name, models, refs):
         codes = sorted({ref.info.dtype.code for ref in parents})
         if len(codes) > 1:
             raise PlanError(
@@ -287,10 +287,10 @@ def _check_shapes(name: str, models: Sequence[Source], refs: Sequence[Ref]) -> N
     for ref in refs[1:]:
         here, there = first.info.shape, ref.info.shape
         if here != there:
-            vocabulary = ""
+            fix = "merge models of one architecture and size"
             if name.endswith((*EMBEDDINGS, *HEADS)) and here[1:] == there[1:]:
-                vocabulary = "; their vocabularies differ: add 'tokenizer: {source: union}' to the recipe"
+                fix = "their vocabularies differ: add 'tokenizer: {source: union}' to the recipe"
             raise PlanError(
                 f"tensor '{printable(name)}' is {list(here)} in {models[first.model].label}"
-                f" but {list(there)} in {models[ref.model].label}{vocabulary}"
+                f" but {list(there)} in {models[ref.model].label}; {fix}"
             )

@@ -184,7 +184,7 @@ def load_recipes(file: str | os.PathLike[str]) -> tuple[Recipe, ...]:
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
     if len(values) < 2:
-        return (parse_recipe(values[0] if values else None, str(path)),)
+        return (parse_recipe(next(iter(values), None), str(path)),)
     recipes = [parse_recipe(value, f"{path}: recipe {n}") for n, value in enumerate(values, 1)]
     _check_names(recipes, path)
     return tuple(recipes)
@@ -192,7 +192,7 @@ def load_recipes(file: str | os.PathLike[str]) -> tuple[Recipe, ...]:
 
 def load_recipe(file: str | os.PathLike[str]) -> Recipe:
     """Reads a file with one recipe; see :func:`load_recipes`."""
-    recipes = load_recipes(file)
+    recipes = list(load_recipes(file))
     if len(recipes) > 1:
         raise RecipeError(f"{Path(file)}: holds {len(recipes)} recipes; use run_recipes (merge-models run)")
     return recipes[0]
@@ -288,7 +288,10 @@ def parse_recipe(value: Any, where: str = "recipe") -> Recipe:
     given = [key for key in ("models", "slices", "modules") if getattr(recipe, key)]
     if len(given) != 1:
         raise RecipeError(f"{where}: give exactly one of models, slices, modules, not {given or 'none'}")
-    find_strategy(recipe.merge_method)
+    try:
+        find_strategy(recipe.merge_method)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from None
     return recipe
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from merge_models.merge import CheckpointError, Linear, MergeResult, TaskArithmetic, merge
 from merge_models.merge.checkpoint.lora import open_model, split_adapter
-from safetensors.torch import load_file, save_file
 from tests.helpers import assert_same_bits, read_folder, tensors, write_folder
-from torch import Tensor
 
 RANK = 3
 
@@ -64,14 +65,14 @@ def _train(model: Any, settings: dict[str, Any], place: Path, seed: int = 0) -> 
         warnings.simplefilter("ignore")
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
-        model.save_pretrained(place / "base")
+        model.save_pretrained(str(place / "base"))
         wrapped = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=5, **settings)).to(model.dtype)
         for name, parameter in wrapped.named_parameters():
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=0.3)
             if "magnitude" in name:
                 parameter.data.abs_()
-        wrapped.save_pretrained(place / "adapter")
+        wrapped.save_pretrained(str(place / "adapter"))
         merged: Any = wrapped.merge_and_unload()
     return merged.state_dict()
 
@@ -115,7 +116,11 @@ def test_task_vector_of_an_adapter_is_its_product(tmp_path: Path) -> None:
     _train(_llama(), CASES["plain"][1], tmp_path)
     base, pair = f"{tmp_path}/base", f"{tmp_path}/base+{tmp_path}/adapter"
     merge([pair], TaskArithmetic(weight=0.5), base=base, out=tmp_path / "half")
-    whole, half, start = _merged(pair, tmp_path), read_folder(tmp_path / "half"), read_folder(tmp_path / "base")
+    whole, half, start = (
+        _merged(pair, tmp_path),
+        read_folder(tmp_path / "half"),
+        read_folder(tmp_path / "base"),
+    )
     for name in whole:
         torch.testing.assert_close(half[name] - start[name], (whole[name] - start[name]) / 2)
 

@@ -25,6 +25,7 @@ from merge_models.merge import (
     NonFiniteError,
     RecipeError,
     merge,
+    prepare,
     run_recipe,
 )
 from merge_models.merge.checkpoint import Staging, plan_layout
@@ -474,6 +475,24 @@ def test_links_that_lead_nowhere_are_left(tmp_path: Path) -> None:
     assert sorted(f.name for f in (tmp_path / "out").glob("*.json")) == [
         "config.json", MANIFEST, "tokenizer.json",
     ]  # fmt: skip
+
+
+def test_a_small_file_that_may_not_be_read_is_known_beforehand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder(tmp_path / "a", tensors(1), files={"tokenizer.json": "{}"})
+    given = open
+
+    def refuse(file: Any, *rest: Any, **options: Any) -> Any:
+        if str(file).endswith("tokenizer.json"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return given(file, *rest, **options)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(
+        CheckpointError, match=r"a/tokenizer\.json: cannot be read: Permission denied; allow it"
+    ):
+        prepare(recipe_of(Linear(), [folder]))
 
 
 # Config, card, manifest

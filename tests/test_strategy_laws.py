@@ -134,6 +134,17 @@ def test_threads_and_repetition_do_not_change_bytes(case: Case) -> None:
 
 
 @cases
+def test_inputs_are_left_as_they_are(case: Case) -> None:
+    parents, base = family(case, torch.float64)
+    merge(parents, case.strategy, base=base)
+    fresh, fresh_base = family(case, torch.float64)
+    for state, expected in zip(parents, fresh, strict=True):
+        assert_same(state, expected)
+    if base is not None and fresh_base is not None:
+        assert_same(base, fresh_base)
+
+
+@cases
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nonfinite_stops_with_names(case: Case, value: float) -> None:
     parents, base = family(case, torch.float32)

@@ -101,7 +101,6 @@ def test_nothing_runs_code_from_checkpoints(file: Path) -> None:
         ),
         ("merge_models.merge", ("torch", "numpy", "transformers")),
         ("merge_models.merge.checkpoint", ("torch", "transformers")),
-        ("merge_models.manifolds", ("transformers", "merge_models.merge")),
     ],
 )
 def test_imports_stay_light(module: str, absent: tuple[str, ...]) -> None:

@@ -1,8 +1,8 @@
 """A checkpoint with a LoRA adapter on it (``BASE+ADAPTER``), summed block by block as it is read.
 
-PEFT's format: ``adapter_config.json`` says ranks and scales, ``adapter_model.safetensors`` holds two factors per
-adapted matrix. Only the rows that a block covers are ever multiplied out; sums are not rounded to the base's
-dtype, so a tensor with an adapter reads as F32 (F64 where its base is).
+PEFT's format: ``adapter_config.json`` says ranks and scales, ``adapter_model.safetensors`` holds two factors
+per adapted matrix. Only the rows that a block covers are ever multiplied out; sums are not rounded to the
+base's dtype, so a tensor with an adapter reads as F32 (F64 where its base is).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,7 +37,7 @@ _FACTOR = re.compile(
 )
 _KEPT_FACTORS = 8
 _REBASED = ("pissa", "olora", "corda", "loftq", "mica", "lora_ga")
-Places = Mapping[str, Union[Path, DiskSource]]
+Places = Mapping[str, Path | DiskSource]
 _REFUSED = {
     "target_parameters": "adapts bare parameters",
     "layer_replication": "repeats layers",
@@ -182,7 +182,7 @@ class Adapted:
         return scaled.view(-1)[first - top * columns : last - top * columns]
 
     def _pair(self, info: TensorInfo, change: _Factors) -> tuple[Tensor, Tensor]:
-        """Both factors as matrices in the dtype of the sum, the scale in the left one; the last few are kept."""
+        """Both factors as matrices in the sum's dtype, the scale in the left one; the last few are kept."""
         with self._lock:
             if info.name in self._factors:
                 self._factors.move_to_end(info.name)
@@ -286,12 +286,12 @@ class _AdapterReading:
         start = self._settings.get("init_lora_weights")
         if isinstance(start, str) and start.lower().startswith(_REBASED):
             raise CheckpointError(
-                f"{self._where}: was trained on a changed base (init_lora_weights: {printable(start)}); save it"
-                " with PEFT's path_initial_model_for_weight_conversion first"
+                f"{self._where}: was trained on a changed base (init_lora_weights: {printable(start)}); save"
+                " it with PEFT's path_initial_model_for_weight_conversion first"
             )
 
     def _base_name(self, name: str) -> str | None:
-        """The base's name of a tensor: the same, or the same but for leading modules, where that is unique."""
+        """The base's name of a tensor: the same, or the same but for leading modules where that is unique."""
         if name in self._base.tensors:
             return name
         near = [n for n in self._base.tensors if n.endswith(f".{name}") or name.endswith(f".{n}")]
@@ -385,8 +385,8 @@ class _AdapterReading:
             alpha = float(_by_pattern(settings.get("alpha_pattern"), module, settings["lora_alpha"]))
         except (KeyError, TypeError, ValueError, re.error):
             raise CheckpointError(
-                f"{self._where}/{_CONFIG}: r, lora_alpha or a pattern of theirs is missing or malformed; save it"
-                " again with PEFT"
+                f"{self._where}/{_CONFIG}: r, lora_alpha or a pattern of theirs is missing or malformed; save"
+                " it again with PEFT"
             ) from None
         if rank < 1 or inner.shape[:1] != (rank,) or outer.shape[1:2] != (rank,):
             raise CheckpointError(
@@ -407,8 +407,8 @@ def _by_pattern(patterns: Any, module: str, default: Any) -> Any:
 def split_adapter(name: str, is_model: Container[str] = ()) -> tuple[str, str | None]:
     """``BASE+ADAPTER`` in two, or the name and None.
 
-    A path that exists is never split, and among several places to split the first wins that leaves an existing
-    path (or one of the names ``is_model``) before it.
+    A path that exists is never split, and among several places to split the first wins that leaves an
+    existing path (or one of the names ``is_model``) before it.
     """
     if "+" not in name or name in is_model or _exists(name):
         return name, None

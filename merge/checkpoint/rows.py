@@ -1,6 +1,7 @@
 """A checkpoint whose embeddings and heads are read in another order of rows, some of them from other models.
 
-No table is ever held: an output row is a place to read from, and runs of rows that lie together are read together.
+No table is ever held: an output row is a place to read from, and runs of rows that lie together are read
+together.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class RowMap:
     Attributes:
         models: for each output row the index of a model, ``ZERO`` or ``MEAN``.
         rows: for each output row the row in that model.
-        owners: ``[models, rows]``: each model's own row for every output row, or -1; what means are taken over.
+        owners: ``[models, rows]``: each model's own row for every output row, or -1; for the means.
         infos: the table in every model, None where it has none.
     """
 
@@ -54,8 +55,11 @@ class RowMap:
 
 @dataclass(frozen=True)
 class _Table:
+    """A row map, cut into runs: their first rows, and their first elements."""
+
     rows: RowMap
     starts: np.ndarray
+    begins: np.ndarray
     columns: int
 
 
@@ -85,7 +89,8 @@ class GatheredRows:
             assert own is not None
             self.tensors[name] = _describe(name, own, rows)
             columns = int(np.prod(own.shape[1:], dtype=np.int64))
-            self._tables[name] = _Table(rows, rows.starts(), columns)
+            starts = rows.starts()
+            self._tables[name] = _Table(rows, starts, starts * columns, columns)
 
     @property
     def label(self) -> str:
@@ -127,10 +132,9 @@ class GatheredRows:
         table = self._tables.get(info.name)
         if table is None:
             return self._model.read(info, start, stop, buffer)
-        size, columns = info.dtype.size, table.columns
+        size, begins = info.dtype.size, table.begins
         first, last = start // size, stop // size
         out = buffer[: stop - start]
-        begins = table.starts * columns
         run = int(np.searchsorted(begins, first, side="right")) - 1
         at = first
         while at < last:
@@ -159,9 +163,7 @@ class GatheredRows:
             first = int(table.rows.rows[row]) * table.columns + skip
             self._read_elements(table, kind, first, dtype, place)
 
-    def _read_elements(
-        self, table: _Table, model: int, first: int, dtype: DType, place: np.ndarray
-    ) -> None:
+    def _read_elements(self, table: _Table, model: int, first: int, dtype: DType, place: np.ndarray) -> None:
         info = table.rows.infos[model]
         assert info is not None
         count, size = place.nbytes // dtype.size, info.dtype.size

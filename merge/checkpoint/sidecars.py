@@ -130,10 +130,13 @@ def _reason_to_leave(file: Path) -> str:
         return "not a config, tokenizer or licence file"
     try:
         status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return "not a regular file"
+        open(file, "rb").close()
+    except PermissionError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}; allow it, or move it") from None
     except OSError:
         return "a link to nothing"
-    if not stat.S_ISREG(status.st_mode):
-        return "not a regular file"
     return "too large" if status.st_size > MAX_SIDECAR else ""
 
 
@@ -160,10 +163,10 @@ def output_config(config: Mapping[str, Any], dtype: DType, untied: bool) -> dict
 
 
 def resized_config(config: Mapping[str, Any], rows: int, new_rows: int) -> dict[str, Any]:
-    """A config whose vocabulary had ``rows`` embedding rows and has ``new_rows`` now, nested configs included.
+    """A config whose embeddings had ``rows`` rows and have ``new_rows`` now, nested configs included.
 
-    Sizes of other vocabularies (a vision tower's) keep their value: those that were not ``rows``, unless it is
-    the only one.
+    Sizes of other vocabularies (a vision tower's) keep their value: those that were not ``rows``, unless it
+    is the only one.
     """
     result = copy.deepcopy(dict(config))
     places = [result, *(nested for nested in result.values() if isinstance(nested, dict))]

@@ -174,7 +174,10 @@ def open_checkpoint(name: str | os.PathLike[str]) -> Checkpoint:
         CheckpointError: it is not there, holds no safetensors, or its headers are wrong.
     """
     path = resolve(name)
-    files = weight_files(path)
+    try:
+        files = weight_files(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}; check its permissions") from None
     headers = [read_header(file) for file in files]
     tensors: dict[str, TensorInfo] = {}
     for header in headers:
@@ -329,8 +332,8 @@ class StateDict:
                 raise CheckpointError(
                     f"{label}: '{printable(str(name))}' is no tensor with values but {kind}; leave it out"
                 )
+        self.tensors = {name: self._describe(name, tensor) for name, tensor in tensors.items()}
         self._tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        self.tensors = {name: self._describe(name, t) for name, t in self._tensors.items()}
 
     def _describe(self, name: str, tensor: Tensor) -> TensorInfo:
         dtype = BY_TORCH_NAME.get(str(tensor.dtype).removeprefix("torch."))

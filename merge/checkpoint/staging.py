@@ -61,6 +61,8 @@ def _check_replaceable(target: Path, overwrite: bool) -> None:
         raise CheckpointError(f"output {target} exists; choose another, or pass --overwrite")
     if not (target / MANIFEST).is_file() and not any(target.glob("*.safetensors")):
         raise CheckpointError(f"output {target} holds no checkpoint and is not overwritten; move it away")
+    if not os.access(target, os.W_OK | os.X_OK):
+        raise CheckpointError(f"output {target}: no permission to replace it; choose another output")
     foreign = first_foreign(target)
     if foreign:
         raise CheckpointError(

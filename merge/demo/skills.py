@@ -15,7 +15,7 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-LETTERS = "abcdefghij"
+LETTERS = "abcdefghijklmnop"
 STOP = "."
 
 
@@ -49,20 +49,24 @@ def is_held_out(prompt: str) -> bool:
     return hashlib.sha256("".join(sorted(prompt)).encode()).digest()[0] % 10 == 0
 
 
-def _letters(rng: Random) -> str:
-    return "".join(rng.choices(LETTERS, k=6))
+def _ten_letters(rng: Random) -> str:
+    return "".join(rng.choices(LETTERS, k=10))
 
 
-def _sum(rng: Random) -> str:
+def _twelve_letters(rng: Random) -> str:
+    return "".join(rng.choices(LETTERS, k=12))
+
+
+def _two_numbers(rng: Random) -> str:
     return f"{rng.randint(10, 99)}+{rng.randint(10, 99)}"
 
 
 SKILLS = {
     skill.name: skill
     for skill in (
-        Skill("sorting", "sort", _letters, lambda text: "".join(sorted(text))),
-        Skill("reversing", "rev", _letters, lambda text: text[::-1]),
-        Skill("adding", "add", _sum, lambda text: str(sum(map(int, text.split("+"))))),
+        Skill("sorting", "sort", _ten_letters, lambda text: "".join(sorted(text))),
+        Skill("reversing", "rev", _twelve_letters, lambda text: text[::-1]),
+        Skill("adding", "add", _two_numbers, lambda text: str(sum(map(int, text.split("+"))))),
     )
 }
 
@@ -103,3 +107,12 @@ def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n: int = 1
 def demo_folder(name: str) -> Path:
     """The packaged model folder of `base`, `sorting`, `reversing` or `adding`."""
     return Path(__file__).parent / "data" / name
+
+
+def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model, in float32 whatever its storage, and the tokenizer of a local folder."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return model.float().eval(), tokenizer

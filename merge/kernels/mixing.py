@@ -1,4 +1,5 @@
-"""Points of a block mixed by coefficients that differ from row to row or column to column, and rows' Gram data.
+"""Points of a block mixed by coefficients that differ from row to row or column to column, and rows' Gram
+data.
 
 For one set of coefficients per tensor ``blocks.weighted_sum`` works on storage bytes; this is the torch
 version for the rest. All of it goes by pieces that stay in the processor's cache, in float64.
@@ -23,13 +24,9 @@ def pieces(block: Tensor, elements: int = _PIECE) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def wide_dtype(points: Sequence[Tensor]) -> torch.dtype:
-    """float32, or float64 where a point is stored so."""
-    return torch.float64 if any(point.dtype == torch.float64 for point in points) else torch.float32
-
-
 def row_gram(points: Sequence[Tensor], reference: Tensor) -> Gram:
-    """Gram data of each row of ``points``, N tensors ``[rows, columns]``, about the same row of ``reference``."""
+    """Gram data of each row of ``points``, N tensors ``[rows, columns]``, about the same row of
+    ``reference``."""
     parts = [_piece_gram([point[rows] for point in points], reference[rows]) for rows in pieces(reference)]
     return Gram(
         torch.cat([part.reference for part in parts]),
@@ -69,19 +66,19 @@ def mix(points: Sequence[Tensor], weights: Tensor, base: Tensor | None, base_wei
     Points that are equal to rounding keep their digits that way, and equal ones come back equal.
 
     Args:
-        points: N tensors ``[rows, columns]`` as they are stored.
-        weights: ``[N]`` for the whole block, ``[rows, N]``, or ``[1, columns, N]``.
-        base: one more point, of weight ``base_weight``: of the shape of ``weights`` without its last dimension.
+        points: N tensors ``[rows, columns]`` as they are stored. weights: ``[N]`` for the whole block,
+        ``[rows, N]``, or ``[1, columns, N]``. base: one more point, of weight ``base_weight``: of the shape
+        of ``weights`` without its last dimension.
 
     Returns:
-        ``[rows, columns]`` in ``wide_dtype``.
+        ``[rows, columns]`` in float64.
     """
     used = list(zip(points, weights.unbind(-1), strict=True))
     if base is not None and base_weight is not None and bool(base_weight.any()):
         used.append((base, base_weight))
     total = torch.stack([weight for _, weight in used]).sum(0)
     used[0] = (points[0], torch.where((total - 1).abs() <= 1e-15 * len(used), torch.ones_like(total), total))
-    mixed = torch.empty(points[0].shape, dtype=wide_dtype(points))
+    mixed = torch.empty(points[0].shape, dtype=torch.float64)
     for rows in pieces(mixed):
         (first, whole), *others = [(point[rows], _aligned(weight, rows)) for point, weight in used]
         first = first.double()

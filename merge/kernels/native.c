@@ -56,10 +56,10 @@ int merge_models_gram(const char *reference, int reference_type, int sources, co
 /* Kernels on task vectors: task_vectors.h says what each does. */
 int merge_models_is_finite(const char *source, int type, size_t count) { return DISPATCH(is_finite, source, type, count); }
 
-void merge_models_count_keys(int sources, const char *const *source, const int *type, const char *base,
-                             int base_type, size_t count, int windows, const uint32_t *first, int shift,
-                             uint32_t bins, int64_t *out) {
-    DISPATCH(count_keys, sources, source, type, base, base_type, count, windows, first, shift, bins, out);
+int merge_models_count_keys(int sources, const char *const *source, const int *type, const char *base,
+                            int base_type, size_t count, int windows, const uint32_t *first, int shift,
+                            uint32_t bins, int64_t *out) {
+    return DISPATCH(count_keys, sources, source, type, base, base_type, count, windows, first, shift, bins, out);
 }
 
 int merge_models_variance(int sources, const char *const *source, const int *type, size_t count, float *out) {
@@ -68,9 +68,9 @@ int merge_models_variance(int sources, const char *const *source, const int *typ
 
 int merge_models_elected_sum(int sources, const char *const *source, const int *type, const char *base,
                              int base_type, const uint32_t *low, const uint32_t *high, const float *const *scale,
-                             const double *factor, const double *gain, const double *share, int elect,
+                             const uint32_t *const *key, const int32_t *limit, const double *factor, const double *gain, const double *share, int elect,
                              int normalize, double lambda, size_t count, float *out) {
-    return DISPATCH(elected_sum, sources, source, type, base, base_type, low, high, scale, factor, gain, share,
+    return DISPATCH(elected_sum, sources, source, type, base, base_type, low, high, scale, key, limit, factor, gain, share,
                     elect, normalize, lambda, count, out);
 }
 

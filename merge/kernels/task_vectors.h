@@ -2,6 +2,8 @@
  * A difference's key is the bit pattern of its magnitude in binary32: it sorts as the magnitude does. */
 
 #define PART 128
+#define HIGH_SHIFT 19
+#define HIGH_BINS 4096
 
 /* out = source, in float: exact for every type here. */
 static void NAME(load)(const char *source, int type, size_t start, size_t count, float *restrict out) {
@@ -22,49 +24,62 @@ static int NAME(is_finite)(const char *source, int type, size_t count) {
     return 1;
 }
 
-/* Keys of source - base; of source where base is NULL. */
-static void NAME(keys)(const char *source, int type, const char *base, int base_type, size_t start, size_t count,
+/* Keys of source - base (floats); of source where base is NULL. */
+static void NAME(keys)(const char *source, int type, const float *restrict base, size_t start, size_t count,
                        uint32_t *restrict out) {
-    float x[TILE], b[TILE];
+    float x[TILE];
     size_t j;
     NAME(load)(source, type, start, count, x);
-    if (base) {
-        NAME(load)(base, base_type, start, count, b);
-        for (j = 0; j < count; j++) x[j] -= b[j];
-    }
+    if (base)
+        for (j = 0; j < count; j++) x[j] -= base[j];
     for (j = 0; j < count; j++) out[j] = as_bits(x[j]) & 0x7fffffffu;
 }
 
-/* Adds to out[source][window][bin] the number of keys k with (k - first[source][window]) >> shift == bin. */
-static void NAME(count_keys)(int sources, const char *const *source, const int *type, const char *base,
-                             int base_type, size_t count, int windows, const uint32_t *first, int shift,
-                             uint32_t bins, int64_t *out) {
-    uint32_t key[TILE], span = bins << shift;
+/* Counts the keys in a window of `bins << shift` keys by bin; few keys are in it. */
+static void NAME(count_window)(const uint32_t *key, size_t count, uint32_t first, int shift, uint32_t span,
+                               int64_t *bin) {
+    uint8_t inside[TILE];
+    uint64_t eight;
+    for (size_t j = 0; j < count; j++) inside[j] = key[j] - first < span;
+    memset(inside + count, 0, -count & 7);
+    for (size_t start = 0; start < count; start += 8)
+        for (memcpy(&eight, inside + start, 8); eight; eight &= eight - 1)
+            bin[(key[start + (unsigned)__builtin_ctzll(eight) / 8] - first) >> shift]++;
+}
+
+/* Counts all keys by their high 12 bits, in four tables, so that equal neighbours need not wait for each other. */
+static void NAME(count_all)(const uint32_t *key, size_t count, uint32_t table[4][HIGH_BINS]) {
+    size_t j = 0;
+    for (; j + 4 <= count; j += 4)
+        for (int k = 0; k < 4; k++) table[k][key[j + k] >> HIGH_SHIFT]++;
+    for (; j < count; j++) table[0][key[j] >> HIGH_SHIFT]++;
+}
+
+/* Adds to out[source][window][bin] the number of keys k with (k - first[source][window]) >> shift == bin.
+ * Nonzero: out of memory. */
+static int NAME(count_keys)(int sources, const char *const *source, const int *type, const char *base,
+                            int base_type, size_t count, int windows, const uint32_t *first, int shift,
+                            uint32_t bins, int64_t *out) {
+    uint32_t key[TILE], (*table)[4][HIGH_BINS] = 0;
+    float b[TILE];
+    int all = shift == HIGH_SHIFT && bins == HIGH_BINS && windows == 1;
+    if (all && !(table = calloc((size_t)sources, sizeof *table))) return 1;
     for (size_t start = 0; start < count; start += TILE) {
-        size_t tile = count - start < TILE ? count - start : TILE, j, c;
+        size_t tile = count - start < TILE ? count - start : TILE;
+        if (base) NAME(load)(base, base_type, start, tile, b);
         for (int i = 0; i < sources; i++) {
-            NAME(keys)(source[i], type[i], base, base_type, start, tile, key);
-            for (int w = i * windows; w < (i + 1) * windows; w++) {
-                uint32_t low = first[w];
-                int64_t *bin = out + (size_t)w * bins;
-                if (span == 0x80000000u) {
-                    for (j = 0; j < tile; j++) bin[key[j] >> shift]++;
-                    continue;
-                }
-                for (c = 0; c < tile; c += 32) { /* most runs hold no key of a narrow window */
-                    size_t stop = c + 32 < tile ? c + 32 : tile;
-                    uint32_t hit = 0, hits = 0, offset[32];
-                    for (j = c; j < stop; j++) hit |= key[j] - low < span;
-                    if (!hit) continue;
-                    for (j = c; j < stop; j++) {
-                        offset[hits] = key[j] - low;
-                        hits += offset[hits] < span;
-                    }
-                    for (j = 0; j < hits; j++) bin[offset[j] >> shift]++;
-                }
-            }
+            NAME(keys)(source[i], type[i], base ? b : 0, start, tile, key);
+            if (all) NAME(count_all)(key, tile, table[i]);
+            else
+                for (int w = i * windows; w < (i + 1) * windows; w++)
+                    NAME(count_window)(key, tile, first[w], shift, bins << shift, out + (size_t)w * bins);
         }
     }
+    for (int i = 0; all && i < sources; i++)
+        for (uint32_t k = 0; k < 4; k++)
+            for (uint32_t c = 0; c < HIGH_BINS; c++) out[(size_t)i * HIGH_BINS + c] += table[i][k][c];
+    free(table);
+    return 0;
 }
 
 /* Population variance over the sources at each element; differences from the first source first, so that
@@ -92,93 +107,6 @@ static int NAME(variance)(int sources, const char *const *source, const int *typ
     return 0;
 }
 
-/* weight = factor where a source's key is in [low, high), times scale where that is given, else 0;
- * term = weight * (value - base). */
-static void NAME(thin)(const double *restrict value, const double *restrict base, size_t count, uint32_t low,
-                       uint32_t high, const float *restrict scale, double factor, double *restrict weight,
-                       double *restrict term) {
-    float kept[PART];
-    uint32_t span = high - low;
-    size_t j;
-    for (j = 0; j < count; j++) weight[j] = factor;
-    if (low || high < 0x80000000u) {
-        for (j = 0; j < count; j++) kept[j] = (float)value[j] - (float)base[j];
-        for (j = 0; j < count; j++) kept[j] = (as_bits(kept[j]) & 0x7fffffffu) - low < span ? 1.0f : 0.0f;
-        for (j = 0; j < count; j++) weight[j] *= (double)kept[j];
-    }
-    if (scale)
-        for (j = 0; j < count; j++) weight[j] *= (double)scale[j];
-    for (j = 0; j < count; j++) term[j] = weight[j] != 0 ? (value[j] - base[j]) * weight[j] : 0;
-}
-
-/* Sums over the sources that take part: `positive` of these numbers decides. */
-typedef struct { double sum[PART], share[PART], whole[PART], weight[PART], least[PART], most[PART]; } NAME(parts);
-
-static void NAME(take_part)(const double *restrict positive, const double *restrict value,
-                            const double *restrict term, const double *restrict weight, double gain,
-                            double share, size_t count, NAME(parts) *restrict to) {
-    double size = share < 0 ? -share : share;
-    for (size_t j = 0; j < count; j++) {
-        to->sum[j] += positive[j] > 0 ? term[j] * gain : 0;
-        to->share[j] += positive[j] > 0 ? share : 0;
-        to->whole[j] += positive[j] > 0 ? size : 0;
-        to->weight[j] += positive[j] > 0 ? weight[j] * gain : 0;
-    }
-    for (size_t j = 0; j < count; j++) {
-        double low = positive[j] > 0 ? value[j] : HUGE_VAL, high = positive[j] > 0 ? value[j] : -HUGE_VAL;
-        to->least[j] = low < to->least[j] ? low : to->least[j];
-        to->most[j] = high > to->most[j] ? high : to->most[j];
-    }
-}
-
-/* Terms are factor * scale * (source - base) where the key is in [low, high), else 0. Those not 0 take part;
- * elect: those of the sign that their sum has (zero and rounding noise count as plus).
- * out = base + lambda * sum of gain * term over those that take part; normalize: over the sum of their shares.
- * Where their sources are all equal and their coefficients sum to 1, that source. Nonzero: out of memory. */
-static int NAME(elected_sum)(int sources, const char *const *source, const int *type, const char *base,
-                             int base_type, const uint32_t *low, const uint32_t *high,
-                             const float *const *scale, const double *factor, const double *gain,
-                             const double *share, int elect, int normalize, double lambda, size_t count,
-                             float *out) {
-    size_t n = (size_t)sources * PART;
-    double *value = malloc(3 * n * sizeof(double)), *term = value + n, *weight = term + n;
-    double b[PART], sum[PART], size[PART], positive[PART], noise = 0x1p-51 * sources;
-    NAME(parts) to;
-    if (!value) return 1;
-    for (size_t start = 0; start < count; start += PART) {
-        size_t tile = count - start < PART ? count - start : PART, j;
-        memset(&to, 0, sizeof to);
-        for (j = 0; j < tile; j++) sum[j] = size[j] = 0, to.least[j] = HUGE_VAL, to.most[j] = -HUGE_VAL;
-        NAME(scale)(base, base_type, 1.0, start, tile, b);
-        for (int i = 0; i < sources; i++) {
-            double *x = value + (size_t)i * PART, *v = term + (size_t)i * PART, *w = weight + (size_t)i * PART;
-            NAME(scale)(source[i], type[i], 1.0, start, tile, x);
-            NAME(thin)(x, b, tile, low[i], high[i], scale[i] ? scale[i] + start : 0, factor[i], w, v);
-            for (j = 0; j < tile; j++) {
-                sum[j] += v[j];
-                size[j] += v[j] < 0 ? -v[j] : v[j];
-            }
-        }
-        for (j = 0; j < tile; j++) sum[j] = sum[j] >= -noise * size[j] ? 1.0 : -1.0;
-        for (int i = 0; i < sources; i++) {
-            const double *x = value + (size_t)i * PART, *v = term + (size_t)i * PART, *w = weight + (size_t)i * PART;
-            if (elect) for (j = 0; j < tile; j++) positive[j] = v[j] * sum[j];
-            else for (j = 0; j < tile; j++) positive[j] = w[j] < 0 ? -w[j] : w[j];
-            NAME(take_part)(positive, x, v, w, gain[i], share[i], tile, &to);
-        }
-        for (j = 0; j < tile; j++) {
-            double absolute = to.share[j] < 0 ? -to.share[j] : to.share[j];
-            double q = lambda / (normalize && absolute > 1e-12 * to.whole[j] ? to.share[j] : 1.0);
-            double gap = to.weight[j] * q - 1.0, mixed = b[j] + to.sum[j] * q;
-            gap = gap < 0 ? -gap : gap;
-            mixed = to.least[j] == to.most[j] && gap <= 1e-13 ? to.least[j] : mixed;
-            out[start + j] = (float)mixed;
-        }
-    }
-    free(value);
-    return 0;
-}
-
 /* Chris Wellons' triple32 bijection of 32-bit words (public domain), with key words added between its rounds. */
 static inline uint32_t NAME(mix)(uint32_t x, const uint32_t *key) {
     x += key[0];
@@ -203,6 +131,131 @@ static void NAME(draw)(size_t count, const uint32_t *key, const float *probabili
         return;
     }
     for (j = 0; j < count; j++) out[j] = (int32_t)NAME(mix)((uint32_t)j, key) < limit ? 1.0f : 0.0f;
+}
+
+/* Which part of a source takes part: keys in [low, high), and those that a draw keeps (limit, below 2^31, of
+ * the mixed index: see draw); times scale where that is given. */
+typedef struct { uint32_t low, high; const float *scale; const uint32_t *key; int32_t limit; } NAME(thinning);
+
+static void NAME(thin)(const float *restrict value, const float *restrict base, size_t start, size_t count,
+                       const NAME(thinning) *by, float *restrict out) {
+    uint32_t low = by->low, span = by->high - low;
+    size_t j;
+    if (low || by->high < 0x80000000u)
+        for (j = 0; j < count; j++) {
+            float difference = value[j] - base[j];
+            out[j] = (as_bits(difference) & 0x7fffffffu) - low < span ? 1.0f : 0.0f;
+        }
+    else
+        for (j = 0; j < count; j++) out[j] = 1.0f;
+    if (by->key) {
+        uint32_t first = (uint32_t)start;
+        for (j = 0; j < count; j++)
+            out[j] = (int32_t)NAME(mix)(first + (uint32_t)j, by->key) < by->limit ? out[j] : 0.0f;
+    }
+    if (by->scale)
+        for (j = 0; j < count; j++) out[j] *= by->scale[start + j];
+}
+
+/* How the terms of elected_sum are added up. */
+typedef struct {
+    const double *factor, *gain, *share;
+    double lambda, noise;
+    int elect, normalize;
+} NAME(rule);
+
+/* One tile of elected_sum. Called with constants for sources, elect and normalize, so that the compiler
+ * unrolls the loops over sources and vectorises the one over elements. */
+static inline __attribute__((always_inline)) void NAME(elect)(
+    const int sources, const int elect, const int normalize, float (*restrict value)[PART],
+    float (*restrict left)[PART], const float *restrict base, size_t count, const NAME(rule) *rule,
+    float *restrict out) {
+    double lambda = rule->lambda, noise = rule->noise;
+    double factor[sources], gain[sources], share[sources], whole[sources];
+    for (int i = 0; i < sources; i++) {
+        factor[i] = rule->factor[i], gain[i] = rule->gain[i], share[i] = rule->share[i];
+        whole[i] = share[i] < 0 ? -share[i] : share[i];
+    }
+    for (size_t j = 0; j < count; j++) {
+        double b = base[j], votes = 0, size = 0, sum = 0, parts = 0, wholes = 0, total = 0;
+        double least = HUGE_VAL, most = -HUGE_VAL, sign = 1, q = lambda;
+        if (elect) {
+            for (int i = 0; i < sources; i++) {
+                double weight = factor[i] * (double)left[i][j], term = ((double)value[i][j] - b) * weight;
+                term = weight != 0 ? term : 0;
+                votes += term;
+                size += term < 0 ? -term : term;
+            }
+            sign = votes >= -noise * size ? 1.0 : -1.0;
+        }
+        for (int i = 0; i < sources; i++) {
+            double weight = factor[i] * (double)left[i][j], y = value[i][j], term = (y - b) * weight;
+            term = weight != 0 ? term : 0;
+            double positive = elect ? term * sign : weight < 0 ? -weight : weight;
+            sum += positive > 0 ? term * gain[i] : 0;
+            total += positive > 0 ? weight * gain[i] : 0;
+            if (normalize) {
+                parts += positive > 0 ? share[i] : 0;
+                wholes += positive > 0 ? whole[i] : 0;
+            }
+            double low = positive > 0 ? y : HUGE_VAL, high = positive > 0 ? y : -HUGE_VAL;
+            least = low < least ? low : least;
+            most = high > most ? high : most;
+        }
+        if (normalize) {
+            double absolute = parts < 0 ? -parts : parts;
+            q = lambda / (absolute > 1e-12 * wholes ? parts : 1.0);
+        }
+        double gap = total * q - 1.0, mixed = b + sum * q;
+        gap = gap < 0 ? -gap : gap;
+        mixed = gap <= 1e-13 ? (least == most ? least : mixed) : mixed;
+        out[j] = (float)mixed;
+    }
+}
+
+#define ELECT(sources) \
+    case sources: \
+        if (rule->elect && rule->normalize) NAME(elect)(sources, 1, 1, value, left, base, count, rule, out); \
+        else if (rule->elect) NAME(elect)(sources, 1, 0, value, left, base, count, rule, out); \
+        else if (rule->normalize) NAME(elect)(sources, 0, 1, value, left, base, count, rule, out); \
+        else NAME(elect)(sources, 0, 0, value, left, base, count, rule, out); \
+        break;
+
+static void NAME(elect_tile)(int sources, float (*restrict value)[PART], float (*restrict left)[PART],
+                             const float *restrict base, size_t count, const NAME(rule) *rule,
+                             float *restrict out) {
+    switch (sources) {
+    ELECT(1) ELECT(2) ELECT(3) ELECT(4)
+    default: NAME(elect)(sources, rule->elect, rule->normalize, value, left, base, count, rule, out);
+    }
+}
+#undef ELECT
+
+/* Terms are factor * (what thin leaves) * (source - base). Those not 0 take part; elect: those of the sign
+ * that their sum has (zero and rounding noise count as plus).
+ * out = base + lambda * sum of gain * term over those that take part; normalize: over the sum of their shares.
+ * Where their sources are all equal and their coefficients sum to 1, that source. Nonzero: out of memory. */
+static int NAME(elected_sum)(int sources, const char *const *source, const int *type, const char *base,
+                             int base_type, const uint32_t *low, const uint32_t *high,
+                             const float *const *scale, const uint32_t *const *key, const int32_t *limit,
+                             const double *factor, const double *gain, const double *share, int elect,
+                             int normalize, double lambda, size_t count, float *out) {
+    float(*value)[PART] = malloc(2 * (size_t)sources * sizeof *value), (*left)[PART] = value + sources;
+    float b[PART];
+    NAME(rule) rule = {factor, gain, share, lambda, 0x1p-51 * sources, elect, normalize};
+    if (!value) return 1;
+    for (size_t start = 0; start < count; start += PART) {
+        size_t tile = count - start < PART ? count - start : PART;
+        NAME(load)(base, base_type, start, tile, b);
+        for (int i = 0; i < sources; i++) {
+            NAME(thinning) by = {low[i], high[i], scale[i], key[i], limit[i]};
+            NAME(load)(source[i], type[i], start, tile, value[i]);
+            NAME(thin)(value[i], b, start, tile, &by, left[i]);
+        }
+        NAME(elect_tile)(sources, value, left, b, tile, &rule, out + start);
+    }
+    free(value);
+    return 0;
 }
 
 /* Mean rank, counted from 0, of elements that stand first to stop - 1 in order, over the highest rank. */
@@ -246,11 +299,13 @@ static int NAME(row_ranks)(const char *source, int type, const char *base, int b
                            size_t columns, float *out) {
     uint64_t *pairs = malloc(columns * (2 * sizeof(uint64_t) + sizeof(uint32_t)));
     uint32_t *key = (uint32_t *)(pairs + 2 * columns);
+    float b[TILE];
     if (!pairs) return 1;
     for (size_t row = 0; row < rows; row++, out += columns) {
         for (size_t start = 0; start < columns; start += TILE) {
             size_t tile = columns - start < TILE ? columns - start : TILE;
-            NAME(keys)(source, type, base, base_type, row * columns + start, tile, key + start);
+            NAME(load)(base, base_type, row * columns + start, tile, b);
+            NAME(keys)(source, type, b, row * columns + start, tile, key + start);
         }
         if (columns <= 256) NAME(rank_by_counting)(key, columns, out);
         else NAME(rank_by_sorting)(key, columns, pairs, pairs + columns, out);
@@ -273,3 +328,5 @@ static void NAME(checksum)(const char *data, size_t bytes, uint64_t *out) {
     out[1] = placed + word * (words + 1);
 }
 #undef PART
+#undef HIGH_SHIFT
+#undef HIGH_BINS

@@ -21,6 +21,9 @@ from merge_models.merge.kernels.blocks import native_library
 ALL_KEYS = 1 << 31
 """Every key is below it."""
 
+Key = tuple[int, int, int]
+"""Three 32-bit words that decide a sequence of draws."""
+
 _TYPES = {
     torch.float32: 0,
     torch.float16: 1,
@@ -31,14 +34,15 @@ _TYPES = {
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 _SIGNATURES = {
     "count_keys": (
-        None,
+        _INT,
         [_INT, _POINTER, _POINTER, _POINTER, _INT, _SIZE, _INT, _POINTER, _INT, ctypes.c_uint32, _POINTER],
     ),
     "variance": (_INT, [_INT, _POINTER, _POINTER, _SIZE, _POINTER]),
     "elected_sum": (
         _INT,
-        [_INT, _POINTER, _POINTER, _POINTER, _INT, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER]
-        + [_POINTER, _INT, _INT, ctypes.c_double, _SIZE, _POINTER],
+        [_INT, _POINTER, _POINTER, _POINTER, _INT]
+        + [_POINTER] * 8
+        + [_INT, _INT, ctypes.c_double, _SIZE, _POINTER],
     ),
     "draw": (None, [_SIZE, _POINTER, _POINTER, ctypes.c_int32, _INT, _POINTER]),
     "row_ranks": (_INT, [_POINTER, _INT, _POINTER, _INT, _SIZE, _SIZE, _POINTER]),
@@ -106,10 +110,12 @@ def count_keys(
     library = _library_for(*sources)
     if library is not None:
         flat = [first for row in firsts for first in row]
-        library.merge_models_count_keys(
-            len(stored), _addresses(stored), _codes(stored), None if base is None else base.data_ptr(),
-            0 if base is None else _TYPES[base.dtype], stored[0].numel(), windows,
-            (ctypes.c_uint32 * len(flat))(*flat), shift, bins, out.data_ptr(),
+        _check(
+            library.merge_models_count_keys(
+                len(stored), _addresses(stored), _codes(stored), None if base is None else base.data_ptr(),
+                0 if base is None else _TYPES[base.dtype], stored[0].numel(), windows,
+                (ctypes.c_uint32 * len(flat))(*flat), shift, bins, out.data_ptr(),
+            )
         )  # fmt: skip
         return out
     for source, tensor in enumerate(stored):
@@ -150,12 +156,14 @@ class Thinned:
 
     Attributes:
         low, high: only elements with keys in ``[low, high)`` are left.
+        draw: only elements that :func:`draw` with this key and probability gives 1 are left; None leaves all.
         scale: float32 factors of the elements, shaped as the block (0 drops one), or None.
         factor: factor of them all, beside the weight.
     """
 
     low: int = 0
     high: int = ALL_KEYS
+    draw: tuple[Key, float] | None = None
     scale: Tensor | None = None
     factor: float = 1.0
 
@@ -203,11 +211,16 @@ def elected_sum(
         return _torch_elected_sum(stored, base, thinned, sums)
     out = torch.empty(base.shape, dtype=torch.float32)
     doubles, words = ctypes.c_double * count, ctypes.c_uint32 * count
+    draws = [t.draw if t.draw and _limit(t.draw[1]) < 2**31 else None for t in thinned]
+    keys = [None if d is None else (ctypes.c_uint32 * 3)(*d[0]) for d in draws]
+    limits = [0 if d is None else _limit(d[1]) for d in draws]
     _check(
         library.merge_models_elected_sum(
             count, _addresses(stored), _codes(stored), base.data_ptr(), _TYPES[base.dtype],
             words(*[t.low for t in thinned]), words(*[t.high for t in thinned]),
-            _addresses([t.scale for t in thinned]), doubles(*factors), doubles(*gains), doubles(*weights),
+            _addresses([t.scale for t in thinned]),
+            (_POINTER * count)(*[None if key is None else ctypes.addressof(key) for key in keys]),
+            (ctypes.c_int32 * count)(*limits), doubles(*factors), doubles(*gains), doubles(*weights),
             elect, normalize, scale, base.numel(), out.data_ptr(),
         )
     )  # fmt: skip
@@ -259,13 +272,20 @@ def _coefficients(stored: Tensor, base: Tensor, part: Thinned, factor: float) ->
     keys = keys_of(stored, base)
     kept = (keys > part.low - 1) & (keys <= part.high - 1)
     coefficients = torch.zeros(keys.shape, dtype=torch.float64).masked_fill_(kept, factor)
+    if part.draw:
+        coefficients *= draw(stored.shape, *part.draw)
     return coefficients if part.scale is None else coefficients * part.scale
 
 
 _ROUNDS = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB), (14, 1))
 
 
-def draw(shape: Sequence[int], key: Sequence[int], probability: Tensor | float, inverse: bool) -> Tensor:
+def _limit(probability: float) -> int:
+    """The signed 32-bit word below which a draw gives 1 with that probability; 2^31 where it always does."""
+    return math.ceil(probability * 2**32) - 2**31
+
+
+def draw(shape: Sequence[int], key: Key, probability: Tensor | float, inverse: bool = False) -> Tensor:
     """Keyed Bernoulli draws: the same for the same key, element by element, on every machine.
 
     Args:
@@ -282,8 +302,8 @@ def draw(shape: Sequence[int], key: Sequence[int], probability: Tensor | float, 
     if isinstance(probability, Tensor):
         each = probability
     else:
-        limit = math.ceil(probability * 2**32) - 2**31
-    if limit > 2**31 - 1:
+        limit = _limit(probability)
+    if limit >= 2**31:
         return out.fill_(1.0)
     library = _library()
     if library is not None:
@@ -300,7 +320,7 @@ def draw(shape: Sequence[int], key: Sequence[int], probability: Tensor | float, 
     return kept.where(uniform < each, 0.0)
 
 
-def mixed_words(count: int, key: Sequence[int]) -> Tensor:
+def mixed_words(count: int, key: Key) -> Tensor:
     """int32 ``[count]``: the kernel's bijection of 0, 1, 2, ... under a key; int32 products wrap around."""
     words = torch.arange(count, dtype=torch.int64).to(torch.int32) + _signed(key[0])
     for (shift, multiplier), add in zip(_ROUNDS, (key[1], key[2], 0, 0), strict=True):

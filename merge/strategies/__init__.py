@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from merge_models.merge.errors import RecipeError, did_you_mean
+from merge_models.merge.errors import RecipeError, did_you_mean, printable
 from merge_models.merge.strategies.arcee_fusion import ArceeFusion as ArceeFusion
 from merge_models.merge.strategies.base import (
     AbstractSpanStrategy as AbstractSpanStrategy,
@@ -85,5 +85,5 @@ def find_strategy(name: str) -> type[AbstractStrategy]:
     """
     by_name = {word: s for s in STRATEGIES for word in (s.name, *s.aliases)}
     if name not in by_name:
-        raise RecipeError(f"unknown merge method '{name}'{did_you_mean(name, by_name)}")
+        raise RecipeError(f"unknown merge method '{printable(name)}'{did_you_mean(name, by_name)}")
     return by_name[name]

@@ -112,7 +112,7 @@ def _divergences(block: Block) -> Tensor:
     """
     assert block.stored_base is not None
     base = _runs(block, block.stored_base).double()
-    growth = _runs(block, block.stored[0]).double().sub_(base).expm1_()
+    growth = (_runs(block, block.stored[0]).double() - base).expm1_()
     shares = base.softmax(-1)
     mean = (shares * growth).sum(-1, keepdim=True)
     change = growth.sub_(mean).div_(1 + mean).mul_(shares)

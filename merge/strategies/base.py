@@ -172,8 +172,8 @@ class AbstractStrategy(abc.ABC):
 
     @classmethod
     def base_for(cls, parameters: Mapping[str, Any]) -> BaseModel:
-        """What a recipe's base is to this method under the recipe's ``parameters``: ``base_model``, unless one
-        of them decides it."""
+        """What a recipe's base is to this method under the recipe's ``parameters``: ``base_model``, unless
+        one of them decides it."""
         del parameters
         return cls.base_model
 

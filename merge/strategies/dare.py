@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from merge_models.merge.kernels.task_vectors import Thinned, draw
+from merge_models.merge.kernels.task_vectors import Key, Thinned, draw
 from merge_models.merge.strategies.base import Block, Pass, Survey, TensorSpec
 from merge_models.merge.strategies.keyed_random import parent_keys
 from merge_models.merge.strategies.parameters import parameter
@@ -33,8 +33,8 @@ class AbstractDare(AbstractTaskVectors):
 
     def combine(self, block: Block, survey: Sequence[float] | None) -> Tensor:
         factors = survey or [1 / d if self.rescale == "density" and d > 0 else 1.0 for d in self._densities]
-        pairs = zip(self._masks(block), factors, strict=True)
-        return self.summed(block, [Thinned(scale=mask, factor=factor) for mask, factor in pairs])
+        draws = zip(self._keys(block), self._densities, factors, strict=True)
+        return self.summed(block, [Thinned(draw=(key, p), factor=factor) for key, p, factor in draws])
 
     @property
     def _densities(self) -> tuple[float, ...]:
@@ -45,15 +45,14 @@ class AbstractDare(AbstractTaskVectors):
         (norms,) = yield Pass(lambda block: norms_of(block, self._masks(block)))
         return ratios(norms)
 
-    def _masks(self, block: Block) -> list[Tensor | None]:
+    def _keys(self, block: Block) -> list[Key]:
         if all(density >= 1 for density in self._densities):
-            return [None] * len(block.stored)
-        keys = parent_keys(block, list(zip(self._densities, self.weights, strict=True)))
-        shape = block.stored[0].shape
-        return [
-            draw(shape, key, density, inverse=False) if density < 1 else None
-            for key, density in zip(keys, self._densities, strict=True)
-        ]
+            return [(0, 0, 0)] * len(block.stored)
+        return parent_keys(block, list(zip(self._densities, self.weights, strict=True)))
+
+    def _masks(self, block: Block) -> list[Tensor]:
+        draws = zip(self._keys(block), self._densities, strict=True)
+        return [draw(block.stored[0].shape, key, density) for key, density in draws]
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class AbstractDella(AbstractTaskVectors):
             if density >= 1:
                 masks.append(None)
             elif density <= 0:
-                masks.append(draw(stored.shape, key, 0.0, inverse=False))
+                masks.append(draw(stored.shape, key, 0.0))
             else:
                 assert block.stored_base is not None
                 probability = row_ranks(stored, block.stored_base)

@@ -18,17 +18,19 @@ from merge_models.merge.strategies.spherical import AbstractSphericalStrategy, P
 class Karcher(AbstractSphericalStrategy):
     """Weighted Karcher mean of the tensors' (or rows') directions, times the weighted mean norm.
 
-    Kernel: linear in the tangent space of the mean, ``sum_i w_i log_m(u_i) = 0``. Carrier: the unit sphere of each
-    tensor or row, about zero or about the base; this sphere is the proxy that the paper takes for the Fisher-Rao metric.
-    Source: Wang, Ye, Yin 2026, "Functionality-oriented LLM merging on the Fisher-Rao manifold" (2603.04972).
+    Kernel: linear in the tangent space of the mean, ``sum_i w_i log_m(u_i) = 0``. Carrier: the unit sphere
+    of each tensor or row, about zero or about the base; this sphere is the proxy that the paper takes for
+    the Fisher-Rao metric. Source: Wang, Ye, Yin 2026, "Functionality-oriented LLM merging on the Fisher-Rao
+    manifold" (2603.04972).
 
-    Solved to a relative residual of ``tol`` (1e-12), in one or two Newton steps on the parents' Gram matrix. Siblings
-    that are about equally far apart have their mean close to ``unit_mean``: compare with it. Where a parent is opposite
-    to the mean of the others no single mean exists, and the result is the linear mean (``converged: false``).
+    Solved to a relative residual of ``tol`` (1e-12), in one or two Newton steps on the parents' Gram matrix.
+    Siblings that are about equally far apart have their mean close to ``unit_mean``: compare with it. Where
+    a parent is opposite to the mean of the others no single mean exists, and the result is the linear mean
+    (``converged: false``).
 
-    mergekit's karcher has no weights, takes at most 10 plain steps to an absolute 1e-5, and works in the dtype of the
-    recipe: in bfloat16 the angles between siblings round to 0 and it returns ``unit_mean``. Its ``max_iter`` and ``tol``
-    are accepted; ``tol`` here is relative to the spread of the parents.
+    mergekit's karcher has no weights, takes at most 10 plain steps to an absolute 1e-5, and works in the
+    dtype of the recipe: in bfloat16 the angles between siblings round to 0 and it returns ``unit_mean``. Its
+    ``max_iter`` and ``tol`` are accepted; ``tol`` here is relative to the spread of the parents.
     """
 
     name: ClassVar[str] = "karcher"

@@ -10,10 +10,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from merge_models.merge.kernels.task_vectors import checksum
+from merge_models.merge.kernels.task_vectors import Key, checksum
 from merge_models.merge.strategies.base import Block, TensorSpec
-
-Key = tuple[int, int, int]
 
 
 def parent_keys(block: Block, own: Sequence[tuple[float, ...]]) -> list[Key]:

@@ -9,27 +9,29 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from merge_models.merge.kernels.mixing import pieces, wide_dtype
+from merge_models.merge.kernels.mixing import pieces
 from merge_models.merge.strategies.base import AbstractStrategy, BaseModel, Block
 from merge_models.merge.strategies.parameters import parameter
 from merge_models.merge.strategies.shares import base_under_origin, shares_of
 
 _ROUNDING = 1e-12
-_TINY = torch.finfo(torch.float64).tiny
+_FLOOR = 1e-290
 
 
 @dataclass(frozen=True)
 class LogLinear(AbstractStrategy):
     """Per element: the sign that most weight votes for, and the geometric mean ``exp(sum_i w_i log |x_i|)``.
 
-    Kernel: log-linear (product). Carrier: magnitudes on a log scale, of the models or, under ``origin: base``, of
-    their task vectors. Source: Genest & Zidek 1986, "Combining probability distributions" (logarithmic pooling of
-    densities, here of magnitudes); signs elected as in TIES (2306.01708), but by weight and not by mass.
+    Kernel: log-linear (product). Carrier: magnitudes on a log scale, of the models or, under ``origin:
+    base``, of their task vectors. Source: Genest & Zidek 1986, "Combining probability distributions"
+    (logarithmic pooling of densities, here of magnitudes); signs elected as in TIES (2306.01708), but by
+    weight and not by mass.
 
-    All parents lend their magnitude, whatever their sign. A tie of votes goes to the sign of ``sum_i w_i x_i``, and to
-    0 where that vanishes too. A product has a veto: one parent of positive weight at zero makes the element zero
-    (the base's value under ``origin: base``), so only what all parents hold survives. ``zeros: skip`` leaves zeros
-    out instead and divides by the weight of the others. No other tool has this method.
+    All parents lend their magnitude, whatever their sign. A tie of votes goes to the sign of ``sum_i w_i
+    x_i``, and to 0 where that vanishes too. A product has a veto: one parent of positive weight at zero
+    makes the element zero (the base's value under ``origin: base``), so only what all parents hold survives.
+    ``zeros: skip`` leaves zeros out instead and divides by the weight of the others. No other tool has this
+    method.
     """
 
     name: ClassVar[str] = "log_linear"
@@ -53,7 +55,8 @@ class LogLinear(AbstractStrategy):
         shares = shares_of(self.weight)
         used = [(share, x) for share, x in zip(shares, block.stored, strict=True) if share > 0]
         base = block.stored_base
-        merged = torch.empty(used[0][1].shape, dtype=wide_dtype(block.stored))
+        doubled = any(x.dtype == torch.float64 for _, x in used)
+        merged = torch.empty(used[0][1].shape, dtype=torch.float64 if doubled else torch.float32)
         for place in pieces(merged):
             points = [(share, x[place].to(merged.dtype)) for share, x in used]
             merged[place] = self._pool(points, None if base is None else base[place].to(merged.dtype))
@@ -69,7 +72,7 @@ class LogLinear(AbstractStrategy):
             vote.add_(sign, alpha=share)
             present = sign.square_()
             # Logarithms of zero are slow, and what they would do is done by `present`.
-            log = offset.abs().double().clamp_min_(_TINY).log_()
+            log = offset.abs().double().clamp_min_(_FLOOR).log_()
             if self.zeros == "skip":
                 weight.add_(present, alpha=share)
                 logs.add_(log.mul_(present), alpha=share)
@@ -78,7 +81,7 @@ class LogLinear(AbstractStrategy):
                 logs.add_(log, alpha=share)
             equal &= x == first
         if self.zeros == "skip":
-            logs /= weight.clamp_min_(_TINY)
+            logs /= weight.clamp_min_(_FLOOR)
         tied = vote.abs() <= _ROUNDING
         if bool(tied.any()):
             vote = torch.where(tied, _sign_of_sum(offsets), vote)

@@ -15,14 +15,16 @@ from merge_models.merge.strategies.spherical import Points
 
 @dataclass(frozen=True)
 class ModelStock(AbstractSpanStrategy):
-    """``t * mean + (1 - t) * base`` with ``t = N c / (1 + (N-1) c)``, c the mean pairwise cosine of the task vectors.
+    """``t * mean + (1 - t) * base`` with ``t = N c / (1 + (N-1) c)``, c the mean pairwise cosine of the task
+    vectors.
 
     Kernel: linear. Carrier: flat about the base, with the angles of the sphere; per tensor, or per row with
     ``filter_wise``. Source: Jang, Yun, Han 2024, "Model Stock" (2403.19522).
 
-    c is clamped to [0, 1], and so t: task vectors that point away from each other (c <= 0) give the base, and
-    so do parents equal to it, whose cosines count as 0. mergekit lets t become negative for c < 0, takes norms
-    below an absolute 1e-6 for 1e-6, and computes in the recipe's dtype. Needs two models besides the base.
+    c is clamped to [0, 1], and so t: task vectors that point away from each other (c <= 0) give the base,
+    and so do parents equal to it, whose cosines count as 0. mergekit lets t become negative for c < 0, takes
+    norms below an absolute 1e-6 for 1e-6, and computes in the recipe's dtype. Needs two models besides the
+    base.
     """
 
     name: ClassVar[str] = "model_stock"

@@ -16,17 +16,19 @@ from merge_models.merge.strategies.spherical import Points, about_base, closed
 
 @dataclass(frozen=True)
 class MultiSlerp(AbstractSpanStrategy):
-    """Barycentric SLERP of any number of models: a log-map step at the mean direction, times the weighted norm.
+    """Barycentric SLERP of any number of models: a log-map step at the mean direction, times the weighted
+    norm.
 
-    ``m = s / |s|`` with ``s = sum_i w_i u_i``, then ``exp_m(sum_i w_i log_m(u_i)) * sum_i w_i |x_i|``; with a base, of the
-    task vectors, added to the base. Kernel: linear in one tangent space. Carrier: the sphere of each tensor, about zero
-    or about the base. Source: Goddard et al., mergekit's multislerp, as described. Repeated to the end this is `karcher`.
+    ``m = s / |s|`` with ``s = sum_i w_i u_i``, then ``exp_m(sum_i w_i log_m(u_i)) * sum_i w_i |x_i|``; with
+    a base, of the task vectors, added to the base. Kernel: linear in one tangent space. Carrier: the sphere
+    of each tensor, about zero or about the base. Source: Goddard et al., mergekit's multislerp, as
+    described. Repeated to the end this is `karcher`.
 
-    mergekit projects ``u_i - <u_i, m> m`` where the log map belongs. Those projections sum to zero for every choice of
-    parents and weights, so its step is identically zero and its result is `unit_mean`. Parameters are mergekit's, with
-    weights not negative. Without ``normalize_weights`` the weights' sum scales the norm alone. Where ``|s|`` (of
-    normalised weights) is below ``eps`` there is no mean direction and the result is the linear mean; mergekit stops
-    there for more than two models.
+    mergekit projects ``u_i - <u_i, m> m`` where the log map belongs. Those projections sum to zero for every
+    choice of parents and weights, so its step is identically zero and its result is `unit_mean`. Parameters
+    are mergekit's, with weights not negative. Without ``normalize_weights`` the weights' sum scales the norm
+    alone. Where ``|s|`` (of normalised weights) is below ``eps`` there is no mean direction and the result
+    is the linear mean; mergekit stops there for more than two models.
     """
 
     name: ClassVar[str] = "multislerp"

@@ -14,14 +14,17 @@ from merge_models.merge.strategies.spherical import NEGLIGIBLE, AbstractSpherica
 
 @dataclass(frozen=True)
 class NormMean(AbstractSphericalStrategy):
-    """Linear mean, brought back to the weighted mean norm: ``m * (sum_i w_i |x_i|) / |m|``, ``m = sum_i w_i x_i``.
+    """Linear mean, brought back to the weighted mean norm: ``m * (sum_i w_i |x_i|) / |m|``, ``m = sum_i w_i
+    x_i``.
 
-    Kernel: linear, then rescaled. Carrier: flat, with the norm of the sphere; per tensor or row, about zero or about the
-    base. Source: the norm-rescaled average, control for `karcher` in this project; mergekit has none.
+    Kernel: linear, then rescaled. Carrier: flat, with the norm of the sphere; per tensor or row, about zero
+    or about the base. Source: the norm-rescaled average, control for `karcher` in this project; mergekit has
+    none.
 
-    For parents of equal norms it is ``unit_mean``; longer parents pull more here. Against zero and for siblings of one
-    base the factor is close to 1 (1.0002 for deltas of 2 % of the base); against the base it undoes the
-    ``1 / sqrt N`` by which averaging shrinks unrelated deltas. Where the sum vanishes the result is the linear mean.
+    For parents of equal norms it is ``unit_mean``; longer parents pull more here. Against zero and for
+    siblings of one base the factor is close to 1 (1.0002 for deltas of 2 % of the base); against the base it
+    undoes the ``1 / sqrt N`` by which averaging shrinks unrelated deltas. Where the sum vanishes the result
+    is the linear mean.
     """
 
     name: ClassVar[str] = "norm_mean"

@@ -26,16 +26,19 @@ from merge_models.merge.strategies.spherical import about_base, arc_mixture
 
 @dataclass(frozen=True)
 class NuSlerp(AbstractSpanStrategy):
-    """SLERP of two models at ``t = w_2 / (w_1 + w_2)``, per tensor, row or column; with a base, of their task vectors.
+    """SLERP of two models at ``t = w_2 / (w_1 + w_2)``, per tensor, row or column; with a base, of their
+    task vectors.
 
-    Kernel: linear along an arc. Carrier: the sphere of each tensor, row or column, about zero or about the base.
-    Source: mergekit's nuslerp (Shoemake 1985). With a base the result is ``base + slerp(x_1 - base, x_2 - base)``.
+    Kernel: linear along an arc. Carrier: the sphere of each tensor, row or column, about zero or about the
+    base. Source: mergekit's nuslerp (Shoemake 1985). With a base the result is ``base + slerp(x_1 - base,
+    x_2 - base)``.
 
-    The names are mergekit's: without ``nuslerp_flatten`` a point is a vector along the last dimension (a row of the
-    weight, all that feeds one output), and with ``nuslerp_row_wise`` too one along the first (a column). Tensors of
-    one dimension are one point either way. Here a row of a convolution is all that feeds one output channel, where
-    mergekit takes the last spatial axis alone. Weights are not negative and not all 0 (there t is 0.5 then). Where
-    points are opposite or zero there is no arc, and the straight line is taken.
+    The names are mergekit's: without ``nuslerp_flatten`` a point is a vector along the last dimension (a row
+    of the weight, all that feeds one output), and with ``nuslerp_row_wise`` too one along the first (a
+    column). Tensors of one dimension are one point either way. Here a row of a convolution is all that feeds
+    one output channel, where mergekit takes the last spatial axis alone. Weights are not negative and not
+    all 0 (there t is 0.5 then). Where points are opposite or zero there is no arc, and the straight line is
+    taken.
     """
 
     name: ClassVar[str] = "nuslerp"

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from merge_models.manifolds.procrustes import SharedProcrustes
+from merge_models.merge.errors import RecipeError
 from merge_models.merge.kernels.task_vectors import elected_sum
 from merge_models.merge.strategies.base import (
     AbstractStrategy,
@@ -26,7 +26,8 @@ from merge_models.merge.strategies.base import (
     normalised,
 )
 from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.rotation_mean import RotationMean, rotation_mean
+from merge_models.merge.strategies.rotation_fit import DeltaMoments, angle_of, defect_of, less_identity
+from merge_models.merge.strategies.rotation_mean import rotation_mean
 from merge_models.merge.strategies.rotation_side import RotationSide
 from merge_models.merge.strategies.select import EVERYTHING, Cut, largest
 from merge_models.merge.strategies.ties import count_deltas, trimmed_by
@@ -55,27 +56,31 @@ class _Found:
 class Orthogonal(AbstractStrategy):
     """Splits each delta into a rotation of the base and a residual; rotations are averaged as rotations.
 
-    ``W_m = W_0 R_m + lambda merge(W_i - W_0 R_i)``. R_i is the rotation that takes the base nearest to parent i
-    (orthogonal Procrustes). R_m has the weighted mean of the R_i's generators, lengthened to their mean norm
-    (``magnitude_correction``). Weights of the rotations, and of residual ``linear``, are divided by their sum;
-    ``task_arithmetic`` takes them as they are. ``lambda: 0`` gives the rotated base alone: its singular values are
-    those of the base, and so is, where the input side is rotated, the hyperspherical energy of its rows. With a
-    residual neither is kept.
+    ``W_m = W_0 R_m + lambda merge(W_i - W_0 R_i)``. R_i is the rotation that takes the base nearest to
+    parent i (orthogonal Procrustes). R_m has the weighted mean of the generators of the R_i, lengthened to
+    their mean norm (``magnitude_correction``). Weights are divided by their sum, but as they are where
+    residuals are summed (``task_arithmetic``). ``lambda: 0`` gives the rotated base alone: it has the
+    singular values of the base and, where the input side is rotated, the hyperspherical energy of its rows.
+    Residuals change both.
 
-    Kernel: mean of generators. Carrier: rotation group. Source: Yang, Shi & Liu 2026, "Orthogonal Model Merging"
-    (2602.05943). Their G and C variants are ``global`` and ``conflict``; ``conflict`` fits R_i to those rows of a delta
-    that have a negative inner product with the mean delta, which is few or none where deltas are nearly
-    orthogonal: ``conflict_rows`` says how many. Their ``task_arithmetic`` at lambda 1/N is ``linear`` here.
+    Kernel: mean of generators. Carrier: rotation group. Source: Yang, Shi & Liu 2026, "Orthogonal Model
+    Merging" (2602.05943), whose G and C are ``global`` and ``conflict``. ``conflict`` fits R_i to the rows of
+    a delta that have a negative inner product with the mean delta: few or none where deltas are nearly
+    orthogonal (``conflict_rows`` tells). Their task arithmetic at lambda 1/N is ``linear`` here.
 
-    Their code solves Procrustes by a plain SVD: where a matrix is wider than high, the rotation in its null
-    space is then arbitrary, or a reflection that has no generator. Here R_i is in SO(d), and of the minimisers the
-    one closest to the identity. They trim for ``ties`` over the whole model; here over each tensor. Only
-    matrices are rotated; of other tensors everything is residual. A parent that turns some plane by pi
-    has no generator: it is not rotated, and counts in ``half_turns``. ``side: output`` reads whole tensors at a time;
-    ``smaller`` does where rows are fewer than columns, which is much cheaper for wide matrices.
+    Their code solves Procrustes by a plain SVD. Where a matrix is wider than high, the rotation of its null
+    space is then arbitrary, or a reflection, which has no generator. Here R_i is in SO(d), and of the
+    minimisers the one closest to the identity. They trim for ``ties`` over the whole model, here each tensor
+    is trimmed. Only matrices are rotated; of other tensors all is residual. A parent that turns some plane
+    by pi has no generator: it is not rotated, and ``half_turns`` counts it. Directions in which the base is
+    weaker than the deltas turn far; the Cayley transform then takes much of the norm from them, ``log`` less.
 
-    mergekit has no such method; a fork's ``ortho_merge`` leaves the correction out and turns tall matrices the
-    wrong way.
+    Cost: one eigenproblem of the rotated side for each tensor, and about a dozen products of its size for
+    each parent, in float64; in float32 where all models are stored in 16 bits, whose rounding hides it.
+    ``side: smaller`` is much cheaper for wide matrices; an output side needs its tensor in one block.
+
+    mergekit has no such method; a fork's ``ortho_merge`` leaves the correction out and turns tall matrices
+    the wrong way.
     """
 
     name: ClassVar[str] = "orthogonal"
@@ -105,7 +110,10 @@ class Orthogonal(AbstractStrategy):
     block_size: int = parameter(0, "size of the blocks of block-diagonal rotations; 0: whole", minimum=0)
 
     def validate(self, count: int) -> None:
-        self._shares()
+        assert isinstance(self.weight, tuple)
+        if abs(math.fsum(self.weight)) <= 1e-12 * math.fsum(map(abs, self.weight)):
+            told = ", ".join(f"{weight:g}" for weight in self.weight)
+            raise RecipeError(f"weights {told} sum to zero: their rotations have no mean; change one of them")
 
     def check(self, spec: TensorSpec) -> None:
         if len(spec.shape) == 2:
@@ -180,21 +188,25 @@ class Orthogonal(AbstractStrategy):
     # ---- the survey ----
 
     def _moments(self, side: RotationSide, block: Block) -> Moments:
-        """``W_0^T W_0``, ``W_0^T D_i``, ``|D_i|^2``, and rows in conflict; D_i are the live parents' deltas."""
-        assert block.base is not None
-        base = side.split(block.base.double())
+        """The live parents' :class:`DeltaMoments`; rows in conflict; whether float64 is called for.
+
+        Deltas of models stored in 16 bits are known to a few digits: products in float32 do for them.
+        """
+        assert block.base is not None and block.stored_base is not None
+        wide = any(stored.element_size() > 2 for stored in (*block.stored, block.stored_base))
+        dtype = torch.float64 if wide else torch.float32
+        base = side.split(block.base.to(dtype))
         deltas = [block.parents[i].sub_(block.base) for i in self._live()]
         masks = self._conflicts(deltas)
         shifts = torch.empty(len(deltas), side.blocks, side.size, side.size, dtype=torch.float64)
         energies = torch.zeros(len(deltas), dtype=torch.float64)
         for number, delta in enumerate(deltas):
-            wide = delta.double()
-            energies[number] = torch.linalg.vector_norm(wide) ** 2
+            energies[number] = torch.linalg.vector_norm(delta, dtype=torch.float64) ** 2
             if masks is not None:
-                wide = wide * masks[number].unsqueeze(1)
-            torch.matmul(base.mT, side.split(wide), out=shifts[number])
-        rows = torch.zeros(1, dtype=torch.int64) if masks is None else masks.sum().reshape(1)
-        return base.mT @ base, shifts, energies, rows
+                delta.mul_(masks[number].unsqueeze(1))
+            shifts[number] = base.mT @ side.split(delta.to(dtype))
+        counts = torch.tensor([0 if masks is None else int(masks.sum()), wide], dtype=torch.int64)
+        return (base.mT @ base).double(), shifts, energies, counts
 
     def _conflicts(self, deltas: Sequence[Tensor]) -> Tensor | None:
         """Rows of each delta that point against the mean delta ``[parents, rows]``; None: all count."""
@@ -206,18 +218,27 @@ class Orthogonal(AbstractStrategy):
             mean.add_(delta, alpha=share)
         return torch.stack([(delta * mean).sum(1, dtype=torch.float64) < 0 for delta in deltas])
 
-    def _found(self, rows: int, moments: Moments) -> _Found:
-        gram, shifts, energies, conflicts = moments
-        if not bool(torch.isfinite(gram).all() & torch.isfinite(shifts).all()):
+    def _found(self, rows: int, totals: Moments) -> _Found:
+        moments, (conflicts, wide) = DeltaMoments(*totals[:3]), totals[3].tolist()
+        if not moments.is_finite():
             return _Found()  # combining will name the model, or keep the bad values where they are
         live = self._live()
         shares = [self._shares()[i] for i in live]
-        rotations = _procrustes(gram, shifts, energies)
+        rotations = moments.rotations(torch.float64 if wide else torch.float32)
         mean = rotation_mean(rotations, shares, self.map, self.magnitude_correction)
-        figures = _figures(mean, gram, shifts, energies)
+        figures: Figures = {
+            "angle": angle_of(mean.rotation),
+            "correction": mean.correction,
+            "defect": defect_of(mean.rotation),
+        }
+        explained = moments.explained(mean.members)
+        if explained is not None:
+            figures["explained"] = explained
         if self.variant == "conflict":
-            figures["conflict_rows"] = int(conflicts) / (len(live) * rows)
-        turn = _less_identity(mean.rotation)
+            figures["conflict_rows"] = conflicts / (len(live) * rows)
+        if mean.half_turns:
+            figures["half_turns"] = mean.half_turns
+        turn = less_identity(mean.rotation)
         carries = [mean.rotation - member for member in mean.members]
         if self.residual == "ties":
             return _Found(_or_none(turn), tuple(map(_or_none, carries)), figures)
@@ -238,13 +259,13 @@ class Orthogonal(AbstractStrategy):
         merged = anchor.to(torch.float64, copy=True)
         for parent, scale in zip(block.parents, scales, strict=True):
             if scale and parent is not anchor:
-                merged.add_(parent.double() - anchor, alpha=scale)
+                merged.add_(parent.to(torch.float64, copy=True).sub_(anchor), alpha=scale)
         if found.turn is not None:
             merged.add_(self._side(block.spec).times(block.base, found.turn))
         return merged.to(anchor.dtype)
 
     def _carried(self, block: Block, found: _Found) -> Block:
-        """Live parents and base after the merged rotation: parent i, ``W_i + W_0 (R_m - R_i)``, keeps its residual.
+        """Live parents and base after the merged rotation; ``W_i + W_0 (R_m - R_i)`` keeps its residual.
 
         A parent whose rotation is the merged one stays what it is, to the bit.
         """
@@ -280,46 +301,3 @@ class Orthogonal(AbstractStrategy):
 
 def _or_none(matrix: Tensor) -> Tensor | None:
     return matrix if bool(matrix.any()) else None
-
-
-def _procrustes(gram: Tensor, shifts: Tensor, energies: Tensor) -> list[Tensor]:
-    """Each parent's rotation ``[blocks, b, b]``; equal moments are solved once."""
-    solvers = [SharedProcrustes.from_gram(part) for part in gram]
-    size = float(gram.diagonal(dim1=-2, dim2=-1).sum())
-    rotations: list[Tensor] = []
-    for number, shift in enumerate(shifts):
-        twin = next((i for i in range(number) if torch.equal(shifts[i], shift)), None)
-        if twin is not None:
-            rotations.append(rotations[twin])
-            continue
-        # The last correction is small against the delta, not only against the base.
-        delta = math.sqrt(float(energies[number]) / size) if size else 1.0
-        tolerance = max(1e-4 * delta, 1e-12)
-        solved = [s.solve(part, tolerance=tolerance) for s, part in zip(solvers, shift, strict=True)]
-        rotations.append(torch.stack([near.rotation for near in solved]))
-    return rotations
-
-
-def _less_identity(rotation: Tensor) -> Tensor:
-    return rotation - torch.eye(rotation.shape[-1], dtype=rotation.dtype)
-
-
-def _figures(mean: RotationMean, gram: Tensor, shifts: Tensor, energies: Tensor) -> Figures:
-    turn = _less_identity(mean.rotation)
-    chord = float(turn.norm()) / math.sqrt(turn.shape[0] * turn.shape[1])
-    figures: Figures = {
-        "angle": 2 * math.asin(min(1.0, chord / 2)),
-        "defect": float((turn + turn.mT + turn.mT @ turn).abs().max()),
-        "correction": mean.correction,
-    }
-    # |D|^2 - |D - W_0 X|^2 = 2 <X, W_0^T D> - |W_0 X|^2, and X + X^T = -X^T X for a rotation I + X.
-    explained = [
-        2 * float((_less_identity(member) * (shift + gram)).sum() / energy)
-        for member, shift, energy in zip(mean.members, shifts, energies, strict=True)
-        if energy > 0
-    ]
-    if explained:
-        figures["explained"] = math.fsum(explained) / len(explained)
-    if mean.half_turns:
-        figures["half_turns"] = mean.half_turns
-    return figures

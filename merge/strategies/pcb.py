@@ -37,13 +37,13 @@ class Ranges:
 
 @dataclass(frozen=True)
 class Pcb(AbstractStrategy):
-    """Averages task vectors with scores of each element: how large it is in its parent, how it fits the others.
+    """Averages task vectors, each element weighted by how much it matters to its parent and fits the others.
 
-    Parent i's score is ``exp(N s^2) * tanh(t_i * sum_j t_j)`` with the size ``s`` of ``t_i`` scaled to [0, 1];
-    the best ``ratio`` of each parent's scores, scaled to [0, 1], weight the mean. The sizes' extreme 0.01% are
-    clamped. Kernel: competition. Carrier: flat space about the base. Source: Du et al. 2024, "Parameter
-    competition balancing" (2410.02396), in the form of the authors' program, over the whole model
-    (``scope: model``) or each tensor. Scores below zero never count.
+    Parent i's score is ``exp(N s^2) * tanh(t_i * sum_j t_j)`` with the size ``s`` of ``t_i`` scaled to
+    [0, 1]; the best ``ratio`` of each parent's scores, scaled to [0, 1], weight the mean. The sizes'
+    extreme 0.01% are clamped. Kernel: competition. Carrier: flat space about the base. Source: Du et al.
+    2024, "Parameter competition balancing" (2410.02396), in the form of the authors' program, over the
+    whole model (``scope: model``) or each tensor. Scores below zero never count.
     """
 
     name: ClassVar[str] = "pcb"
@@ -104,7 +104,10 @@ def _number(cut: Cut) -> float:
 
 def _scores(deltas: Sequence[Tensor], sizes: Sequence[tuple[float, float]]) -> list[Tensor]:
     """Scores of each parent, negative ones as 0; divided by exp(N), which changes no comparison."""
-    whole = torch.stack(list(deltas)).sum(0)
+    whole = torch.zeros(deltas[0].shape, dtype=torch.float64)
+    for delta in deltas:
+        whole += delta
+    whole = whole.to(deltas[0].dtype)
     scores = []
     for delta, (low, high) in zip(deltas, sizes, strict=True):
         size = delta.abs().clamp_(low, high).sub_(low)

@@ -36,8 +36,8 @@ def rotation_mean(
 
     The generator of R is its logarithm, or in the Cayley chart ``(R - I) (R + I)^-1``. Generators that point
     different ways shorten each other, N of them by about the root of N; ``corrected`` lengthens their mean
-    to the weighted mean of their norms, taken over all blocks together. Not so where they cancel: a mean under
-    1e-4 of that norm has no direction worth keeping. A rotation by a half turn has no generator.
+    to the weighted mean of their norms, taken over all blocks together. Not so where they cancel: a mean
+    under 1e-4 of that norm has no direction worth keeping. A rotation by a half turn has no generator.
 
     Args:
         rotations: at least one, float64; those that are all equal come back as they are.

@@ -41,7 +41,8 @@ class Sce(AbstractStrategy):
     those of the minority's sign are erased, and the rest averaged. Kernel: variance mask, sign election.
     Carrier: flat space about the base. Source: Wan et al. 2024, "FuseChat" (2408.07990). mergekit gives
     uniform weights where the mean squares sum to less than 1e-6, as those of light fine-tunes do; here
-    energies always decide, and weights are equal only where there is no energy at all.
+    energies always decide, and weights are equal only where there is no energy at all. Where all parents
+    agree nothing is selected: there ``select_topk`` below 1 gives the base, as in mergekit.
     """
 
     name: ClassVar[str] = "sce"

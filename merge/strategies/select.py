@@ -1,8 +1,8 @@
 """The k largest of a stream, exactly and without sorting: histograms that narrow the cut down to one element.
 
 Elements are compared by *keys*, int32 bit patterns of non-negative float32 numbers, which sort as the
-numbers do; equal keys by position, the lowest first. Three rounds find a cut in tensors of up to 2^28
-elements, four in any: 15 bits of the key, 12 bits, then the last 4 together with where its ties lie.
+numbers do; equal keys by position, the lowest first. Three rounds find a cut in tensors of up to 2^26
+elements, four in any: 12 bits of the key, 12 bits, then the last 7 together with where its ties lie.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from merge_models.merge.kernels.task_vectors import ALL_KEYS
 from merge_models.merge.strategies.base import Block, Moments, Pass
 
-SEGMENTS = 1024
+SEGMENTS = 256
 """Into so many runs of blocks a survey is divided to find where the ties of a cut end."""
 
 Counter = Callable[[Block, Sequence[Sequence[int]], int, int], Tensor]
@@ -61,7 +61,7 @@ class Totals:
 
     Attributes:
         elements: of all blocks.
-        positive: for each series, elements that are not zero (nor below 1e-40).
+        positive: for each series, elements that are not zero (nor below 1e-39).
         blocks: how many there are.
     """
 
@@ -94,9 +94,9 @@ def largest(series: int, count: Counter, sizes: Sizes) -> Generator[Pass, Moment
     """
     top, totals = yield from _first_round(series, count)
     wanted = sizes(totals)
-    searches = [[_narrowed(0, 16, top[s, 0], size) for size in sizes] for s, sizes in enumerate(wanted)]
-    (middle,) = yield Pass(lambda block: (count(block, _firsts(searches), 4, 4096),))
-    _narrow(searches, 4, middle)
+    searches = [[_narrowed(0, 19, top[s, 0], size) for size in sizes] for s, sizes in enumerate(wanted)]
+    (middle,) = yield Pass(lambda block: (count(block, _firsts(searches), 7, 4096),))
+    _narrow(searches, 7, middle)
     cuts = yield from _ties(searches, count, totals.blocks)
     return [
         [_edge(size, totals.elements) or cut for size, cut in zip(row, found, strict=True)]
@@ -114,7 +114,7 @@ def _first_round(series: int, count: Counter) -> Generator[Pass, Moments, tuple[
     start = [[0]] * series
 
     def measure(block: Block) -> Moments:
-        return count(block, start, 16, 1 << 15), torch.ones(1, dtype=torch.int64)
+        return count(block, start, 19, 4096), torch.ones(1, dtype=torch.int64)
 
     top, blocks = yield Pass(measure)
     elements = int(top[0].sum())
@@ -144,11 +144,11 @@ def _narrowed(first: int, shift: int, counts: Tensor, wanted: int) -> _Search:
 def _ties(
     searches: list[list[_Search]], count: Counter, blocks: int
 ) -> Generator[Pass, Moments, list[list[Cut]]]:
-    """Finds the last 4 bits, and in which block the ties that are chosen end."""
+    """Finds the last 7 bits, and in which block the ties that are chosen end."""
     segments = min(blocks, SEGMENTS)
 
     def by_segment(block: Block) -> Moments:
-        found = count(block, _firsts(searches), 0, 16)
+        found = count(block, _firsts(searches), 0, 128)
         spread = torch.zeros(*found.shape, segments, dtype=torch.int64)
         spread[..., block.number * segments // blocks] = found
         return (spread,)
@@ -157,7 +157,7 @@ def _ties(
     _narrow(searches, 0, spread.sum(-1))
     places = []
     for series, row in enumerate(searches):
-        ties = [spread[series, number, search.first & 15] for number, search in enumerate(row)]
+        ties = [spread[series, number, search.first & 127] for number, search in enumerate(row)]
         places.append([_run_out(t, s.wanted) for t, s in zip(ties, row, strict=True)])
     if segments < blocks:
         places = yield from _within_segments(searches, places, count, blocks, segments)

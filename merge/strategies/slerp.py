@@ -13,15 +13,18 @@ from merge_models.merge.strategies.spherical import arc_mixture
 
 @dataclass(frozen=True)
 class Slerp(AbstractSpanStrategy):
-    """Spherical interpolation of two models: ``(sin((1-t) W) a + sin(t W) b) / sin W``, W the angle of two tensors.
+    """Spherical interpolation of two models: ``(sin((1-t) W) a + sin(t W) b) / sin W``, W the angle of two
+    tensors.
 
-    Kernel: linear along an arc. Carrier: the sphere of each tensor. Source: Shoemake 1985, "Animating rotation with
-    quaternion curves". ``t: 0`` is the first model; a recipe's ``base_model`` is that model, as in mergekit.
+    Kernel: linear along an arc. Carrier: the sphere of each tensor. Source: Shoemake 1985, "Animating
+    rotation with quaternion curves". ``t: 0`` is the first model; a recipe's ``base_model`` is that model,
+    as in mergekit.
 
-    As in mergekit the coefficients of SLERP multiply the tensors as they are, not their unit vectors: for unequal norms
-    the norm on the way is not exactly the interpolated one. mergekit takes the straight line when the cosine is above
-    0.9995, which is where most sibling tensors are; here the arc is exact at every angle. The straight line is left for
-    opposite tensors (within 1e-6 rad) and for zero ones, where there is no arc (``arc: false``).
+    As in mergekit the coefficients of SLERP multiply the tensors as they are, not their unit vectors: for
+    unequal norms the norm on the way is not exactly the interpolated one. mergekit takes the straight line
+    when the cosine is above 0.9995, which is where most sibling tensors are; here the arc is exact at every
+    angle. The straight line is left for opposite tensors (within 1e-6 rad) and for zero ones, where there is
+    no arc (``arc: false``).
     """
 
     name: ClassVar[str] = "slerp"

@@ -1,7 +1,7 @@
 """What strategies on a sphere share: weights, where its centre is, degenerate cases, sums that are exact.
 
-Every tensor (or row) is a point x_i. Its direction ``x_i / |x_i|`` lies on the unit sphere, and is merged there; the
-merged direction is then as long as the weighted mean of the norms.
+Every tensor (or row) is a point x_i. Its direction ``x_i / |x_i|`` lies on the unit sphere, and is merged
+there; the merged direction is then as long as the weighted mean of the norms.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from merge_models.merge.strategies.parameters import parameter
 from merge_models.merge.strategies.shares import base_under_origin, shares_of
 
 NEGLIGIBLE = 1e-6
-"""A sum of unit vectors (or of points, against their mean norm) below this has no direction worth following; two
-points within this angle of opposite have no arc."""
+"""A sum of unit vectors (or of points, against their mean norm) below this has no direction worth following;
+two points within this angle of opposite have no arc."""
 
 _ROUNDING = 64 * torch.finfo(torch.float64).eps
 
@@ -44,8 +44,11 @@ class Points:
 
     @staticmethod
     def of(gram: Gram, shares: tuple[float, ...]) -> Points:
-        """Points from their Gram data. Data that are not finite (a parent holds NaN or Inf) count as zero points, so
-        that one bad value does not become a bad tensor."""
+        """Points from their Gram data.
+
+        Where those are not finite (a parent holds NaN or Inf) all points count as zero, so that one bad
+        value does not become a bad tensor.
+        """
         units, norms = directions(embed(_finite(gram)).points)
         return Points(units, norms, torch.tensor(shares, dtype=torch.float64).expand(norms.shape))
 
@@ -60,7 +63,7 @@ class Points:
         return (self.shares * self.norms).sum(-1)
 
     def faces(self, mean: Tensor) -> Tensor:
-        """Whether ``[...]`` points pull at all, and each that does has one shortest arc from ``mean [..., K]``."""
+        """Whether ``[...]`` any point pulls, and one shortest arc leads to each that does from ``mean``."""
         pulls = self.pulling > 0
         opposite = angle_between(mean.unsqueeze(-2), self.units) > math.pi - NEGLIGIBLE
         return pulls.any(-1) & ~(opposite & pulls).any(-1)
@@ -99,8 +102,10 @@ def about_base(mixture: Mixture) -> Mixture:
 
 
 def arc_mixture(gram: Gram, t: float) -> Mixture:
-    """The point at ``t`` between two points, along the arc of their directions: coefficients of SLERP, on the points
-    as they are. The straight line where there is no arc: a point is zero, or they are opposite."""
+    """SLERP's coefficients at ``t``, for two points as they are.
+
+    Those of the straight line where there is no arc: a point is zero, or they are opposite.
+    """
     points = Points.of(gram, (1 - t, t))
     angle = angle_between(points.units[..., 0, :], points.units[..., 1, :])
     arc = (points.norms > 0).all(-1) & (angle < math.pi - NEGLIGIBLE)
@@ -115,14 +120,17 @@ def arc_mixture(gram: Gram, t: float) -> Mixture:
 class AbstractSphericalStrategy(AbstractSpanStrategy):
     """A weighted mean of directions (``direction``), as long as the weighted mean of the norms.
 
-    A zero point (a parent equal to the base, under ``origin: base``) has no direction; it counts in the mean norm. Where
-    no direction comes out at all (opposite parents, zero ones) the result is the weighted mean of the points.
+    A zero point (a parent equal to the base, under ``origin: base``) has no direction; it counts in the mean
+    norm. Where no direction comes out at all (opposite parents, zero ones) the result is the weighted mean
+    of the points.
     """
 
     base_model: ClassVar[BaseModel] = BaseModel.OPTIONAL
 
     weight: float | tuple[float, ...] = parameter(1.0, "share of each model", per_model=True, minimum=0)
-    per: str = parameter("tensor", "what is one point of the sphere", choices=("tensor", "row"))
+    per: str = parameter(  # pyright: ignore[reportIncompatibleMethodOverride]
+        "tensor", "what is one point of the sphere", choices=("tensor", "row")
+    )
     origin: str = parameter(
         "zero", "the sphere's centre: zero, or the base model's tensor", choices=("zero", "base")
     )
@@ -151,6 +159,6 @@ class AbstractSphericalStrategy(AbstractSpanStrategy):
         """The merged direction.
 
         Returns:
-            Coefficients of the points ``[..., N]`` that give a vector of norm 1, where ``[...]`` there is one, and what
-            is worth telling (for one tensor; nothing for a batch of rows).
+            Coefficients of the points ``[..., N]`` that give a vector of norm 1, where ``[...]`` there is
+            one, and what is worth telling (for one tensor; nothing for a batch of rows).
         """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from merge_models.merge.errors import RecipeError
-from merge_models.merge.kernels.task_vectors import checksum, mixed_words
+from merge_models.merge.kernels.task_vectors import Key, checksum, mixed_words
 from merge_models.merge.strategies.base import (
     AbstractStrategy,
     Block,
@@ -20,7 +20,7 @@ from merge_models.merge.strategies.base import (
     Survey,
     TensorSpec,
 )
-from merge_models.merge.strategies.keyed_random import Key, identity_keys, parent_keys
+from merge_models.merge.strategies.keyed_random import identity_keys, parent_keys
 from merge_models.merge.strategies.parameters import parameter
 
 

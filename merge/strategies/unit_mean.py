@@ -14,15 +14,18 @@ from merge_models.merge.strategies.spherical import NEGLIGIBLE, AbstractSpherica
 
 @dataclass(frozen=True)
 class UnitMean(AbstractSphericalStrategy):
-    """Weighted mean of unit vectors, brought to the weighted mean norm: ``n * s / |s|``, ``s = sum_i w_i x_i / |x_i|``.
+    """Weighted mean of unit vectors, brought to the weighted mean norm: ``n * s / |s|``, ``s = sum_i w_i x_i
+    / |x_i|``.
 
-    Kernel: linear, then projected. Carrier: the unit sphere of each tensor or row, about zero or about the base (chordal
-    mean). Source: the starting point of Karcher iterations; control for `karcher` in this project.
+    Kernel: linear, then projected. Carrier: the unit sphere of each tensor or row, about zero or about the
+    base (chordal mean). Source: the starting point of Karcher iterations; control for `karcher` in this
+    project.
 
-    It is the Karcher mean where two parents weigh the same and where all angles between parents are equal. Elsewhere it
-    differs in the third order of the angles: for N parents of one base with ``r = |delta| / |base|`` by 3e-7 rad
-    at r = 0.02, 4e-5 at 0.1, 3e-3 at 0.5. A Karcher mean that is better must be better than this. mergekit's
-    ``multislerp``, and its ``karcher`` in bfloat16, compute this. Where the sum vanishes the result is the linear mean.
+    It is the Karcher mean where two parents weigh the same and where all angles between parents are equal.
+    Elsewhere it differs in the third order of the angles: for N parents of one base with ``r = |delta| /
+    |base|`` by 3e-7 rad at r = 0.02, 4e-5 at 0.1, 3e-3 at 0.5. A Karcher mean that is better must be better
+    than this. mergekit's ``multislerp``, and its ``karcher`` in bfloat16, compute this. Where the sum
+    vanishes the result is the linear mean.
     """
 
     name: ClassVar[str] = "unit_mean"

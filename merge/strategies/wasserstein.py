@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from merge_models.merge.kernels.mixing import pieces, wide_dtype
+from merge_models.merge.kernels.mixing import pieces
 from merge_models.merge.strategies.base import (
     AbstractStrategy,
     BaseModel,
@@ -29,12 +30,14 @@ MAX_COLUMNS = 4096
 """Wider tensors are pushed by columns under ``covariance: full`` too, which factors columns^2, many times."""
 
 _ROUNDING = 1e-12
+_LARGE_PIECE = 1 << 18
 
 
 @dataclass(frozen=True)
 class _Push:
-    """What to add to the mean's rows: their distance from ``centre [columns]`` times ``stretch``, which is ``T - I``
-    for the optimal map T: ``[columns]`` if diagonal, else ``[columns, columns]``; None adds nothing."""
+    """What to add to the mean's rows: their distance from ``centre [columns]`` times ``stretch``, which is
+    ``T - I`` for the optimal map T: ``[columns]`` if diagonal, else ``[columns, columns]``; None adds
+    nothing."""
 
     centre: Tensor
     stretch: Tensor | None
@@ -43,21 +46,22 @@ class _Push:
 
 @dataclass(frozen=True)
 class Wasserstein(AbstractStrategy):
-    """Mean of the models, each tensor's rows pushed to the Wasserstein barycenter of the parents' row distributions.
+    """Mean of the models, its rows pushed to the Wasserstein barycenter of the parents' rows.
 
-    Kernel: linear, then an optimal map. Carrier: Gaussians with the Bures-Wasserstein metric; the rows of a parent's
-    tensor are samples of one. Source: Agueh & Carlier 2011, "Barycenters in the Wasserstein space"; the fixed point of
-    Álvarez-Esteban et al. 2016 (1511.05355).
+    Kernel: linear, then an optimal map. Carrier: Gaussians with the Bures-Wasserstein metric; the rows of a
+    parent's tensor are samples of one. Source: Agueh & Carlier 2011, "Barycenters in the Wasserstein space";
+    the fixed point of Álvarez-Esteban et al. 2016 (1511.05355).
 
-    Averaging N unrelated matrices leaves 1/N of the rows' covariance. The barycenter N(m, S) of the parents' Gaussians
-    keeps it, and the averaged rows, of covariance C, are moved by the map that takes N(m, C) to N(m, S). With
-    ``covariance: diagonal`` every column's deviation becomes the weighted mean of the parents' (what REPAIR,
-    2211.08403, does to activations); ``full`` restores covariances as well, at a cost that grows as columns^3: seconds
-    per tensor at 576 columns, minutes at 2048, refused above 4096. Under ``origin: base`` rows of task vectors are
-    pushed, where averaging takes far more.
+    Averaging N unrelated matrices leaves 1/N of the rows' covariance. The barycenter N(m, S) of the parents'
+    Gaussians keeps it, and the averaged rows, of covariance C, are moved by the map that takes N(m, C) to
+    N(m, S). With ``covariance: diagonal`` every column's deviation becomes the weighted mean of the parents'
+    (what REPAIR, 2211.08403, does to activations); ``full`` restores covariances as well, at a cost that
+    grows as columns^3: seconds per tensor at 576 columns, minutes at 2048; above 4096 the diagonal is taken.
+    Under ``origin: base`` rows of task vectors are pushed, where averaging takes far more.
 
-    Tensors of one dimension, and of one row, have no spread of rows: they are averaged. A column (a direction, for full)
-    in which the mean of the rows' spread vanishes stays as it is, since there is nothing to stretch. No peer has this.
+    Tensors of one dimension, and of one row, have no spread of rows: they are averaged. A column (a
+    direction, for full) in which the mean of the rows' spread vanishes stays as it is, since there is
+    nothing to stretch. No peer has this.
     """
 
     name: ClassVar[str] = "wasserstein"
@@ -81,47 +85,57 @@ class Wasserstein(AbstractStrategy):
         return Grain.ROW
 
     def block_rows(self, spec: TensorSpec) -> int:
-        return _columns(spec) if self._is_full(spec) else 1
+        return _width(spec) if self._is_full(spec) else 1
 
     def _is_full(self, spec: TensorSpec) -> bool:
-        return self.covariance == "full" and _columns(spec) <= MAX_COLUMNS
+        return self.covariance == "full" and _width(spec) <= MAX_COLUMNS
 
     def survey_bytes(self, spec: TensorSpec) -> int:
         assert isinstance(self.weight, tuple)
-        columns = _columns(spec)
+        columns = _width(spec)
         size = columns * columns if self._is_full(spec) else columns
         return 8 * size * 2 * (len(self.weight) + 4)
 
     def survey(self, spec: TensorSpec) -> Survey | None:
-        """Sums and second moments of the parents' rows and of their mean's."""
+        """Moments of the rows of each parent that has weight, and of the mean's, which comes last."""
         return self._row_moments(spec) if spec.rows > 1 else None
 
     def _row_moments(self, spec: TensorSpec) -> Survey:
-        sums, seconds = yield Pass(self._measure)
-        centres = sums / spec.rows
-        if self._is_full(spec):
-            outer = centres.unsqueeze(-1) * centres.unsqueeze(-2)
-        else:
-            outer = centres.square()
-        covariances = seconds / spec.rows - outer
-        return self._push(centres[-1], covariances[:-1], covariances[-1], seconds[-1] / spec.rows)
+        sums, squares = yield Pass(self._columns)
+        centres, squares = sums / spec.rows, squares / spec.rows
+        # A variance is a difference of moments: what rounding may have left of nothing is nothing.
+        variances = squares - centres.square()
+        variances = torch.where(variances > _ROUNDING * squares, variances, 0.0)
+        unmoved = all(torch.equal(variance, variances[-1]) for variance in variances)
+        if unmoved or not bool(torch.isfinite(squares).all()):
+            return _Push(centres[-1], None)
+        shares = torch.tensor([w for w in shares_of(self.weight) if w > 0], dtype=torch.float64)
+        if not self._is_full(spec):
+            return _diagonal_push(centres[-1], variances, shares)
+        (products,) = yield Pass(partial(self._products, centres=centres))
+        return _full_push(centres[-1], products / spec.rows, shares)
 
-    def _measure(self, block: Block) -> Moments:
-        """Of each parent that has weight, and of the mean last: the sum of rows, and of their squares or products."""
-        full = self._is_full(block.spec)
-        count, columns = len(self._used(block)) + 1, block.stored[0].shape[1]
-        sums = torch.zeros(count, columns, dtype=torch.float64)
-        seconds = torch.zeros((count, columns) + (columns,) * full, dtype=torch.float64)
-        for place in pieces(block.stored[0], 1 << 18 if full else 1 << 15):
-            rows = torch.stack([*(x[place].double() for _, x in self._used(block)), self._mean(block, place)])
-            if block.stored_base is not None:
-                rows -= block.stored_base[place]
+    def _columns(self, block: Block) -> Moments:
+        """Sums and sums of squares ``[N + 1, columns]``."""
+        sums, squares = torch.zeros(2, len(self._used(block)) + 1, block.stored[0].shape[1]).double()
+        for place in pieces(block.stored[0]):
+            rows = self._rows(block, place)
             sums += rows.sum(1)
-            if full:
-                seconds.baddbmm_(rows.mT, rows)
-            else:
-                seconds += rows.square_().sum(1)
-        return sums, seconds
+            squares += rows.square_().sum(1)
+        return sums, squares
+
+    def _products(self, block: Block, centres: Tensor) -> Moments:
+        """Sums of products about the centres ``[N + 1, columns, columns]``."""
+        products = torch.zeros(*centres.shape, centres.shape[-1], dtype=torch.float64)
+        for place in pieces(block.stored[0], _LARGE_PIECE):
+            rows = self._rows(block, place).sub_(centres.unsqueeze(1))
+            products.baddbmm_(rows.mT, rows)
+        return (products,)
+
+    def _rows(self, block: Block, place: slice) -> Tensor:
+        """Rows ``[N + 1, rows, columns]`` of the parents and of their mean, less those of the base."""
+        rows = torch.stack([*(x[place].double() for _, x in self._used(block)), self._mean(block, place)])
+        return rows if block.stored_base is None else rows.sub_(block.stored_base[place])
 
     def _used(self, block: Block) -> list[tuple[float, Tensor]]:
         shares = shares_of(self.weight)
@@ -135,19 +149,9 @@ class Wasserstein(AbstractStrategy):
             mean.add_(point - first, alpha=share)
         return mean
 
-    def _push(self, centre: Tensor, parents: Tensor, mean: Tensor, scale: Tensor) -> _Push:
-        """The push for the covariances of the parents and of their mean; ``scale`` is the mean's second moment."""
-        shares = torch.tensor([w for w in shares_of(self.weight) if w > 0], dtype=torch.float64)
-        unmoved = all(torch.equal(covariance, mean) for covariance in parents)
-        if unmoved or not bool(torch.isfinite(parents).all() & torch.isfinite(mean).all()):
-            return _Push(centre, None)
-        if mean.ndim == 2:
-            return _full_push(centre, parents, mean, shares)
-        return _diagonal_push(centre, parents, mean, shares, scale)
-
     def combine(self, block: Block, survey: Any) -> Tensor:
         """Averages the rows and pushes them."""
-        merged = torch.empty(block.stored[0].shape, dtype=wide_dtype(block.stored))
+        merged = torch.empty(block.stored[0].shape, dtype=torch.float64)
         for place in pieces(merged):
             mean = self._mean(block, place)
             if isinstance(survey, _Push) and survey.stretch is not None:
@@ -164,33 +168,33 @@ class Wasserstein(AbstractStrategy):
         return survey.figures if isinstance(survey, _Push) else {}
 
 
-def _diagonal_push(centre: Tensor, parents: Tensor, mean: Tensor, shares: Tensor, scale: Tensor) -> _Push:
-    # A variance is a difference of moments: what rounding may have left of nothing is nothing.
-    target = shares @ torch.where(parents > _ROUNDING * scale, parents, 0.0).sqrt()
-    own = torch.where(mean > _ROUNDING * scale, mean, 0.0).sqrt()
+def _diagonal_push(centre: Tensor, variances: Tensor, shares: Tensor) -> _Push:
+    deviations = variances.sqrt()
+    own, target = deviations[-1], shares @ deviations[:-1]
     spread = own > NEGLIGIBLE * target
     stretch = torch.where(spread, (target - own) / torch.where(spread, own, 1.0), 0.0)
     stretch = torch.where(stretch.abs() > _ROUNDING, stretch, 0.0)
-    return _Push(centre, stretch if bool(stretch.any()) else None, _restored(target.square(), mean))
+    return _Push(centre, stretch if bool(stretch.any()) else None, _lost(own.square(), target.square()))
 
 
-def _full_push(centre: Tensor, parents: Tensor, mean: Tensor, shares: Tensor) -> _Push:
+def _full_push(centre: Tensor, covariances: Tensor, shares: Tensor) -> _Push:
     # geoopt takes a while to import, so only merges that need it pay.
     from merge_models.manifolds.frechet import frechet_mean
     from merge_models.manifolds.gaussians import BuresWasserstein, optimal_map
 
-    found = frechet_mean(BuresWasserstein(), parents, shares, tolerance=1e-9, max_iterations=50)
-    stretch = optimal_map(mean, found.point) - torch.eye(len(mean), dtype=torch.float64)
-    figures = _restored(found.point.diagonal(), mean.diagonal())
+    own = covariances[-1]
+    found = frechet_mean(BuresWasserstein(), covariances[:-1], shares, tolerance=1e-9, max_iterations=50)
+    stretch = optimal_map(own, found.point) - torch.eye(len(own), dtype=torch.float64)
+    figures = _lost(own.diagonal(), found.point.diagonal())
     figures |= {"residual": float(found.residual), "converged": bool(found.converged)}
     return _Push(centre, stretch, figures)
 
 
-def _restored(target: Tensor, mean: Tensor) -> Figures:
-    """How far the mean's rows spread against the barycenter's, before the push."""
+def _lost(own: Tensor, target: Tensor) -> Figures:
+    """What averaging took: how far the mean's rows spread, the barycenter's being 1, before the push."""
     whole = float(target.sum())
-    return {"spread_of_mean": (float(mean.sum()) / whole) ** 0.5 if whole > 0 else 1.0}
+    return {"spread_of_mean": (float(own.sum()) / whole) ** 0.5 if whole > 0 else 1.0}
 
 
-def _columns(spec: TensorSpec) -> int:
+def _width(spec: TensorSpec) -> int:
     return spec.count // max(spec.rows, 1)

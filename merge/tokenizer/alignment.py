@@ -1,9 +1,12 @@
 """Where each row of the output's embeddings comes from, in every model.
 
-Rules, for a token that a model lacks: its only owner's row; else the base's; else the mean over the owners; a row
-of zeros where no model has it. Settings of single tokens come before the rules, and with ``force`` before a
-model's own row. Rows beyond the tokens (padding) are tokens without a name: row ``i`` of the output stands for row
-``i`` of every model whose row ``i`` is padding too.
+Rules, for a token that a model lacks: its only owner's row; else the base's; else the mean over the owners; a
+row of zeros where no model has it. Settings of single tokens come before the rules, and with ``force`` before
+a model's own row. Rows beyond the tokens (padding) are tokens without a name: row ``i`` of the output stands
+for row ``i`` of every model whose row ``i`` is padding too.
+
+The output has as many rows as the tokenizer's own model, padding included; after a union as many as the
+largest model, or as the tokens need. ``pad_to_multiple_of`` counts from the tokens alone.
 """
 
 from __future__ import annotations
@@ -189,6 +192,12 @@ class _Rules:
         for model in range(self._count):
             self._own(owners[model], model, counts[model])
         default_models, default_rows = self._defaults(owners)
+        asked = {
+            token: (default_models[self._ids[token]], default_rows[self._ids[token]])
+            if setting.source is None
+            else self._row(token, setting.source, counts)
+            for token, setting in self._tokens.items()
+        }
         result = []
         for model in range(self._count):
             has = owners[model] >= 0
@@ -197,9 +206,7 @@ class _Rules:
             for token, setting in self._tokens.items():
                 at = self._ids[token]
                 if setting.force or not has[at]:
-                    models[at], rows[at] = default_models[at], default_rows[at]
-                    if setting.source is not None:
-                        models[at], rows[at] = self._row(token, setting.source, counts)
+                    models[at], rows[at] = asked[token]
             result.append(RowMap(models, rows, owners, tuple(infos)))
         return result
 
@@ -229,7 +236,9 @@ class _Rules:
             rows = np.where(from_base, owners[self._base], rows)
         return models, rows
 
-    def _row(self, token: str, source: str | ModelToken | ZeroToken, counts: Sequence[int]) -> tuple[int, int]:
+    def _row(
+        self, token: str, source: str | ModelToken | ZeroToken, counts: Sequence[int]
+    ) -> tuple[int, int]:
         """The model and row that a setting asks for."""
         if isinstance(source, ZeroToken):
             return ZERO, 0

@@ -1,10 +1,10 @@
 """The output's tokenizer: one of the sources', or the union of them all.
 
-A union segments text as its frame does: the first source (the base before others) whose ordinary vocabulary holds
-all the others', or the first of all where none does. The frame's tokens keep their ids; tokens that it lacks follow
-behind. Tokens that another source *added* are added here with the same flags, and so found in text as they
-were there. A source's ordinary tokens join the vocabulary without rules that make them: they decode, but text is
-never cut into them, since no one set of rules can cut as two different ones do.
+A union segments text as its frame does: the first source (the base before others) whose vocabulary holds the
+ordinary tokens of all, or the first of all where none does. The frame's tokens keep their ids; tokens that it
+lacks follow behind. Tokens that another source *added* are added here with the same flags, and so found in
+text as they were there. A source's ordinary tokens join the vocabulary without rules that make them: they
+decode, but text is not cut into them, since no one set of rules can cut as two different ones do.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def load_tokenizer(model: DiskSource) -> LoadedTokenizer:
     except Exception as error:  # transformers raises whatever its many tokenizers do
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{model.label}: its tokenizer cannot be loaded ({printable(reason, 160)}); add its files, or leave"
-            " 'tokenizer' out of the recipe"
+            f"{model.label}: its tokenizer cannot be loaded ({printable(reason, 160)}); add its files, or"
+            " leave 'tokenizer' out of the recipe"
         ) from None
     return LoadedTokenizer(model.label, tokenizer, ids)
 
@@ -125,7 +125,7 @@ def _with_added(source: LoadedTokenizer, additions: Iterable[Any]) -> LoadedToke
 
 
 def _extend_vocabulary(frame: LoadedTokenizer, tokens: Sequence[str]) -> None:
-    """Puts tokens into the vocabulary proper, after all others; added ones go in too, so that ids stay theirs."""
+    """Puts tokens into the vocabulary proper, behind all; added ones go in too, so that ids stay theirs."""
     from tokenizers import Tokenizer
 
     backend = getattr(frame.tokenizer, "backend_tokenizer", None)

@@ -1,7 +1,7 @@
 """Chat templates: built-in ones by name, a recipe's own Jinja text, or what most of the sources have.
 
-The built-in ones are written here from the formats' public descriptions; each renders a system message, turns of
-user and assistant, and the start of an answer (``add_generation_prompt``).
+The built-in ones are written here from the formats' public descriptions; each renders a system message, turns
+of user and assistant, and the start of an answer (``add_generation_prompt``).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ BUILT_IN = {
     "alpaca": (
         "{%- set names = {'user': '### Instruction:\\n', 'assistant': '### Response:\\n', 'system': ''} -%}"
         "{%- if messages and messages[0]['role'] != 'system' -%}"
-        "{{- 'Below is an instruction that describes a task. Write a response that appropriately completes the"
-        " request.\\n\\n' -}}"
+        "{{- 'Below is an instruction that describes a task. Write a response that appropriately completes"
+        " the request.\\n\\n' -}}"
         "{%- endif -%}"
         "{%- for message in messages -%}"
         "{{- names[message['role']] + message['content'] | trim -}}"
@@ -38,7 +38,9 @@ BUILT_IN = {
         "{{- '<|im_start|>assistant\\n' if add_generation_prompt -}}"
     ),
     "exaone": (
-        "{%- if messages and messages[0]['role'] != 'system' -%}{{- '[|system|][|endofturn|]\\n' -}}{%- endif -%}"
+        "{%- if messages and messages[0]['role'] != 'system' -%}"
+        "{{- '[|system|][|endofturn|]\\n' -}}"
+        "{%- endif -%}"
         "{%- for message in messages -%}"
         "{{- '[|' + message['role'] + '|]' + message['content'] -}}"
         "{{- '[|endofturn|]' if message['role'] != 'user' -}}"
@@ -96,7 +98,8 @@ def _check(text: str) -> None:
         jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
     except jinja2.TemplateSyntaxError as error:
         raise RecipeError(
-            f"chat_template: not valid Jinja near line {error.lineno}: {printable(str(error.message))}; mend it"
+            f"chat_template: not valid Jinja near line {error.lineno}: {printable(str(error.message))};"
+            " mend it"
         ) from None
 
 

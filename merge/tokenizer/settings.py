@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 
 class _Strict(BaseModel):
@@ -32,10 +32,26 @@ class ZeroToken(_Strict):
     kind: Literal["zero"]
 
 
+def _kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return str(value.get("kind"))
+    return getattr(value, "kind", "name")
+
+
+RowSource = Annotated[
+    Annotated[str, Tag("name")]
+    | Annotated[ModelToken, Tag("model_token")]
+    | Annotated[ZeroToken, Tag("zero")],
+    Discriminator(
+        _kind, custom_error_type="kind", custom_error_message="is a model, or has kind model_token or zero"
+    ),
+]
+
+
 class TokenSetting(_Strict):
     """Where a token's row comes from in models that lack it, or (``force``) in all of them."""
 
-    source: str | ModelToken | ZeroToken | None = None
+    source: RowSource | None = None
     force: bool = False
 
 
