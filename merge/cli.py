@@ -368,6 +368,7 @@ def _plan_document(prepared: Prepared, threads: int) -> dict[str, Any]:
         "copied_files": list(prepared.sidecars.copied),
         "left_files": [{"name": n, "reason": r} for n, r in prepared.sidecars.left],
         "donor": prepared.donor.label,
+        "tokenizer": _tokenizer_of(prepared),
         "differs_from_mergekit": list(plan.notes),
         "bytes_in": plan.bytes_in,
         "bytes_out": plan.bytes_out,
@@ -376,6 +377,12 @@ def _plan_document(prepared: Prepared, threads: int) -> dict[str, Any]:
         "buffer_bytes": prepared.memory(threads),
         "disk_bytes": sum(shard.nbytes for shard in prepared.layout.shards),
     }
+
+
+def _tokenizer_of(prepared: Prepared) -> dict[str, Any] | None:
+    """What is told of a tokenizer that is made, not copied."""
+    made = prepared.alignment
+    return made and {"source": made.source, "tokens": len(made.ids), "rows": made.rows}
 
 
 def _plan_text(prepared: Prepared, threads: int = 1) -> str:
@@ -394,6 +401,11 @@ def _plan_text(prepared: Prepared, threads: int = 1) -> str:
     lines += [f"  merged {t.name}: {t.note}" for t in merged if t.note]
     lines += [f"  copied {t.name}: {t.note}" for t in copied]
     lines += [f"  dropped {name} of {model}: {reason}" for name, model, reason in plan.dropped]
+    tokenizer = _tokenizer_of(prepared)
+    if tokenizer:
+        lines.append(
+            f"  tokenizer {tokenizer['source']}: {tokenizer['tokens']} tokens, {tokenizer['rows']} rows"
+        )
     if prepared.sidecars.copied:
         lines.append(f"  files  {', '.join(prepared.sidecars.copied)}")
     lines += [f"  left   {name}: {reason}" for name, reason in prepared.sidecars.left]

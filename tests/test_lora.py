@@ -244,3 +244,39 @@ def test_a_recipe_names_adapters(tmp_path: Path) -> None:
     base, merged = load_file(tmp_path / "base/model.safetensors"), read_folder(tmp_path / "out")
     for name, tensor in merged.items():
         torch.testing.assert_close(tensor, (base[name] + expected[name]) / 2)
+
+
+@pytest.mark.parametrize("magnitude", [False, True])
+def test_bytes_do_not_depend_on_threads(tmp_path: Path, magnitude: bool) -> None:
+    """Blocks begin and end inside rows here: 1000 columns do not divide a block."""
+    generator = torch.Generator().manual_seed(0)
+    state = {"proj.weight": torch.randn(700, 1000, generator=generator).bfloat16()}
+    base = write_folder(tmp_path / "base", state)
+    factors: dict[str, tuple[int, ...]] = {"lora_A.weight": (2, 1000), "lora_B.weight": (700, 2)}
+    if magnitude:
+        factors["lora_magnitude_vector"] = (700,)
+    adapter = {f"base_model.model.proj.{k}": torch.randn(s, generator=generator) for k, s in factors.items()}
+    pair = f"{base}+{_adapter(tmp_path / 'adapter', adapter)}"
+    outputs = [_merged(pair, tmp_path / str(threads), threads=threads) for threads in (1, 3)]
+    assert_same_bits(outputs[0]["proj.weight"], outputs[1]["proj.weight"])
+    wide = state["proj.weight"].double()
+    wide += adapter["base_model.model.proj.lora_B.weight"] @ adapter["base_model.model.proj.lora_A.weight"]
+    if magnitude:
+        norms = adapter["base_model.model.proj.lora_magnitude_vector"].double()
+        wide *= (norms / wide.norm(dim=1))[:, None]
+    torch.testing.assert_close(outputs[0]["proj.weight"].double(), wide, rtol=2**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_tokenizer_is_the_adapters_where_it_has_one(tmp_path: Path, own: bool) -> None:
+    files = {"tokenizer.json": "base", "tokenizer_config.json": "{}", "merges.txt": "base", "LICENSE": "base"}
+    base = write_folder(tmp_path / "base", tensors(0), files=files)
+    adapter = Path(_adapter(tmp_path / "adapter", GOOD))
+    if own:
+        (adapter / "tokenizer.json").write_text("adapter")
+        (adapter / "tokenizer_config.json").write_text("{}")
+    _merged(f"{base}+{adapter}", tmp_path)
+    assert (tmp_path / "out/tokenizer.json").read_text() == ("adapter" if own else "base")
+    assert (tmp_path / "out/merges.txt").exists() is not own
+    assert (tmp_path / "out/LICENSE").read_text() == "base"
+    assert not (tmp_path / "out/adapter_config.json").exists()

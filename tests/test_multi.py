@@ -161,6 +161,40 @@ def test_names_stand_for_models_only(tmp_path: Path) -> None:
     assert _run(file, tmp_path / "out") == [True, True]
 
 
+def test_tokenizers_and_adapters_in_several_recipes(tmp_path: Path) -> None:
+    """A later recipe sees the tokenizer that an earlier one makes, before and after it runs."""
+    from safetensors.torch import save_file
+    from tokenizers import Tokenizer, models
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    parents = []
+    for number in range(3):
+        words = {word: i for i, word in enumerate([*"abcdefghij", f"own{number}"])}
+        backend = Tokenizer(models.WordLevel(words, unk_token="a"))
+        folder = write_folder(tmp_path / f"m{number}", tensors(number))
+        PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="a").save_pretrained(folder)
+        parents.append(str(folder))
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
+    module = "base_model.model.model.layers.0.mlp.up_proj"
+    ones = {f"{module}.lora_A.weight": torch.ones(1, 8), f"{module}.lora_B.weight": torch.ones(12, 1)}
+    save_file(ones, adapter / "adapter_model.safetensors")
+    file = _write(
+        tmp_path / "recipe.yml",
+        _recipe(parents[:2], "first", tokenizer_source="union", chat_template="chatml"),
+        _recipe([f"first+{adapter}", parents[2]], tokenizer={"source": "union"}),
+    )
+    assert _run(file, tmp_path / "out") == [True, True]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.convert_ids_to_tokens([10, 11, 12]) == ["own0", "own1", "own2"]
+    assert tokenizer.chat_template is not None
+    merged, first = read_folder(tmp_path / "out"), read_folder(tmp_path / "out.intermediate/first")
+    name = "model.layers.0.mlp.up_proj.weight"
+    torch.testing.assert_close(merged[name], (first[name] + 1 + tensors(2)[name]) / 2)
+    assert merged["lm_head.weight"].shape[0] == 13
+
+
 def test_what_stands_in_the_way_is_not_overwritten(tmp_path: Path) -> None:
     _, file = _pair(tmp_path)
     (tmp_path / "out").mkdir()

@@ -258,6 +258,13 @@ class TestSlerp:
         assert_same_bits(merged([a, b], Slerp(t=0)), a)
         assert_same_bits(merged([a, b], Slerp(t=1)), b)
 
+    def test_a_base_is_the_first_end(self) -> None:
+        _, a, b = family(0.4, 2)
+        wanted = merged([a, b], Slerp(t=0.3))
+        first, second = {"w": a}, {"w": b}
+        for models in ([second], [second, first], [first, second]):
+            assert_same_bits(merge_states(models, Slerp(t=0.3), base=first)["w"], wanted)
+
     def test_without_an_arc_the_line_is_taken(self) -> None:
         _, a, _ = family(0.4, 2)
         assert gap(merged([a, -2 * a], Slerp(t=0.25)), 0.25 * a) < 1e-15
@@ -480,7 +487,7 @@ import sys, torch
 from merge_models.merge import ModelStock, MultiSlerp, NormMean, NuSlerp, Slerp, UnitMean, merge
 a, b = {"w": torch.ones(3, 4)}, {"w": torch.eye(3, 4)}
 for strategy in (Slerp(), NuSlerp(), MultiSlerp(), NormMean(), UnitMean(), ModelStock()):
-    merge([a, b], strategy, base={"w": torch.zeros(3, 4)})
+    merge([a, b], strategy, base={"w": torch.zeros(3, 4)} if isinstance(strategy, ModelStock) else None)
     assert "geoopt" not in sys.modules, strategy
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

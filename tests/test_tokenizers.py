@@ -177,6 +177,69 @@ def test_foreign_ordinary_tokens_decode_but_do_not_cut_text(tmp_path: Path) -> N
     assert _marks(merged[EMBED])[out[only]] == 1000 + own[only]
 
 
+def _other_kind(kind: str, words: Sequence[str], added: str) -> Any:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = ["<unk>", *words]
+    if kind == "unigram":
+        vocabulary = [(f"▁{word}" if word != "<unk>" else word, -float(i)) for i, word in enumerate(tokens)]
+        backend = Tokenizer(models.Unigram(vocabulary, unk_id=0))
+        backend.pre_tokenizer = pre_tokenizers.Metaspace()
+        backend.decoder = decoders.Metaspace()
+    else:
+        ids = {word: number for number, word in enumerate(tokens)}
+        backend = Tokenizer(
+            models.WordPiece(ids, unk_token="<unk>")
+            if kind == "wordpiece"
+            else models.WordLevel(ids, unk_token="<unk>")
+        )
+        backend.pre_tokenizer = pre_tokenizers.Whitespace()
+        backend.decoder = decoders.WordPiece()
+    backend.normalizer = normalizers.NFC()
+    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    tokenizer.add_tokens([AddedToken(added, normalized=False, special=True)], special_tokens=True)
+    return tokenizer
+
+
+@pytest.mark.parametrize("kind", ["unigram", "wordpiece", "wordlevel"])
+def test_unions_of_other_kinds_of_tokenizers(tmp_path: Path, kind: str) -> None:
+    sources = [
+        _other_kind(kind, ["red", "green", "blue"], "<|x|>"),
+        _other_kind(kind, ["blue", "grey"], "<|y|>"),
+    ]
+    models = [_model(tmp_path / f"m{number}", source, number) for number, source in enumerate(sources)]
+    merged, tokenizer, _ = _run(tmp_path, _linear(models, tokenizer={"source": "union"}))
+    ids = [source.get_vocab() for source in sources]
+    out = tokenizer.get_vocab()
+    assert set(out) == {*ids[0], *ids[1]} and sorted(out.values()) == list(range(len(out)))
+    assert {token: out[token] for token in ids[0]} == ids[0]
+    for source, text in zip(sources, ["green <|x|> blue red", "grey <|y|> blue"], strict=True):
+        own = source.convert_ids_to_tokens(source(text)["input_ids"])
+        assert tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"]) == own
+    assert _marks(merged[EMBED])[out["<|y|>"]] == 1000 + ids[1]["<|y|>"]
+
+
+def test_an_adapter_with_new_tokens_meets_its_base(tmp_path: Path) -> None:
+    """The adapter's own tokenizer and resized embedding take part in the union."""
+    from safetensors.torch import save_file
+
+    small, large = _tokenizer(), _tokenizer(["<|x|>"])
+    base = _model(tmp_path / "base", small, 0)
+    adapter = tmp_path / "adapter"
+    large.save_pretrained(adapter)
+    marks = torch.arange(291.0)[:, None] + 1000 + torch.zeros(WIDTH)
+    save_file(
+        {f"base_model.model.{EMBED}": marks, f"base_model.model.{HEAD}": -marks},
+        adapter / "adapter_model.safetensors",
+    )
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1}))
+    recipe = _linear([base, f"{base}+{adapter}"], tokenizer={"source": "union"})
+    merged, tokenizer, config = _run(tmp_path, recipe)
+    assert config["vocab_size"] == len(tokenizer) == 291
+    assert _marks(merged[EMBED])[289:] == [789, 1290]
+
+
 @pytest.mark.parametrize("source", ["base", "{b}"])
 def test_one_models_tokenizer(tmp_path: Path, source: str) -> None:
     left, right = _tokenizer(["<|x|>", "tool"]), _tokenizer(["<|y|>", "<|x|>"])

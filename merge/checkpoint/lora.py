@@ -144,7 +144,7 @@ class Adapted:
             out.add_(self._values(change.vector).to(out.dtype)[first:last], alpha=change.scale)
         elif change.magnitude is None:
             out.copy_(self._stored(info, first, last))
-            out.add_(self._delta(info, change, first, last))
+            self._add(out, info, change, first)
         else:
             out.copy_(self._renormed(info, change, change.magnitude, first, last))
         return buffer[: stop - start]
@@ -157,15 +157,21 @@ class Adapted:
         buffer = np.empty((last - first) * size, dtype=np.uint8)
         return _as_tensor(owner.read(own, first * size, last * size, buffer), own)
 
-    def _delta(self, info: TensorInfo, change: _Factors, first: int, last: int) -> Tensor:
-        """Elements of the scaled product: whole rows are multiplied out, one row only where it is needed."""
+    def _add(self, out: Tensor, info: TensorInfo, change: _Factors, first: int) -> None:
+        """Adds the scaled product's elements from ``first`` on; rows that are cut are done by themselves."""
         left, right = self._pair(info, change)
-        columns = right.shape[1]
-        top, bottom = first // columns, -(-last // columns)
-        if bottom - top == 1:
-            return (left[top:bottom] @ right[:, first - top * columns : last - top * columns]).view(-1)
-        product = left[top:bottom] @ right
-        return product.view(-1)[first - top * columns : last - top * columns]
+        columns, at = right.shape[1], 0
+        while at < out.numel():
+            row, column = divmod(first + at, columns)
+            if column == 0 and out.numel() - at >= columns:
+                count = (out.numel() - at) // columns
+                part = out[at : at + count * columns].view(count, columns)
+                part.addmm_(left[row : row + count], right)
+                at += count * columns
+            else:
+                count = min(columns - column, out.numel() - at)
+                out[at : at + count] += left[row] @ right[:, column : column + count]
+                at += count
 
     def _renormed(
         self, info: TensorInfo, change: _Factors, magnitude: TensorInfo, first: int, last: int
@@ -173,8 +179,8 @@ class Adapted:
         """DoRA: every row of the sum, brought to its trained norm. Norms need whole rows."""
         columns = info.shape[-1]
         top, bottom = first // columns, -(-last // columns)
-        total = self._delta(info, change, top * columns, bottom * columns)
-        total += self._stored(info, top * columns, bottom * columns).to(total.dtype)
+        total = self._stored(info, top * columns, bottom * columns).to(_torch_dtype(info))
+        self._add(total, info, change, top * columns)
         rows = total.view(-1, columns)
         norms = rows.double().norm(dim=1)
         wanted = self._values(magnitude).reshape(-1)[top:bottom].double()

@@ -157,23 +157,23 @@ static void NAME(thin)(const float *restrict value, const float *restrict base, 
         for (j = 0; j < count; j++) out[j] *= by->scale[start + j];
 }
 
-/* How the terms of elected_sum are added up. */
+/* How the terms of elected_sum are added up; gain is NULL where all are 1. */
 typedef struct {
     const double *factor, *gain, *share;
     double lambda, noise;
     int elect, normalize;
 } NAME(rule);
 
-/* One tile of elected_sum. Called with constants for sources, elect and normalize, so that the compiler
- * unrolls the loops over sources and vectorises the one over elements. */
+/* One tile of elected_sum. Called with constants for sources and flags, so that the compiler unrolls the loops
+ * over sources and vectorises the one over elements. */
 static inline __attribute__((always_inline)) void NAME(elect)(
-    const int sources, const int elect, const int normalize, float (*restrict value)[PART],
+    const int sources, const int elect, const int normalize, const int gains, float (*restrict value)[PART],
     float (*restrict left)[PART], const float *restrict base, size_t count, const NAME(rule) *rule,
     float *restrict out) {
     double lambda = rule->lambda, noise = rule->noise;
     double factor[sources], gain[sources], share[sources], whole[sources];
     for (int i = 0; i < sources; i++) {
-        factor[i] = rule->factor[i], gain[i] = rule->gain[i], share[i] = rule->share[i];
+        factor[i] = rule->factor[i], gain[i] = gains ? rule->gain[i] : 1.0, share[i] = rule->share[i];
         whole[i] = share[i] < 0 ? -share[i] : share[i];
     }
     for (size_t j = 0; j < count; j++) {
@@ -182,7 +182,6 @@ static inline __attribute__((always_inline)) void NAME(elect)(
         if (elect) {
             for (int i = 0; i < sources; i++) {
                 double weight = factor[i] * (double)left[i][j], term = ((double)value[i][j] - b) * weight;
-                term = weight != 0 ? term : 0;
                 votes += term;
                 size += term < 0 ? -term : term;
             }
@@ -190,10 +189,10 @@ static inline __attribute__((always_inline)) void NAME(elect)(
         }
         for (int i = 0; i < sources; i++) {
             double weight = factor[i] * (double)left[i][j], y = value[i][j], term = (y - b) * weight;
-            term = weight != 0 ? term : 0;
             double positive = elect ? term * sign : weight < 0 ? -weight : weight;
-            sum += positive > 0 ? term * gain[i] : 0;
-            total += positive > 0 ? weight * gain[i] : 0;
+            if (gains) term *= gain[i], weight *= gain[i];
+            sum += positive > 0 ? term : 0;
+            total += positive > 0 ? weight : 0;
             if (normalize) {
                 parts += positive > 0 ? share[i] : 0;
                 wholes += positive > 0 ? whole[i] : 0;
@@ -215,18 +214,20 @@ static inline __attribute__((always_inline)) void NAME(elect)(
 
 #define ELECT(sources) \
     case sources: \
-        if (rule->elect && rule->normalize) NAME(elect)(sources, 1, 1, value, left, base, count, rule, out); \
-        else if (rule->elect) NAME(elect)(sources, 1, 0, value, left, base, count, rule, out); \
-        else if (rule->normalize) NAME(elect)(sources, 0, 1, value, left, base, count, rule, out); \
-        else NAME(elect)(sources, 0, 0, value, left, base, count, rule, out); \
+        if (rule->gain) NAME(elect)(sources, 1, 1, 1, value, left, base, count, rule, out); \
+        else if (rule->elect && rule->normalize) NAME(elect)(sources, 1, 1, 0, value, left, base, count, rule, out); \
+        else if (rule->elect) NAME(elect)(sources, 1, 0, 0, value, left, base, count, rule, out); \
+        else if (rule->normalize) NAME(elect)(sources, 0, 1, 0, value, left, base, count, rule, out); \
+        else NAME(elect)(sources, 0, 0, 0, value, left, base, count, rule, out); \
         break;
 
 static void NAME(elect_tile)(int sources, float (*restrict value)[PART], float (*restrict left)[PART],
                              const float *restrict base, size_t count, const NAME(rule) *rule,
                              float *restrict out) {
-    switch (sources) {
+    switch (rule->gain && !(rule->elect && rule->normalize) ? 0 : sources) {
     ELECT(1) ELECT(2) ELECT(3) ELECT(4)
-    default: NAME(elect)(sources, rule->elect, rule->normalize, value, left, base, count, rule, out);
+    default:
+        NAME(elect)(sources, rule->elect, rule->normalize, !!rule->gain, value, left, base, count, rule, out);
     }
 }
 #undef ELECT

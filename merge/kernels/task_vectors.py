@@ -202,9 +202,9 @@ def elected_sum(
     """
     count = len(stored)
     factors = [part.factor for part in thinned]
-    gains = list(weights)
+    gains = None if weighted_votes else list(weights)
     if weighted_votes:
-        factors, gains = [f * w for f, w in zip(factors, weights, strict=True)], [1.0] * count
+        factors = [f * w for f, w in zip(factors, weights, strict=True)]
     library = _library_for(*stored, base)
     if library is None:
         sums = _Sums(factors, gains, weights, elect, normalize, scale)
@@ -220,7 +220,8 @@ def elected_sum(
             words(*[t.low for t in thinned]), words(*[t.high for t in thinned]),
             _addresses([t.scale for t in thinned]),
             (_POINTER * count)(*[None if key is None else ctypes.addressof(key) for key in keys]),
-            (ctypes.c_int32 * count)(*limits), doubles(*factors), doubles(*gains), doubles(*weights),
+            (ctypes.c_int32 * count)(*limits), doubles(*factors),
+            None if gains is None else doubles(*gains), doubles(*weights),
             elect, normalize, scale, base.numel(), out.data_ptr(),
         )
     )  # fmt: skip
@@ -230,7 +231,7 @@ def elected_sum(
 @dataclass(frozen=True)
 class _Sums:
     factors: Sequence[float]
-    gains: Sequence[float]
+    gains: Sequence[float] | None
     shares: Sequence[float]
     elect: bool
     normalize: bool
@@ -244,7 +245,7 @@ def _torch_elected_sum(
     wide = base.double()
     values = [x.double() for x in stored]
     weights = [_coefficients(x, base, t, f) for x, t, f in zip(stored, thinned, sums.factors, strict=True)]
-    terms = [((x - wide) * w).where(w != 0, 0.0) for x, w in zip(values, weights, strict=True)]
+    terms = [(x - wide) * w for x, w in zip(values, weights, strict=True)]
     votes, size = torch.zeros_like(wide), torch.zeros_like(wide)
     for term in terms:
         votes += term
@@ -252,7 +253,8 @@ def _torch_elected_sum(
     sign = torch.where(votes >= -(2.0**-51 * len(stored)) * size, 1.0, -1.0).double()
     total, share, whole, coefficient = (torch.zeros_like(wide) for _ in range(4))
     least, most = torch.full_like(wide, math.inf), torch.full_like(wide, -math.inf)
-    for x, w, term, gain, own in zip(values, weights, terms, sums.gains, sums.shares, strict=True):
+    gains = sums.gains or [1.0] * len(stored)
+    for x, w, term, gain, own in zip(values, weights, terms, gains, sums.shares, strict=True):
         takes_part = (term * sign if sums.elect else w.abs()) > 0
         total += (term * gain).where(takes_part, 0.0)
         share += takes_part.double() * own

@@ -16,7 +16,7 @@ from merge_models.merge.strategies.spherical import AbstractSphericalStrategy, P
 
 @dataclass(frozen=True)
 class Karcher(AbstractSphericalStrategy):
-    """Weighted Karcher mean of the tensors' (or rows') directions, times the weighted mean norm.
+    """Averages the directions of tensors (or rows) on the sphere, exactly, and scales by their mean norm.
 
     Kernel: linear in the tangent space of the mean, ``sum_i w_i log_m(u_i) = 0``. Carrier: the unit sphere
     of each tensor or row, about zero or about the base; this sphere is the proxy that the paper takes for

@@ -20,7 +20,9 @@ _FLOOR = 1e-290
 
 @dataclass(frozen=True)
 class LogLinear(AbstractStrategy):
-    """Per element: the sign that most weight votes for, and the geometric mean ``exp(sum_i w_i log |x_i|)``.
+    """Takes the geometric mean of magnitudes, under the sign that most weight votes for.
+
+    Per element ``exp(sum_i w_i log |x_i|)`` with the sign of ``sum_i w_i sign(x_i)``.
 
     Kernel: log-linear (product). Carrier: magnitudes on a log scale, of the models or, under ``origin:
     base``, of their task vectors. Source: Genest & Zidek 1986, "Combining probability distributions"

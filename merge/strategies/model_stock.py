@@ -15,8 +15,9 @@ from merge_models.merge.strategies.spherical import Points
 
 @dataclass(frozen=True)
 class ModelStock(AbstractSpanStrategy):
-    """``t * mean + (1 - t) * base`` with ``t = N c / (1 + (N-1) c)``, c the mean pairwise cosine of the task
-    vectors.
+    """Draws the mean of the models to the base, the more the less their task vectors agree.
+
+    ``t * mean + (1 - t) * base`` with ``t = N c / (1 + (N-1) c)``, c the mean pairwise cosine.
 
     Kernel: linear. Carrier: flat about the base, with the angles of the sphere; per tensor, or per row with
     ``filter_wise``. Source: Jang, Yun, Han 2024, "Model Stock" (2403.19522).

@@ -16,13 +16,12 @@ from merge_models.merge.strategies.spherical import Points, about_base, closed
 
 @dataclass(frozen=True)
 class MultiSlerp(AbstractSpanStrategy):
-    """Barycentric SLERP of any number of models: a log-map step at the mean direction, times the weighted
-    norm.
+    """Averages directions by one step of the log map at their mean, and scales by the weighted norm.
 
     ``m = s / |s|`` with ``s = sum_i w_i u_i``, then ``exp_m(sum_i w_i log_m(u_i)) * sum_i w_i |x_i|``; with
     a base, of the task vectors, added to the base. Kernel: linear in one tangent space. Carrier: the sphere
-    of each tensor, about zero or about the base. Source: Goddard et al., mergekit's multislerp, as
-    described. Repeated to the end this is `karcher`.
+    of each tensor, about zero or about the base. Source: mergekit's multislerp, as it
+    is described; Buss & Fillmore 2001, "Spherical averages". Repeated to the end this is `karcher`.
 
     mergekit projects ``u_i - <u_i, m> m`` where the log map belongs. Those projections sum to zero for every
     choice of parents and weights, so its step is identically zero and its result is `unit_mean`. Parameters

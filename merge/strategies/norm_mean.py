@@ -14,8 +14,9 @@ from merge_models.merge.strategies.spherical import NEGLIGIBLE, AbstractSpherica
 
 @dataclass(frozen=True)
 class NormMean(AbstractSphericalStrategy):
-    """Linear mean, brought back to the weighted mean norm: ``m * (sum_i w_i |x_i|) / |m|``, ``m = sum_i w_i
-    x_i``.
+    """Averages the models and scales the result to the weighted mean of their norms.
+
+    ``m * (sum_i w_i |x_i|) / |m|`` with ``m = sum_i w_i x_i``.
 
     Kernel: linear, then rescaled. Carrier: flat, with the norm of the sphere; per tensor or row, about zero
     or about the base. Source: the norm-rescaled average, control for `karcher` in this project; mergekit has

@@ -26,12 +26,12 @@ from merge_models.merge.strategies.spherical import about_base, arc_mixture
 
 @dataclass(frozen=True)
 class NuSlerp(AbstractSpanStrategy):
-    """SLERP of two models at ``t = w_2 / (w_1 + w_2)``, per tensor, row or column; with a base, of their
-    task vectors.
+    """Goes along the arc between two models, or between their task vectors, by tensor, row or column.
+
+    It is SLERP at ``t = w_2 / (w_1 + w_2)``; with a base ``base + slerp(x_1 - base, x_2 - base)``.
 
     Kernel: linear along an arc. Carrier: the sphere of each tensor, row or column, about zero or about the
-    base. Source: mergekit's nuslerp (Shoemake 1985). With a base the result is ``base + slerp(x_1 - base,
-    x_2 - base)``.
+    base. Source: mergekit's nuslerp (Shoemake 1985).
 
     The names are mergekit's: without ``nuslerp_flatten`` a point is a vector along the last dimension (a row
     of the weight, all that feeds one output), and with ``nuslerp_row_wise`` too one along the first (a

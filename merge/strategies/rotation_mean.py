@@ -47,18 +47,20 @@ def rotation_mean(
     """
     if all(torch.equal(rotations[0], other) for other in rotations[1:]):
         return RotationMean(rotations[0], tuple(rotations))
-    generators = [_generator(rotation, chart) for rotation in rotations]
     identity = torch.eye(rotations[0].shape[-1], dtype=rotations[0].dtype).expand_as(rotations[0])
-    total, length, members = torch.zeros_like(rotations[0]), 0.0, []
-    for rotation, generator, weight in zip(rotations, generators, weights, strict=True):
-        members.append(identity if generator is None else rotation)
-        if generator is not None:
-            length += weight * float(generator.norm())
-            total.add_(generator, alpha=weight)
+    total, length, members, half_turns = torch.zeros_like(rotations[0]), 0.0, [], 0
+    for rotation, weight in zip(rotations, weights, strict=True):
+        generator = _generator(rotation, chart)
+        if generator is None:
+            members.append(identity)
+            half_turns += 1
+            continue
+        members.append(rotation)
+        length += weight * float(generator.norm())
+        total.add_(generator, alpha=weight)
     shortened = float(total.norm())
     lengthen = corrected and 0.0 < _CANCELLED * length < shortened
     correction = length / shortened if lengthen else 1.0
-    half_turns = sum(generator is None for generator in generators)
     return RotationMean(_rotation(correction * total, chart), tuple(members), correction, half_turns)
 
 

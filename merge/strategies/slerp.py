@@ -13,8 +13,9 @@ from merge_models.merge.strategies.spherical import arc_mixture
 
 @dataclass(frozen=True)
 class Slerp(AbstractSpanStrategy):
-    """Spherical interpolation of two models: ``(sin((1-t) W) a + sin(t W) b) / sin W``, W the angle of two
-    tensors.
+    """Goes from one model towards another along the arc between their tensors.
+
+    ``(sin((1-t) W) a + sin(t W) b) / sin W``, W the angle between two tensors.
 
     Kernel: linear along an arc. Carrier: the sphere of each tensor. Source: Shoemake 1985, "Animating
     rotation with quaternion curves". ``t: 0`` is the first model; a recipe's ``base_model`` is that model,

@@ -14,8 +14,9 @@ from merge_models.merge.strategies.spherical import NEGLIGIBLE, AbstractSpherica
 
 @dataclass(frozen=True)
 class UnitMean(AbstractSphericalStrategy):
-    """Weighted mean of unit vectors, brought to the weighted mean norm: ``n * s / |s|``, ``s = sum_i w_i x_i
-    / |x_i|``.
+    """Averages unit vectors and scales the sum to the mean norm: the Karcher mean before any step.
+
+    ``n * s / |s|`` with ``s = sum_i w_i x_i / |x_i|`` and n the weighted mean norm.
 
     Kernel: linear, then projected. Carrier: the unit sphere of each tensor or row, about zero or about the
     base (chordal mean). Source: the starting point of Karcher iterations; control for `karcher` in this

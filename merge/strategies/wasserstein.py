@@ -26,7 +26,7 @@ from merge_models.merge.strategies.parameters import parameter
 from merge_models.merge.strategies.shares import base_under_origin, shares_of
 from merge_models.merge.strategies.spherical import NEGLIGIBLE
 
-MAX_COLUMNS = 4096
+MAX_COLUMNS = 1024
 """Wider tensors are pushed by columns under ``covariance: full`` too, which factors columns^2, many times."""
 
 _ROUNDING = 1e-12
@@ -46,7 +46,7 @@ class _Push:
 
 @dataclass(frozen=True)
 class Wasserstein(AbstractStrategy):
-    """Mean of the models, its rows pushed to the Wasserstein barycenter of the parents' rows.
+    """Averages the models and gives their rows back the spread that averaging takes.
 
     Kernel: linear, then an optimal map. Carrier: Gaussians with the Bures-Wasserstein metric; the rows of a
     parent's tensor are samples of one. Source: Agueh & Carlier 2011, "Barycenters in the Wasserstein space";
@@ -55,9 +55,10 @@ class Wasserstein(AbstractStrategy):
     Averaging N unrelated matrices leaves 1/N of the rows' covariance. The barycenter N(m, S) of the parents'
     Gaussians keeps it, and the averaged rows, of covariance C, are moved by the map that takes N(m, C) to
     N(m, S). With ``covariance: diagonal`` every column's deviation becomes the weighted mean of the parents'
-    (what REPAIR, 2211.08403, does to activations); ``full`` restores covariances as well, at a cost that
-    grows as columns^3: seconds per tensor at 576 columns, minutes at 2048; above 4096 the diagonal is taken.
-    Under ``origin: base`` rows of task vectors are pushed, where averaging takes far more.
+    (what REPAIR, 2211.08403, does to activations). ``full`` restores covariances as well, to 1e-6 of the
+    parents' spread, at a cost that grows as columns^3 (about half a minute of a core per tensor at 576
+    columns); tensors of more than 1024 columns take the diagonal under it. Under ``origin: base`` rows of
+    task vectors are pushed, of which averaging takes far more.
 
     Tensors of one dimension, and of one row, have no spread of rows: they are averaged. A column (a
     direction, for full) in which the mean of the rows' spread vanishes stays as it is, since there is
@@ -183,7 +184,7 @@ def _full_push(centre: Tensor, covariances: Tensor, shares: Tensor) -> _Push:
     from merge_models.manifolds.gaussians import BuresWasserstein, optimal_map
 
     own = covariances[-1]
-    found = frechet_mean(BuresWasserstein(), covariances[:-1], shares, tolerance=1e-9, max_iterations=50)
+    found = frechet_mean(BuresWasserstein(), covariances[:-1], shares, tolerance=1e-6, max_iterations=50)
     stretch = optimal_map(own, found.point) - torch.eye(len(own), dtype=torch.float64)
     figures = _lost(own.diagonal(), found.point.diagonal())
     figures |= {"residual": float(found.residual), "converged": bool(found.converged)}

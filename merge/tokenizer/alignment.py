@@ -42,6 +42,8 @@ class Alignment:
         ids: its ids.
         donor_ids: the ids of the donor's tokenizer.
         rows: rows of the output's embeddings.
+        source: what the recipe calls the tokenizer.
+        notes: where the result differs from mergekit's on purpose.
     """
 
     models: tuple[DiskSource, ...]
@@ -49,6 +51,8 @@ class Alignment:
     ids: Mapping[str, int]
     donor_ids: Mapping[str, int]
     rows: int
+    source: str
+    notes: tuple[str, ...] = ()
 
     def remapped(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """A config of the donor's with its token ids (``eos_token_id`` and the like) as they are now."""
@@ -106,7 +110,7 @@ def align(
     rules = _Rules(chosen.ids, size, ids, [m.label for m in everyone], len(models), base, settings.tokens)
     infos = {name: tuple(find_tensor(model, name) for model in everyone) for name in names}
     maps = {name: rules.maps(infos[name]) for name in names}
-    aligned = []
+    aligned: list[DiskSource] = []
     for number, model in enumerate(models):
         own = {name: maps[name][number] for name in names if infos[name][number] is not None}
         own = {name: rows for name, rows in own.items() if not _is_same(rows, number, infos[name][number])}
@@ -114,7 +118,10 @@ def align(
         if any(name not in model.tensors for name in own):
             config["tie_word_embeddings"] = False  # its head now has rows of others' heads
         aligned.append(GatheredRows(everyone, number, config, own) if own else model)
-    return Alignment(tuple(aligned), chosen.tokenizer, chosen.ids, ids[donor], size)
+    padding = size - len(chosen.ids)
+    kept = padding > 0 and settings.pad_to_multiple_of is None
+    notes = (f"{padding} rows beyond the tokens are kept; there they are cut",) if kept else ()
+    return Alignment(tuple(aligned), chosen.tokenizer, chosen.ids, ids[donor], size, settings.source, notes)
 
 
 def _output_tokenizer(
