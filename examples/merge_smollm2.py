@@ -124,7 +124,7 @@ def fine_tune(base: Path, pairs: Sequence[Pair], folder: Path, steps: int) -> Pa
     """A sibling: the base, trained for a few steps on a few pairs."""
     torch.manual_seed(0)
     model, tokenizer = load(base)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
     for step in range(steps):
         chosen = [pairs[(step * 2 + offset) % len(pairs)] for offset in range(2)]
         loss = model(**batch(tokenizer, chosen)).loss
@@ -152,7 +152,7 @@ def held_out_losses(model: Any, tokenizer: Any) -> dict[str, float]:
     }
 
 
-def main(folder: Path | None = None, steps: int = 24, tokens: int = 24) -> dict[str, dict[str, float]]:
+def main(folder: Path | None = None, steps: int = 16, tokens: int = 24) -> dict[str, dict[str, float]]:
     """Makes the models, merges them, and prints what each can do.
 
     Args:
@@ -199,6 +199,6 @@ def main(folder: Path | None = None, steps: int = 24, tokens: int = 24) -> dict[
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, help="keep the models here")
-    parser.add_argument("--steps", type=int, default=24, help="training steps per sibling")
+    parser.add_argument("--steps", type=int, default=16, help="training steps per sibling")
     given = parser.parse_args()
     main(given.folder, given.steps)

@@ -118,9 +118,7 @@ def train(
     decay: float = 0.0,
 ) -> None:
     """AdamW on batches of `shares` examples of each skill; the rate falls to zero at the end."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=decay
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=decay)
     warm_up, cool_down = 20, 0.3 * steps
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min(1.0, (i + 1) / warm_up, (steps - i) / cool_down)
@@ -140,10 +138,11 @@ def train(
         optimizer.zero_grad()
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save(model: LlamaForCausalLM, folder: Path) -> None:
     """Write a folder that transformers loads, weights in bfloat16."""
     model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    # A fresh tokenizer: one that has padded a batch writes that padding into its file.
+    character_tokenizer().save_pretrained(folder)
     # transformers 5 writes its own name of this class, which transformers 4 does not know.
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -168,7 +167,7 @@ def main() -> None:
     model = new_model(tokenizer)
     train(model, few, BASE_SHARES, steps=BASE_STEPS, rate=BASE_RATE, decay=BASE_DECAY)
     base = {key: value.clone() for key, value in model.state_dict().items()}
-    save(model, tokenizer, out / "base")
+    save(model, out / "base")
 
     for name in SKILLS:
         model = new_model(tokenizer)
@@ -177,7 +176,7 @@ def main() -> None:
         shares[name] = BATCH - sum(shares.values()) + REHEARSED
         data = few | {name: examples(tokenizer, name, EXPERT_EXAMPLES)}
         train(model, data, shares, steps=EXPERT_STEPS[name], rate=EXPERT_RATE)
-        save(model, tokenizer, out / name)
+        save(model, out / name)
 
     print(f"{'':10}" + "".join(f"{name:>10}" for name in SKILLS))
     for name in ("base", *SKILLS):

@@ -1,7 +1,7 @@
 """Geometry of the spaces that parameters live in: points, distances, shortest paths, means.
 
-Pure geometry on torch tensors. `span`, `arcs` and `procrustes` need torch alone; the manifolds build on
-geoopt, which takes most of a second to import, so their names load on first use.
+Pure geometry on torch tensors. `span`, `arcs`, `unit_sphere`, `frechet` and `procrustes` need torch alone;
+the manifolds build on geoopt, which takes most of a second to import, so their names load on first use.
 """
 
 import importlib

@@ -22,8 +22,10 @@ def sinc(angle: Tensor) -> Tensor:
     return torch.sinc(angle / math.pi)
 
 
-def _weighted(weights: Tensor, vectors: Tensor) -> Tensor:
-    return (weights.unsqueeze(-2) @ vectors).squeeze(-2)
+def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
+    """`sum_i w_i v_i` for weights `[..., N]` and values `[..., N, *event]`."""
+    event = values.dim() - weights.dim()
+    return (weights.reshape(*weights.shape, *[1] * event) * values).sum(dim=-1 - event)
 
 
 def mean_coefficients(units: Tensor, mean: Tensor, weights: Tensor) -> Tensor:
@@ -39,9 +41,9 @@ def mean_coefficients(units: Tensor, mean: Tensor, weights: Tensor) -> Tensor:
     of least norm that give the point.
     """
     raw = weights / sinc(angle_between(mean.unsqueeze(-2), units)).clamp_min(1e-12)
-    length = _weighted(raw, units).norm(dim=-1, keepdim=True)
+    length = weighted_sum(raw, units).norm(dim=-1, keepdim=True)
     explicit = raw / torch.where(length > 0, length, torch.ones_like(length))
-    gap = (_weighted(explicit, units) - mean).norm(dim=-1)
+    gap = (weighted_sum(explicit, units) - mean).norm(dim=-1)
     off = ~(gap <= 1e-8)
     if bool(off.any()):
         explicit = explicit.clone()
@@ -55,11 +57,11 @@ def step_coefficients(units: Tensor, coefficients: Tensor, weights: Tensor) -> T
     With t_i the angle from m to u_i and T the sum of the logs: `cos|T| m + sinc|T| T`, and
     `log_m u_i = (t_i / sin t_i) (u_i - cos t_i m)`, so both are combinations of the units.
     """
-    mean = _weighted(coefficients, units)
+    mean = weighted_sum(coefficients, units)
     angle = angle_between(mean.unsqueeze(-2), units)
     pull = weights / sinc(angle).clamp_min(1e-12)
     back = (pull * torch.cos(angle)).sum(dim=-1, keepdim=True)
-    tangent = _weighted(pull, units) - back * mean
+    tangent = weighted_sum(pull, units) - back * mean
     length = tangent.norm(dim=-1, keepdim=True)
     return (torch.cos(length) - sinc(length) * back) * coefficients + sinc(length) * pull
 

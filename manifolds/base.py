@@ -13,6 +13,8 @@ import warnings
 import torch
 from torch import Tensor
 
+from merge_models.manifolds.arcs import weighted_sum
+
 with warnings.catch_warnings():
     # geoopt 0.5.1 scripts a helper at import, which newer torch reports as deprecated.
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -28,12 +30,6 @@ class NotOnManifoldError(ValueError):
 
 class CutLocusError(ValueError):
     """A logarithm was asked for where none, or more than one, shortest path exists."""
-
-
-def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
-    """`sum_i w_i v_i` for weights `[..., N]` and values `[..., N, *event]`."""
-    event = values.dim() - weights.dim()
-    return (weights.reshape(*weights.shape, *[1] * event) * values).sum(dim=-1 - event)
 
 
 class AbstractManifold(Manifold):

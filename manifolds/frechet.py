@@ -9,11 +9,16 @@ better step (the sphere has Newton's); it is dropped for any element whose resid
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from merge_models.manifolds.base import AbstractManifold, weighted_sum
+from merge_models.manifolds.arcs import weighted_sum
+
+if TYPE_CHECKING:
+    from merge_models.manifolds.base import AbstractManifold
+    from merge_models.manifolds.unit_sphere import UnitSphere
 
 
 class FrechetMeanError(ValueError):
@@ -41,7 +46,7 @@ class FrechetMean:
 
 
 def frechet_mean(
-    manifold: AbstractManifold,
+    manifold: AbstractManifold | UnitSphere,
     points: Tensor,
     weights: Tensor | None = None,
     *,
@@ -77,7 +82,9 @@ def frechet_mean(
     )
 
 
-def _prepare(manifold: AbstractManifold, points: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+def _prepare(
+    manifold: AbstractManifold | UnitSphere, points: Tensor, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
     if points.dim() < manifold.ndim + 1 or points.shape[-manifold.ndim - 1] < 1:
         raise FrechetMeanError(
             f"{manifold.name}: points are [..., N, *event] with {manifold.ndim} event dimensions"
@@ -102,7 +109,9 @@ def _prepare(manifold: AbstractManifold, points: Tensor, weights: Tensor | None)
 class _Search:
     """The iteration over a flat batch; elements that are done leave `active` and cost no more."""
 
-    def __init__(self, manifold: AbstractManifold, points: Tensor, weights: Tensor, tolerance: float) -> None:
+    def __init__(
+        self, manifold: AbstractManifold | UnitSphere, points: Tensor, weights: Tensor, tolerance: float
+    ) -> None:
         self.manifold, self.points, self.weights = manifold, points, weights
         self.tolerance = tolerance
         self.point = manifold.mean_start(points, weights)

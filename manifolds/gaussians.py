@@ -7,7 +7,8 @@ means are averaged flat, and what is curved is here. Covariances may be singular
 import torch
 from torch import Tensor
 
-from merge_models.manifolds.base import AbstractManifold, weighted_sum
+from merge_models.manifolds.arcs import weighted_sum
+from merge_models.manifolds.base import AbstractManifold
 from merge_models.manifolds.frechet import FrechetMean, frechet_mean
 
 

@@ -150,6 +150,8 @@ class SharedProcrustes:
                     break
                 change += change @ skew + skew
                 if residual <= tolerance:
+                    if not self._is_largest(turned, change):
+                        break
                     rotation = self._finish(change, complete=block.start == self.null)
                     return NearRotation(rotation, "sylvester", iteration, residual)
                 previous = residual
@@ -178,12 +180,26 @@ class SharedProcrustes:
         stop = self.null + (int(far.max()) + 1 if len(far) else 0)
         return slice(0 if self.null < stop <= len(skew) // 4 else self.null, stop)
 
-    def _refine(self, turned: Tensor, change: Tensor, block: slice) -> Tensor:
-        """Turn the weak block of `I + change` in place to its optimum; return the next correction."""
-        # R^T (Lambda + E), R = I + change
+    def _moment(self, turned: Tensor, change: Tensor) -> Tensor:
+        """`R^T (Lambda + E)` with `R = I + change`, in the eigenbasis."""
         moment = turned + change.mT @ turned
         moment += change.mT * self.eigenvalues
         moment.diagonal().add_(self.eigenvalues)
+        return moment
+
+    def _is_largest(self, turned: Tensor, change: Tensor) -> bool:
+        """Whether the stationary point is the maximum: `R^T M` has no eigenvalue well below zero.
+
+        A target such as the reflected base is stationary at the identity, and far from best there.
+        """
+        moment = self._moment(turned, change)
+        moment = (moment + moment.mT) / 2
+        moment.diagonal().add_(1e-3 * self.eigenvalues[-1])
+        return int(torch.linalg.cholesky_ex(moment).info) == 0
+
+    def _refine(self, turned: Tensor, change: Tensor, block: slice) -> Tensor:
+        """Turn the weak block of `I + change` in place to its optimum; return the next correction."""
+        moment = self._moment(turned, change)
         if block.stop > block.start:
             largest = self.eigenvalues[-1] / self.eigenvalues[block.stop - 1]
             turn = procrustes_from_moment(

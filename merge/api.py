@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, cast
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from merge_models.merge.assembly import Assembly, assemble, assign_whole
 from merge_models.merge.card import manifest, model_card
@@ -23,6 +21,7 @@ from merge_models.merge.checkpoint.source import DiskSource, StateDict, read_jso
 from merge_models.merge.checkpoint.staging import MANIFEST, Staging, check_target, free_space
 from merge_models.merge.errors import PlanError, RecipeError
 from merge_models.merge.kernels import native_name
+from merge_models.merge.lazy import LazyModule
 from merge_models.merge.plan import Plan, make_plan
 from merge_models.merge.recipe import Recipe, load_recipe, recipe_of
 from merge_models.merge.run import RunOptions, execute
@@ -30,12 +29,16 @@ from merge_models.merge.strategies.base import AbstractStrategy, BaseModel, Figu
 from merge_models.merge.strategies.linear import Linear
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
     from torch.nn import Module
 
     from merge_models.merge.tokenizer.alignment import Alignment
+else:
+    torch = LazyModule("torch")
 
 PathLike = Union[str, "os.PathLike[str]"]
-InMemory = Union[Mapping[str, Tensor], "Module"]
+InMemory = Union[Mapping[str, "Tensor"], "Module"]
 GENERATION, TOKENIZER = "generation_config.json", "tokenizer_config.json"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -101,8 +102,13 @@ def manifest(
             "copied": [t.name for t in plan.tensors if t.action == "copy"],
             "dropped": [{"tensor": n, "model": m, "reason": r} for n, m, r in plan.dropped],
         },
-        "figures": dict(sorted(figures.items())),
+        "figures": {name: _plain(values) for name, values in sorted(figures.items())},
     }
+
+
+def _plain(figures: Figures) -> dict[str, Any]:
+    """Figures as strict JSON knows them: NaN and Inf in words."""
+    return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
 
 
 def _size(file: Path) -> int | None:

@@ -9,30 +9,37 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from operator import iadd
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 
-from merge_models.manifolds.span import Gram
 from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.errors import MergeError, NonFiniteError
 from merge_models.merge.held import HeldBlocks
-from merge_models.merge.kernels import Span, gram_moments, is_finite, weighted_sum
+from merge_models.merge.kernels import Span, gram_moments, is_finite, native_name, weighted_sum
 from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW
+from merge_models.merge.lazy import LazyModule
 from merge_models.merge.plan import Plan, TensorPlan, is_fused
 from merge_models.merge.strategies.base import (
     AbstractSpanStrategy,
     AbstractStrategy,
     Block,
     Figures,
+    FixedMixture,
     Grain,
     Mixture,
     Pass,
 )
+
+if TYPE_CHECKING:
+    import torch
+
+    from merge_models.manifolds.span import Gram
+else:
+    torch = LazyModule("torch")
 
 
 class Sink(Protocol):
@@ -74,9 +81,16 @@ def execute(plan: Plan, sink: Sink, options: RunOptions) -> dict[str, Figures]:
         MergeError: a parent cannot be read or holds NaN or Inf, or the output cannot be written.
     """
     run = _Run(plan, sink, options)
-    with _one_torch_thread():
+    with _one_torch_thread() if _needs_torch(plan) else nullcontext():
         run.work(max(1, options.threads))
     return {t.name: run.figures[t.name] for t in plan.tensors if t.name in run.figures}
+
+
+def _needs_torch(plan: Plan) -> bool:
+    """Whether torch computes anything: not where fixed coefficients go through the compiled kernels."""
+    strategies = [tensor.strategy for tensor in plan.tensors if tensor.strategy is not None]
+    fixed = all(isinstance(s, AbstractSpanStrategy) and not s.needs_gram for s in strategies)
+    return not fixed or native_name() == "torch"
 
 
 @contextmanager
@@ -280,7 +294,7 @@ class _Run:
         if tensor.action == "copy":
             self._copy(tensor, spans, out)
         elif isinstance(tensor.strategy, AbstractSpanStrategy) and is_fused(tensor.strategy):
-            flags = weighted_sum(spans, _weights(job.survey, spans, tensor), out)
+            flags = weighted_sum(spans, _weights(job.survey, tensor), out)
             self._check_flags(flags, tensor, spans)
         else:
             self._check_inputs(tensor, spans)
@@ -363,6 +377,8 @@ def _span_survey(strategy: AbstractSpanStrategy, tensor: TensorPlan) -> Iterator
 
 def _gram_of(moments: torch.Tensor, count: int, has_base: bool) -> Gram:
     """Unpacks :func:`gram_moments`; without a base the first parent is the reference, at difference 0."""
+    from merge_models.manifolds.span import Gram
+
     measured = count if has_base else count - 1
     cross = torch.zeros(count, dtype=torch.float64)
     differences = torch.zeros(count, count, dtype=torch.float64)
@@ -382,14 +398,17 @@ def _measure(passing: Pass, tensor: TensorPlan, spans: list[Span], start: int, n
     return passing.measure(_block(tensor, spans, start, number, seed))
 
 
-def _weights(mixture: Mixture, spans: list[Span], tensor: TensorPlan) -> list[float]:
-    weights = mixture.parents.tolist()
+def _weights(mixture: Mixture | FixedMixture, tensor: TensorPlan) -> list[float]:
+    fixed = isinstance(mixture, FixedMixture)
+    weights = list(mixture.parents) if fixed else mixture.parents.tolist()
     if tensor.base is not None:
         weights.append(0.0 if mixture.base is None else float(mixture.base))
     return weights
 
 
 def _figures(strategy: AbstractStrategy | None, tensor: TensorPlan, survey: Any, seed: int) -> Figures:
+    if isinstance(survey, FixedMixture):
+        return {}
     if isinstance(survey, Mixture):
         return survey.figures
     return strategy.figures(tensor.spec(seed), survey) if strategy is not None else {}

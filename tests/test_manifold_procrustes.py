@@ -105,6 +105,16 @@ def test_a_far_target_falls_to_the_svd() -> None:
     torch.testing.assert_close(found.rotation, procrustes(base, target))
 
 
+@pytest.mark.parametrize("flips", [2, 24], ids=["plane", "all"])
+def test_a_base_turned_by_pi_is_not_taken_for_the_base(flips: int) -> None:
+    base, _ = problem((96, 24), 0.0)
+    signs = torch.ones(24, dtype=torch.float64)
+    signs[:flips] = -1  # an even number: a rotation, at which the identity is stationary too
+    fit = SharedProcrustes.from_gram(base.mT @ base).solve(base.mT @ (base * signs - base))
+    assert fit.method == "svd"
+    assert torch.allclose(fit.rotation, torch.diag(signs), atol=1e-10)
+
+
 def test_a_reflection_turns_its_least_direction_round() -> None:
     moment = torch.diag(torch.tensor([3.0, 2.0, -1.0], dtype=torch.float64))
     identity = torch.eye(3, dtype=torch.float64)

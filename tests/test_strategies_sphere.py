@@ -481,12 +481,12 @@ class TestRecipes:
         assert MultiSlerp.base_for({}) is BaseModel.OPTIONAL
 
 
-def test_none_but_karcher_waits_for_geoopt() -> None:
+def test_none_waits_for_geoopt() -> None:
     script = """
 import sys, torch
-from merge_models.merge import ModelStock, MultiSlerp, NormMean, NuSlerp, Slerp, UnitMean, merge
+from merge_models.merge import Karcher, ModelStock, MultiSlerp, NormMean, NuSlerp, Slerp, UnitMean, merge
 a, b = {"w": torch.ones(3, 4)}, {"w": torch.eye(3, 4)}
-for strategy in (Slerp(), NuSlerp(), MultiSlerp(), NormMean(), UnitMean(), ModelStock()):
+for strategy in (Karcher(), Slerp(), NuSlerp(), MultiSlerp(), NormMean(), UnitMean(), ModelStock()):
     merge([a, b], strategy, base={"w": torch.zeros(3, 4)} if isinstance(strategy, ModelStock) else None)
     assert "geoopt" not in sys.modules, strategy
 """

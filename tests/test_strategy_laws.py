@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge_models.merge import NonFiniteError, merge
-from merge_models.merge.strategies import STRATEGIES, BaseModel, parameters_of
+from merge_models.merge import NonFiniteError, merge, strategies
+from merge_models.merge.strategies import STRATEGIES, BaseModel, find_strategy, parameters_of
 
 from .strategy_cases import CASES, Case
 
@@ -73,6 +73,14 @@ def permuted(case: Case, order: list[int]):
 
 def test_every_strategy_has_a_case() -> None:
     assert {type(case.strategy) for case in CASES} == set(STRATEGIES)
+
+
+def test_the_registry_says_what_the_classes_say() -> None:
+    for strategy in STRATEGIES:
+        assert all(find_strategy(word) is strategy for word in (strategy.name, *strategy.aliases))
+    words = [word for strategy in STRATEGIES for word in (strategy.name, *strategy.aliases)]
+    listed = [word for _, known in strategies._CLASSES.values() for word in known]
+    assert sorted(words) == sorted(listed)
 
 
 @cases

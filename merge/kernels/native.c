@@ -7,11 +7,15 @@
 
 typedef double lanes __attribute__((vector_size(64)));
 
+/* How terms are mixed: task_vectors.h says what each does. */
+enum { SUM, ELECT, LARGEST, CONSENSUS, ALONE };
+
 #define NAME(x) x##_portable
 #include "body.h"
 #undef NAME
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define FUSED
 #pragma GCC push_options
 #pragma GCC target("avx2,f16c,bmi2")
 #define NAME(x) x##_avx2
@@ -66,12 +70,13 @@ int merge_models_variance(int sources, const char *const *source, const int *typ
     return DISPATCH(variance, sources, source, type, count, out);
 }
 
-int merge_models_elected_sum(int sources, const char *const *source, const int *type, const char *base,
-                             int base_type, const uint32_t *low, const uint32_t *high, const float *const *scale,
-                             const uint32_t *const *key, const int32_t *limit, const double *factor, const double *gain, const double *share, int elect,
-                             int normalize, double lambda, size_t count, float *out) {
-    return DISPATCH(elected_sum, sources, source, type, base, base_type, low, high, scale, key, limit, factor, gain, share,
-                    elect, normalize, lambda, count, out);
+int merge_models_mix(int sources, const char *const *source, const int *type, const char *base, int base_type,
+                     const uint32_t *low, const uint32_t *high, const float *const *scale,
+                     const uint32_t *const *key, const int32_t *limit, const double *factor, const double *extra,
+                     const double *share, int kind, int normalize, int enough, double lambda, size_t count,
+                     float *out) {
+    return DISPATCH(mix, sources, source, type, base, base_type, low, high, scale, key, limit, factor, extra,
+                    share, kind, normalize, enough, lambda, count, out);
 }
 
 void merge_models_draw(size_t count, const uint32_t *key, const float *probability, int32_t limit, int inverse,

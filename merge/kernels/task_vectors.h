@@ -108,7 +108,7 @@ static int NAME(variance)(int sources, const char *const *source, const int *typ
 }
 
 /* Chris Wellons' triple32 bijection of 32-bit words (public domain), with key words added between its rounds. */
-static inline uint32_t NAME(mix)(uint32_t x, const uint32_t *key) {
+static inline uint32_t NAME(scramble)(uint32_t x, const uint32_t *key) {
     x += key[0];
     x = (x ^ x >> 17) * 0xed5ad4bbu + key[1];
     x = (x ^ x >> 11) * 0xac4c1b51u + key[2];
@@ -116,7 +116,7 @@ static inline uint32_t NAME(mix)(uint32_t x, const uint32_t *key) {
     return x ^ x >> 14;
 }
 
-/* The mixed index, read as signed, is the draw. Without probability: out[j] = 1 where it is below a limit,
+/* The scrambled index, read as signed, is the draw. Without probability: out[j] = 1 where it is below a limit,
  * else 0. With it: 1, or 1 / probability[j] (inverse), where draw plus 2^31, over 2^32, is below
  * probability[j]. */
 static void NAME(draw)(size_t count, const uint32_t *key, const float *probability, int32_t limit, int inverse,
@@ -124,17 +124,17 @@ static void NAME(draw)(size_t count, const uint32_t *key, const float *probabili
     size_t j;
     if (probability) {
         for (j = 0; j < count; j++) {
-            double u = ((double)(int32_t)NAME(mix)((uint32_t)j, key) + 2147483648.0) * 0x1p-32;
+            double u = ((double)(int32_t)NAME(scramble)((uint32_t)j, key) + 2147483648.0) * 0x1p-32;
             float kept = inverse ? 1.0f / probability[j] : 1.0f;
             out[j] = u < probability[j] ? kept : 0.0f;
         }
         return;
     }
-    for (j = 0; j < count; j++) out[j] = (int32_t)NAME(mix)((uint32_t)j, key) < limit ? 1.0f : 0.0f;
+    for (j = 0; j < count; j++) out[j] = (int32_t)NAME(scramble)((uint32_t)j, key) < limit ? 1.0f : 0.0f;
 }
 
 /* Which part of a source takes part: keys in [low, high), and those that a draw keeps (limit, below 2^31, of
- * the mixed index: see draw); times scale where that is given. */
+ * the scrambled index: see draw); times scale where that is given. */
 typedef struct { uint32_t low, high; const float *scale; const uint32_t *key; int32_t limit; } NAME(thinning);
 
 static void NAME(thin)(const float *restrict value, const float *restrict base, size_t start, size_t count,
@@ -151,100 +151,202 @@ static void NAME(thin)(const float *restrict value, const float *restrict base, 
     if (by->key) {
         uint32_t first = (uint32_t)start;
         for (j = 0; j < count; j++)
-            out[j] = (int32_t)NAME(mix)(first + (uint32_t)j, by->key) < by->limit ? out[j] : 0.0f;
+            out[j] = (int32_t)NAME(scramble)(first + (uint32_t)j, by->key) < by->limit ? out[j] : 0.0f;
     }
     if (by->scale)
         for (j = 0; j < count; j++) out[j] *= by->scale[start + j];
 }
 
-/* How the terms of elected_sum are added up; gain is NULL where all are 1. */
+/* Which terms take part in an element's sum: all that are not thinned out (SUM, ALONE); those of the sign that
+ * the sum of all has, where zero and rounding noise count as plus (ELECT); those equal to the term of largest
+ * magnitude, the positive one of two (LARGEST); all where enough of them hold their own against the sum of the
+ * others (CONSENSUS). `extra` multiplies the terms in ELECT, those alone in their element in ALONE; in CONSENSUS
+ * it says how large a term must be against the others. */
 typedef struct {
-    const double *factor, *gain, *share;
-    double lambda, noise;
-    int elect, normalize;
+    const double *factor, *extra, *share;
+    double lambda;
+    int kind, normalize, enough;
 } NAME(rule);
 
-/* One tile of elected_sum. Called with constants for sources and flags, so that the compiler unrolls the loops
- * over sources and vectorises the one over elements. */
-static inline __attribute__((always_inline)) void NAME(elect)(
-    const int sources, const int elect, const int normalize, const int gains, float (*restrict value)[PART],
+/* A tile's sums over the sources. */
+typedef struct {
+    double all[PART], size[PART], high[PART], low[PART], number[PART], chosen[PART];
+    double sum[PART], total[PART], part[PART], whole[PART], least[PART], most[PART];
+} NAME(sums);
+
+/* What the rule must know of all terms: adds up one source's. */
+static void NAME(survey_terms)(int kind, const double *restrict term, const double *restrict weight, size_t count,
+                               NAME(sums) *restrict s) {
+    size_t j;
+    if (kind == ELECT)
+        for (j = 0; j < count; j++) s->all[j] += term[j], s->size[j] += term[j] < 0 ? -term[j] : term[j];
+    if (kind == CONSENSUS)
+        for (j = 0; j < count; j++) s->all[j] += term[j];
+    if (kind == LARGEST)
+        for (j = 0; j < count; j++) {
+            s->high[j] = term[j] > s->high[j] ? term[j] : s->high[j];
+            s->low[j] = term[j] < s->low[j] ? term[j] : s->low[j];
+        }
+    if (kind == ALONE)
+        for (j = 0; j < count; j++) s->number[j] += weight[j] != 0 ? 1.0 : 0;
+}
+
+/* What the terms must be compared with to take part. */
+static void NAME(choose)(int sources, const NAME(rule) *rule, double (*restrict term)[PART], size_t count,
+                         NAME(sums) *restrict s) {
+    double noise = -0x1p-51 * sources;
+    size_t j;
+    if (rule->kind == ELECT)
+        for (j = 0; j < count; j++) s->chosen[j] = s->all[j] >= noise * s->size[j] ? 1.0 : -1.0;
+    if (rule->kind == LARGEST)
+        for (j = 0; j < count; j++) s->chosen[j] = s->high[j] >= -s->low[j] ? s->high[j] : s->low[j];
+    if (rule->kind != CONSENSUS) return;
+    for (j = 0; j < count; j++) s->number[j] = 0;
+    for (int i = 0; i < sources; i++) {
+        double ratio = rule->extra[i];
+        for (j = 0; j < count; j++) {
+            double rest = s->all[j] - term[i][j], own = term[i][j] < 0 ? -term[i][j] : term[i][j];
+            s->number[j] += own >= (rest < 0 ? -rest : rest) * ratio ? 1.0 : 0;
+        }
+    }
+    for (j = 0; j < count; j++) s->chosen[j] = s->number[j] >= (double)rule->enough ? 1.0 : 0;
+}
+
+/* Adds one source's terms where they take part (where `takes` is 1, not 0). */
+static void NAME(add_terms)(const NAME(rule) *rule, int i, const float *restrict value, const double *restrict term,
+                            const double *restrict weight, size_t count, NAME(sums) *restrict s) {
+    double extra = rule->extra[i], share = rule->share[i], whole = share < 0 ? -share : share;
+    double takes[PART], gain[PART];
+    size_t j;
+    if (rule->kind == ELECT)
+        for (j = 0; j < count; j++) takes[j] = term[j] * s->chosen[j] > 0 ? 1.0 : 0;
+    else
+        for (j = 0; j < count; j++) takes[j] = weight[j] != 0 ? 1.0 : 0;
+    if (rule->kind == LARGEST)
+        for (j = 0; j < count; j++) takes[j] = term[j] == s->chosen[j] ? takes[j] : 0;
+    if (rule->kind == CONSENSUS)
+        for (j = 0; j < count; j++) takes[j] *= s->chosen[j];
+    for (j = 0; j < count; j++) gain[j] = rule->kind == ELECT ? extra * takes[j] : takes[j];
+    if (rule->kind == ALONE)
+        for (j = 0; j < count; j++) gain[j] *= s->number[j] == 1.0 ? extra : 1.0;
+    for (j = 0; j < count; j++) {
+        s->sum[j] += term[j] * gain[j];
+        s->total[j] += weight[j] * gain[j];
+    }
+    for (j = 0; j < count; j++) {
+        double y = value[j], under = takes[j] > 0 ? y : HUGE_VAL, over = takes[j] > 0 ? y : -HUGE_VAL;
+        s->least[j] = under < s->least[j] ? under : s->least[j];
+        s->most[j] = over > s->most[j] ? over : s->most[j];
+    }
+    if (rule->normalize)
+        for (j = 0; j < count; j++) {
+            s->part[j] += takes[j] * share;
+            s->whole[j] += takes[j] * whole;
+        }
+}
+
+static void NAME(mix_tile)(int sources, float (*restrict value)[PART], double (*restrict term)[PART],
+                           double (*restrict weight)[PART], const float *restrict base, size_t count,
+                           const NAME(rule) *rule, NAME(sums) *restrict s, float *restrict out) {
+    double lambda = rule->lambda;
+    size_t j;
+    memset(s, 0, sizeof *s);
+    for (j = 0; j < count; j++) s->least[j] = HUGE_VAL, s->most[j] = -HUGE_VAL;
+    for (int i = 0; i < sources; i++) NAME(survey_terms)(rule->kind, term[i], weight[i], count, s);
+    NAME(choose)(sources, rule, term, count, s);
+    for (int i = 0; i < sources; i++) NAME(add_terms)(rule, i, value[i], term[i], weight[i], count, s);
+    for (j = 0; j < count; j++) {
+        double absolute = s->part[j] < 0 ? -s->part[j] : s->part[j];
+        s->part[j] = rule->normalize && absolute > 1e-12 * s->whole[j] ? s->part[j] : 1.0;
+    }
+    for (j = 0; j < count; j++) {
+        double q = lambda / s->part[j], gap = s->total[j] * q - 1.0, mixed = (double)base[j] + s->sum[j] * q;
+        gap = gap < 0 ? -gap : gap;
+        int one = (gap <= 1e-13) & (s->least[j] == s->most[j]);
+        out[j] = (float)(one ? s->least[j] : mixed);
+    }
+}
+
+#ifdef FUSED
+/* mix_tile for the commonest rules and numbers of sources, all in registers. Called with constants, so that the
+ * loops over sources are unrolled and that over elements is vectorised. */
+static inline __attribute__((always_inline)) void NAME(fused)(
+    const int sources, const int elect, const int normalize, float (*restrict value)[PART],
     float (*restrict left)[PART], const float *restrict base, size_t count, const NAME(rule) *rule,
     float *restrict out) {
-    double lambda = rule->lambda, noise = rule->noise;
-    double factor[sources], gain[sources], share[sources], whole[sources];
+    double lambda = rule->lambda, noise = -0x1p-51 * sources;
+    double factor[sources], extra[sources], share[sources], size[sources];
     for (int i = 0; i < sources; i++) {
-        factor[i] = rule->factor[i], gain[i] = gains ? rule->gain[i] : 1.0, share[i] = rule->share[i];
-        whole[i] = share[i] < 0 ? -share[i] : share[i];
+        factor[i] = rule->factor[i], extra[i] = rule->extra[i], share[i] = rule->share[i];
+        size[i] = share[i] < 0 ? -share[i] : share[i];
     }
     for (size_t j = 0; j < count; j++) {
-        double b = base[j], votes = 0, size = 0, sum = 0, parts = 0, wholes = 0, total = 0;
-        double least = HUGE_VAL, most = -HUGE_VAL, sign = 1, q = lambda;
-        if (elect) {
-            for (int i = 0; i < sources; i++) {
-                double weight = factor[i] * (double)left[i][j], term = ((double)value[i][j] - b) * weight;
-                votes += term;
-                size += term < 0 ? -term : term;
-            }
-            sign = votes >= -noise * size ? 1.0 : -1.0;
+        double b = base[j], all = 0, sizes = 0, sum = 0, part = 0, whole = 0, total = 0, sign = 1, q = lambda;
+        double least = HUGE_VAL, most = -HUGE_VAL;
+        for (int i = 0; elect && i < sources; i++) {
+            double term = ((double)value[i][j] - b) * (factor[i] * (double)left[i][j]);
+            all += term;
+            sizes += term < 0 ? -term : term;
         }
+        if (elect) sign = all >= noise * sizes ? 1.0 : -1.0;
         for (int i = 0; i < sources; i++) {
             double weight = factor[i] * (double)left[i][j], y = value[i][j], term = (y - b) * weight;
-            double positive = elect ? term * sign : weight < 0 ? -weight : weight;
-            if (gains) term *= gain[i], weight *= gain[i];
-            sum += positive > 0 ? term : 0;
-            total += positive > 0 ? weight : 0;
+            double takes = elect ? term * sign : weight < 0 ? -weight : weight;
+            if (elect) term *= extra[i], weight *= extra[i];
+            sum += takes > 0 ? term : 0;
+            total += takes > 0 ? weight : 0;
             if (normalize) {
-                parts += positive > 0 ? share[i] : 0;
-                wholes += positive > 0 ? whole[i] : 0;
+                part += takes > 0 ? share[i] : 0;
+                whole += takes > 0 ? size[i] : 0;
             }
-            double low = positive > 0 ? y : HUGE_VAL, high = positive > 0 ? y : -HUGE_VAL;
-            least = low < least ? low : least;
-            most = high > most ? high : most;
+            double under = takes > 0 ? y : HUGE_VAL, over = takes > 0 ? y : -HUGE_VAL;
+            least = under < least ? under : least;
+            most = over > most ? over : most;
         }
         if (normalize) {
-            double absolute = parts < 0 ? -parts : parts;
-            q = lambda / (absolute > 1e-12 * wholes ? parts : 1.0);
+            double absolute = part < 0 ? -part : part;
+            q = lambda / (absolute > 1e-12 * whole ? part : 1.0);
         }
         double gap = total * q - 1.0, mixed = b + sum * q;
         gap = gap < 0 ? -gap : gap;
-        mixed = gap <= 1e-13 ? (least == most ? least : mixed) : mixed;
-        out[j] = (float)mixed;
+        int one = (gap <= 1e-13) & (least == most);
+        out[j] = (float)(one ? least : mixed);
     }
 }
 
-#define ELECT(sources) \
-    case sources: \
-        if (rule->gain) NAME(elect)(sources, 1, 1, 1, value, left, base, count, rule, out); \
-        else if (rule->elect && rule->normalize) NAME(elect)(sources, 1, 1, 0, value, left, base, count, rule, out); \
-        else if (rule->elect) NAME(elect)(sources, 1, 0, 0, value, left, base, count, rule, out); \
-        else if (rule->normalize) NAME(elect)(sources, 0, 1, 0, value, left, base, count, rule, out); \
-        else NAME(elect)(sources, 0, 0, 0, value, left, base, count, rule, out); \
-        break;
-
-static void NAME(elect_tile)(int sources, float (*restrict value)[PART], float (*restrict left)[PART],
-                             const float *restrict base, size_t count, const NAME(rule) *rule,
-                             float *restrict out) {
-    switch (rule->gain && !(rule->elect && rule->normalize) ? 0 : sources) {
-    ELECT(1) ELECT(2) ELECT(3) ELECT(4)
-    default:
-        NAME(elect)(sources, rule->elect, rule->normalize, !!rule->gain, value, left, base, count, rule, out);
+#define FUSE(sources, elect, normalize) \
+    case 8 * sources + 4 * elect + 2 * normalize: \
+        NAME(fused)(sources, elect, normalize, value, left, base, count, rule, out); return 1;
+/* Returns 0 where it is not made for the rule. */
+static int NAME(mix_fused)(int sources, float (*restrict value)[PART], float (*restrict left)[PART],
+                           const float *restrict base, size_t count, const NAME(rule) *rule, float *restrict out) {
+    switch (8 * sources + 4 * (rule->kind == ELECT) + 2 * rule->normalize + (rule->kind > ELECT)) {
+        FUSE(2, 0, 0) FUSE(2, 1, 0) FUSE(2, 1, 1)
+        FUSE(3, 0, 0) FUSE(3, 1, 0) FUSE(3, 1, 1)
+        FUSE(4, 0, 0) FUSE(4, 1, 0) FUSE(4, 1, 1)
     }
+    return 0;
 }
-#undef ELECT
+#undef FUSE
+#else
+#define mix_fused_portable(...) 0
+#endif
 
-/* Terms are factor * (what thin leaves) * (source - base). Those not 0 take part; elect: those of the sign
- * that their sum has (zero and rounding noise count as plus).
- * out = base + lambda * sum of gain * term over those that take part; normalize: over the sum of their shares.
- * Where their sources are all equal and their coefficients sum to 1, that source. Nonzero: out of memory. */
-static int NAME(elected_sum)(int sources, const char *const *source, const int *type, const char *base,
-                             int base_type, const uint32_t *low, const uint32_t *high,
-                             const float *const *scale, const uint32_t *const *key, const int32_t *limit,
-                             const double *factor, const double *gain, const double *share, int elect,
-                             int normalize, double lambda, size_t count, float *out) {
-    float(*value)[PART] = malloc(2 * (size_t)sources * sizeof *value), (*left)[PART] = value + sources;
+/* Terms are factor * (what thin leaves) * (source - base); the rule says which take part.
+ * out = base + lambda * sum of those that take part; normalize: over the sum of their shares. Where their
+ * sources are all equal and their coefficients sum to 1, that source. Nonzero: out of memory. */
+static int NAME(mix)(int sources, const char *const *source, const int *type, const char *base, int base_type,
+                     const uint32_t *low, const uint32_t *high, const float *const *scale,
+                     const uint32_t *const *key, const int32_t *limit, const double *factor, const double *extra,
+                     const double *share, int kind, int normalize, int enough, double lambda, size_t count,
+                     float *out) {
+    double(*term)[PART] = malloc((size_t)sources * 2 * (sizeof *term + PART * sizeof(float)));
+    double(*weight)[PART] = term + sources;
+    float(*value)[PART] = (float(*)[PART])(weight + sources), (*left)[PART] = value + sources;
     float b[PART];
-    NAME(rule) rule = {factor, gain, share, lambda, 0x1p-51 * sources, elect, normalize};
-    if (!value) return 1;
+    NAME(rule) rule = {factor, extra, share, lambda, kind, normalize, enough};
+    NAME(sums) sums;
+    if (!term) return 1;
     for (size_t start = 0; start < count; start += PART) {
         size_t tile = count - start < PART ? count - start : PART;
         NAME(load)(base, base_type, start, tile, b);
@@ -253,27 +355,87 @@ static int NAME(elected_sum)(int sources, const char *const *source, const int *
             NAME(load)(source[i], type[i], start, tile, value[i]);
             NAME(thin)(value[i], b, start, tile, &by, left[i]);
         }
-        NAME(elect_tile)(sources, value, left, b, tile, &rule, out + start);
+        if (NAME(mix_fused)(sources, value, left, b, tile, &rule, out + start)) continue;
+        for (int i = 0; i < sources; i++) {
+            double own = factor[i];
+            for (size_t j = 0; j < tile; j++) {
+                weight[i][j] = own * (double)left[i][j];
+                term[i][j] = ((double)value[i][j] - (double)b[j]) * weight[i][j];
+            }
+        }
+        NAME(mix_tile)(sources, value, term, weight, b, tile, &rule, &sums, out + start);
     }
-    free(value);
+    free(term);
     return 0;
 }
 
-/* Mean rank, counted from 0, of elements that stand first to stop - 1 in order, over the highest rank. */
-static inline float NAME(fraction)(size_t first, size_t stop, size_t columns) {
-    return columns > 1 ? (float)((double)(first + stop - 1) * 0.5 / (double)(columns - 1)) : 0.5f;
+/* Mean rank, counted from 0, of elements that stand first to stop - 1 in order; half is 1/2 over the highest. */
+static inline float NAME(fraction)(uint32_t first, uint32_t stop, double half) {
+    return (float)((double)(first + stop - 1) * half);
 }
 
-static void NAME(rank_by_counting)(const uint32_t *key, size_t columns, float *out) {
+static void NAME(rank_by_counting)(const uint32_t *key, size_t columns, double half, float *out) {
     for (size_t i = 0; i < columns; i++) {
         uint32_t below = 0, same = 0;
         for (size_t j = 0; j < columns; j++) below += key[j] < key[i], same += key[j] == key[i];
-        out[i] = NAME(fraction)(below, below + same, columns);
+        out[i] = NAME(fraction)(below, below + same, half);
     }
 }
 
-/* A radix sort of (key, index) pairs, least digit first. */
-static void NAME(rank_by_sorting)(const uint32_t *key, size_t columns, uint64_t *from, uint64_t *to, float *out) {
+/* Ranks of pairs of key (high word) and index (low word) in order of their keys, which stand at `at` in the row. */
+static void NAME(give_ranks)(const uint64_t *pair, size_t at, size_t count, double half, float *out) {
+    for (size_t start = 0, stop; start < count; start = stop) {
+        for (stop = start + 1; stop < count && pair[stop] >> 32 == pair[start] >> 32;) stop++;
+        float rank = NAME(fraction)((uint32_t)(at + start), (uint32_t)(at + stop), half);
+        for (size_t j = start; j < stop; j++) out[(uint32_t)pair[j]] = rank;
+    }
+}
+
+#define CROWD 64
+/* Sorts magnitudes by 65536 steps up to the row's largest, byte by byte; different ones that share a step are few,
+ * and sorted by insertion. Returns 0 where they are many. */
+static int NAME(rank_by_steps)(const uint32_t *key, size_t columns, uint32_t *from, uint32_t *to, double half,
+                               float *out) {
+    uint32_t low[256] = {0}, high[256] = {0}, largest = 0, sum[2] = {0, 0};
+    size_t i, j, start, stop;
+    for (j = 0; j < columns; j++) largest = key[j] > largest ? key[j] : largest;
+    if (columns > 65536 || largest < 0x10000000u || largest >= 0x7f800000u) return 0;
+    float scale = 65535.0f / as_float(largest);
+    for (j = 0; j < columns; j++) {
+        int32_t step = (int32_t)(as_float(key[j]) * scale);
+        from[j] = (uint32_t)(step > 65535 ? 65535 : step) << 16 | (uint32_t)j;
+    }
+    for (j = 0; j < columns; j++) low[from[j] >> 16 & 255]++, high[from[j] >> 24]++;
+    for (j = 0; j < 256; j++) {
+        uint32_t l = low[j], h = high[j];
+        low[j] = sum[0], high[j] = sum[1], sum[0] += l, sum[1] += h;
+    }
+    for (j = 0; j < columns; j++) to[low[from[j] >> 16 & 255]++] = from[j];
+    for (j = 0; j < columns; j++) from[high[to[j] >> 24]++] = to[j];
+    for (start = 0; start < columns; start = stop) {
+        uint64_t pair[CROWD], own;
+        uint32_t first = key[from[start] & 65535], alike = 1;
+        for (stop = start + 1; stop < columns && from[stop] >> 16 == from[start] >> 16; stop++)
+            alike &= key[from[stop] & 65535] == first;
+        if (alike) {
+            float rank = NAME(fraction)((uint32_t)start, (uint32_t)stop, half);
+            for (j = start; j < stop; j++) out[from[j] & 65535] = rank;
+            continue;
+        }
+        if (stop - start > CROWD) return 0;
+        for (j = 0; j < stop - start; j++) {
+            own = (uint64_t)key[from[start + j] & 65535] << 32 | (from[start + j] & 65535);
+            for (i = j; i && pair[i - 1] > own; i--) pair[i] = pair[i - 1];
+            pair[i] = own;
+        }
+        NAME(give_ranks)(pair, start, stop - start, half, out);
+    }
+    return 1;
+}
+#undef CROWD
+
+/* Sorts (key, index) pairs by key, eleven bits at a time; they end in the one of the two buffers that it returns. */
+static uint64_t *NAME(sorted)(const uint32_t *key, size_t columns, uint64_t *from, uint64_t *to) {
     uint32_t place[3][2048] = {{0}};
     size_t j;
     for (j = 0; j < columns; j++) {
@@ -282,24 +444,20 @@ static void NAME(rank_by_sorting)(const uint32_t *key, size_t columns, uint64_t 
     }
     for (int digit = 0; digit < 3; digit++) {
         uint32_t *at = place[digit], sum = 0, shift = 32 + 11 * digit;
-        if (at[from[0] >> shift & 2047] == columns) continue; /* all alike in this digit */
         for (j = 0; j < 2048; j++) { uint32_t here = at[j]; at[j] = sum; sum += here; }
         for (j = 0; j < columns; j++) to[at[from[j] >> shift & 2047]++] = from[j];
         uint64_t *swap = from; from = to; to = swap;
     }
-    for (size_t first = 0, stop; first < columns; first = stop) {
-        for (stop = first + 1; stop < columns && from[stop] >> 32 == from[first] >> 32;) stop++;
-        float rank = NAME(fraction)(first, stop, columns);
-        for (j = first; j < stop; j++) out[(uint32_t)from[j]] = rank;
-    }
+    return from;
 }
 
 /* out = the rank of each key of source - base in its row, as a fraction of the row's highest rank; equal keys
  * share their mean rank; 1/2 in rows of one. Nonzero: out of memory. */
 static int NAME(row_ranks)(const char *source, int type, const char *base, int base_type, size_t rows,
                            size_t columns, float *out) {
-    uint64_t *pairs = malloc(columns * (2 * sizeof(uint64_t) + sizeof(uint32_t)));
-    uint32_t *key = (uint32_t *)(pairs + 2 * columns);
+    uint64_t *pairs = malloc(columns * (2 * sizeof(uint64_t) + sizeof(uint32_t))), *others = pairs + columns;
+    uint32_t *key = (uint32_t *)(others + columns);
+    double half = columns > 1 ? 0.5 / (double)(columns - 1) : 0;
     float b[TILE];
     if (!pairs) return 1;
     for (size_t row = 0; row < rows; row++, out += columns) {
@@ -308,8 +466,10 @@ static int NAME(row_ranks)(const char *source, int type, const char *base, int b
             NAME(load)(base, base_type, row * columns + start, tile, b);
             NAME(keys)(source, type, b, row * columns + start, tile, key + start);
         }
-        if (columns <= 256) NAME(rank_by_counting)(key, columns, out);
-        else NAME(rank_by_sorting)(key, columns, pairs, pairs + columns, out);
+        if (columns == 1) *out = 0.5f;
+        else if (columns <= 64) NAME(rank_by_counting)(key, columns, half, out);
+        else if (!NAME(rank_by_steps)(key, columns, (uint32_t *)pairs, (uint32_t *)others, half, out))
+            NAME(give_ranks)(NAME(sorted)(key, columns, pairs, others), 0, columns, half, out);
     }
     free(pairs);
     return 0;

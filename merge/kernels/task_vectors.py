@@ -1,4 +1,4 @@
-"""The block kernels of task vectors (a parent minus the base): keys, elected sums, draws, ranks.
+"""The block kernels of task vectors (a parent minus the base): keys, sums by rules, draws, ranks.
 
 A difference's *key* is the bit pattern of its magnitude in float32, which sorts as the magnitude does.
 Compiled where possible; the torch versions give the same bytes, and serve float64 storage.
@@ -7,6 +7,7 @@ Compiled where possible; the torch versions give the same bytes, and serve float
 from __future__ import annotations
 
 import ctypes
+import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,11 +39,11 @@ _SIGNATURES = {
         [_INT, _POINTER, _POINTER, _POINTER, _INT, _SIZE, _INT, _POINTER, _INT, ctypes.c_uint32, _POINTER],
     ),
     "variance": (_INT, [_INT, _POINTER, _POINTER, _SIZE, _POINTER]),
-    "elected_sum": (
+    "mix": (
         _INT,
         [_INT, _POINTER, _POINTER, _POINTER, _INT]
         + [_POINTER] * 8
-        + [_INT, _INT, ctypes.c_double, _SIZE, _POINTER],
+        + [_INT, _INT, _INT, ctypes.c_double, _SIZE, _POINTER],
     ),
     "draw": (None, [_SIZE, _POINTER, _POINTER, ctypes.c_int32, _INT, _POINTER]),
     "row_ranks": (_INT, [_POINTER, _INT, _POINTER, _INT, _SIZE, _SIZE, _POINTER]),
@@ -168,109 +169,151 @@ class Thinned:
     factor: float = 1.0
 
 
-def elected_sum(
-    stored: Sequence[Tensor],
-    base: Tensor,
-    thinned: Sequence[Thinned],
-    weights: Sequence[float],
-    *,
-    elect: bool,
-    normalize: bool,
-    weighted_votes: bool = True,
-    scale: float = 1.0,
-) -> Tensor:
-    """``base + scale * sum_i w_i t_i`` of thinned task vectors ``t_i``, in float64, rounded once.
+class Rule(enum.IntEnum):
+    """Which terms take part in an element's sum."""
 
-    Parents take part in an element where their ``t_i`` is not 0 (their coefficient, without ``elect``).
-    With ``elect``, only those whose vote has the sign of the sum of votes (zero and rounding noise count
-    as plus); a vote is ``w_i t_i``, or ``t_i``. ``normalize`` divides the sum by the weights of those that
-    take part (by 1 where these cancel). Where they are equal and their coefficients sum to 1, the result
-    is their value, bit for bit.
+    SUM = 0
+    """All that are not thinned out."""
+    ELECT = 1
+    """Those of the sign that the sum of all has; zero and rounding noise count as plus. ``extra`` multiplies
+    them after the vote."""
+    LARGEST = 2
+    """The one of largest magnitude, the positive one of two; all that equal it."""
+    CONSENSUS = 3
+    """All where at least ``enough`` of them hold their own: ``|t_i| >= extra_i * |sum of the others|``."""
+    ALONE = 4
+    """All; ``extra`` multiplies those that are alone in their element."""
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How terms ``t_i = factor_i * (what is left of task vector i)`` become one.
+
+    Attributes:
+        rule: which take part in an element's sum.
+        factors: of each parent.
+        shares: of each parent, by whose sum over those that take part ``normalize`` divides; 1 by default.
+        extra: of each parent, as the rule has it; 1 by default.
+        normalize: whether to divide by shares (by 1 where they cancel).
+        enough: parents that make a consensus.
+        scale: of the sum.
+    """
+
+    rule: Rule
+    factors: Sequence[float]
+    shares: Sequence[float] | None = None
+    extra: Sequence[float] | None = None
+    normalize: bool = False
+    enough: int = 0
+    scale: float = 1.0
+
+
+def mix(stored: Sequence[Tensor], base: Tensor, thinned: Sequence[Thinned], mixing: Mixing) -> Tensor:
+    """``base + scale * sum_i t_i`` over the terms that take part, in float64, rounded once.
+
+    Terms whose coefficient is 0 never take part, nor zero terms in an election. Where the parents that take
+    part are equal and their coefficients sum to 1, the result is their value, bit for bit.
 
     Args:
         stored: N parents, in their storage dtypes.
         base: the base.
         thinned: what is left of each task vector.
-        weights: of each parent.
-        elect: whether parents vote on the sign.
-        normalize: whether to divide by the weights of those that take part.
-        weighted_votes: whether weights count in the vote.
-        scale: of the sum (``lambda``).
+        mixing: the rule.
 
     Returns:
         float32 (float64 where a source is float64), shaped as the base.
     """
     count = len(stored)
-    factors = [part.factor for part in thinned]
-    gains = None if weighted_votes else list(weights)
-    if weighted_votes:
-        factors = [f * w for f, w in zip(factors, weights, strict=True)]
+    ones = (1.0,) * count
+    factors = [part.factor * factor for part, factor in zip(thinned, mixing.factors, strict=True)]
+    shares, extra = mixing.shares or ones, mixing.extra or ones
     library = _library_for(*stored, base)
     if library is None:
-        sums = _Sums(factors, gains, weights, elect, normalize, scale)
-        return _torch_elected_sum(stored, base, thinned, sums)
+        weights = [_coefficients(*each, base) for each in zip(stored, thinned, factors, strict=True)]
+        return _torch_mix(stored, base, weights, mixing, shares, extra)
     out = torch.empty(base.shape, dtype=torch.float32)
     doubles, words = ctypes.c_double * count, ctypes.c_uint32 * count
     draws = [t.draw if t.draw and _limit(t.draw[1]) < 2**31 else None for t in thinned]
     keys = [None if d is None else (ctypes.c_uint32 * 3)(*d[0]) for d in draws]
     limits = [0 if d is None else _limit(d[1]) for d in draws]
     _check(
-        library.merge_models_elected_sum(
+        library.merge_models_mix(
             count, _addresses(stored), _codes(stored), base.data_ptr(), _TYPES[base.dtype],
             words(*[t.low for t in thinned]), words(*[t.high for t in thinned]),
             _addresses([t.scale for t in thinned]),
             (_POINTER * count)(*[None if key is None else ctypes.addressof(key) for key in keys]),
-            (ctypes.c_int32 * count)(*limits), doubles(*factors),
-            None if gains is None else doubles(*gains), doubles(*weights),
-            elect, normalize, scale, base.numel(), out.data_ptr(),
+            (ctypes.c_int32 * count)(*limits), doubles(*factors), doubles(*extra), doubles(*shares),
+            mixing.rule, mixing.normalize, mixing.enough, mixing.scale, base.numel(), out.data_ptr(),
         )
     )  # fmt: skip
     return out
 
 
-@dataclass(frozen=True)
-class _Sums:
-    factors: Sequence[float]
-    gains: Sequence[float] | None
-    shares: Sequence[float]
-    elect: bool
-    normalize: bool
-    scale: float
-
-
-def _torch_elected_sum(
-    stored: Sequence[Tensor], base: Tensor, thinned: Sequence[Thinned], sums: _Sums
+def _torch_mix(
+    stored: Sequence[Tensor],
+    base: Tensor,
+    weights: Sequence[Tensor],
+    mixing: Mixing,
+    shares: Sequence[float],
+    extra: Sequence[float],
 ) -> Tensor:
     """The kernel's arithmetic, step by step."""
     wide = base.double()
     values = [x.double() for x in stored]
-    weights = [_coefficients(x, base, t, f) for x, t, f in zip(stored, thinned, sums.factors, strict=True)]
     terms = [(x - wide) * w for x, w in zip(values, weights, strict=True)]
-    votes, size = torch.zeros_like(wide), torch.zeros_like(wide)
-    for term in terms:
-        votes += term
-        size += term.abs()
-    sign = torch.where(votes >= -(2.0**-51 * len(stored)) * size, 1.0, -1.0).double()
+    parts, gains = _participants(terms, weights, mixing, extra)
     total, share, whole, coefficient = (torch.zeros_like(wide) for _ in range(4))
     least, most = torch.full_like(wide, math.inf), torch.full_like(wide, -math.inf)
-    gains = sums.gains or [1.0] * len(stored)
-    for x, w, term, gain, own in zip(values, weights, terms, gains, sums.shares, strict=True):
-        takes_part = (term * sign if sums.elect else w.abs()) > 0
-        total += (term * gain).where(takes_part, 0.0)
-        share += takes_part.double() * own
-        whole += takes_part.double() * abs(own)
-        coefficient += (w * gain).where(takes_part, 0.0)
-        least = x.where(takes_part & (x < least), least)
-        most = x.where(takes_part & (x > most), most)
-    divisor = share.where((share.abs() > 1e-12 * whole) & sums.normalize, 1.0)
-    quotient = torch.full_like(divisor, sums.scale) / divisor  # a true division, unlike scale / divisor
+    for x, weight, term, part, gain, own in zip(values, weights, terms, parts, gains, shares, strict=True):
+        total += (term * gain) * part
+        coefficient += (weight * gain) * part
+        share += part.double() * own
+        whole += part.double() * abs(own)
+        least = x.where(part & (x < least), least)
+        most = x.where(part & (x > most), most)
+    divisor = share.where((share.abs() > 1e-12 * whole) & mixing.normalize, 1.0)
+    quotient = torch.full_like(divisor, mixing.scale) / divisor  # a true division, unlike scale / divisor
     one = ((coefficient * quotient - 1.0).abs() <= 1e-13) & (least == most)
     merged = least.where(one, wide + total * quotient)
     exact = any(t.dtype == torch.float64 for t in (*stored, base))
     return merged if exact else merged.float()
 
 
-def _coefficients(stored: Tensor, base: Tensor, part: Thinned, factor: float) -> Tensor:
+def _participants(
+    terms: Sequence[Tensor], weights: Sequence[Tensor], mixing: Mixing, extra: Sequence[float]
+) -> tuple[list[Tensor], Sequence[Tensor | float]]:
+    """Which terms take part, and what multiplies them."""
+    kept = [weight != 0 for weight in weights]
+    ones = (1.0,) * len(terms)
+    if mixing.rule is Rule.ELECT:
+        size = _added([term.abs() for term in terms])
+        sign = torch.where(_added(terms) >= -(2.0**-51) * len(terms) * size, 1.0, -1.0).double()
+        return [term * sign > 0 for term in terms], extra
+    if mixing.rule is Rule.LARGEST:
+        zero = torch.zeros_like(terms[0])
+        high, low = torch.stack([zero, *terms]).amax(0), torch.stack([zero, *terms]).amin(0)
+        chosen = high.where(high >= -low, low)
+        return [(term == chosen) & left for term, left in zip(terms, kept, strict=True)], ones
+    if mixing.rule is Rule.CONSENSUS:
+        all_terms = _added(terms)
+        votes = [t.abs() >= (all_terms - t).abs() * ratio for t, ratio in zip(terms, extra, strict=True)]
+        agreed = _added([vote.double() for vote in votes]) >= mixing.enough
+        return [agreed & left for left in kept], ones
+    if mixing.rule is Rule.ALONE:
+        alone = _added([left.double() for left in kept]) == 1
+        return kept, [torch.ones_like(terms[0]).masked_fill_(alone, ratio) for ratio in extra]
+    return kept, ones
+
+
+def _added(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum in order, as the kernel adds."""
+    total = torch.zeros_like(tensors[0])
+    for tensor in tensors:
+        total += tensor
+    return total
+
+
+def _coefficients(stored: Tensor, part: Thinned, factor: float, base: Tensor) -> Tensor:
     keys = keys_of(stored, base)
     kept = (keys > part.low - 1) & (keys <= part.high - 1)
     coefficients = torch.zeros(keys.shape, dtype=torch.float64).masked_fill_(kept, factor)
@@ -367,7 +410,7 @@ def row_ranks(stored: Tensor, base: Tensor) -> Tensor:
     edge = torch.ones(rows, 1, dtype=torch.bool)
     first = place.where(torch.cat([edge, changes], 1), 0).cummax(1).values
     last = place.where(torch.cat([changes, edge], 1), columns).flip(1).cummin(1).values.flip(1)
-    ranks = ((first + last).double() * 0.5 / (columns - 1)).float()
+    ranks = ((first + last).double() * (0.5 / (columns - 1))).float()
     return torch.empty_like(ranks).scatter_(1, order, ranks)
 
 

@@ -14,15 +14,19 @@ import math
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-import torch
-from torch import Tensor
-
-from merge_models.manifolds.span import Gram
 from merge_models.merge.errors import PlanError, RecipeError
-from merge_models.merge.kernels.mixing import mix, row_gram
+from merge_models.merge.lazy import LazyModule
 from merge_models.merge.strategies.parameters import parameters_of, per_model_values
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from merge_models.manifolds.span import Gram
+else:
+    torch = LazyModule("torch")
 
 
 class Grain(enum.Enum):
@@ -109,7 +113,7 @@ def _widened(stored: Tensor) -> Tensor:
     return stored.to(torch.float64 if stored.dtype == torch.float64 else torch.float32, copy=True)
 
 
-Moments = tuple[Tensor, ...]
+Moments = tuple["Tensor", ...]
 
 
 @dataclass(frozen=True)
@@ -243,6 +247,14 @@ class Mixture:
 
 
 @dataclass(frozen=True)
+class FixedMixture:
+    """Coefficients that no geometry decides: one a parent, and the base's."""
+
+    parents: tuple[float, ...]
+    base: float = 0.0
+
+
+@dataclass(frozen=True)
 class AbstractSpanStrategy(AbstractStrategy):
     """A mean that respects isometries: it lies in the span of its points, so a Gram matrix decides it.
 
@@ -261,14 +273,15 @@ class AbstractSpanStrategy(AbstractStrategy):
         return True
 
     @abc.abstractmethod
-    def mixture(self, gram: Gram | None) -> Mixture:
+    def mixture(self, gram: Gram | None) -> Mixture | FixedMixture:
         """Coefficients from the points' Gram matrix, taken about the base, or about the first parent.
 
         Args:
-            gram: N parents, batched over leading dimensions; None where ``needs_gram`` is false.
+            gram: N parents, batched over leading dimensions; None where ``needs_gram`` is false, and the
+                mixture is a :class:`FixedMixture`.
         """
 
-    def mixture_with_base(self, gram: Gram | None) -> Mixture:
+    def mixture_with_base(self, gram: Gram | None) -> Mixture | FixedMixture:
         """``mixture`` where a base model is there, and is the Gram's reference."""
         return self.mixture(gram)
 
@@ -278,15 +291,19 @@ class AbstractSpanStrategy(AbstractStrategy):
 
     def combine(self, block: Block, survey: Any) -> Tensor:
         """Merges with the tensor's mixture (``survey``), or with one per row."""
+        from merge_models.merge.kernels.mixing import mix
+
         mixture = survey if isinstance(survey, Mixture) else self._row_mixture(block)
         return mix(block.stored, mixture.parents, block.stored_base, mixture.base)
 
     def _row_mixture(self, block: Block) -> Mixture:
+        from merge_models.merge.kernels.mixing import row_gram
+
         mixture = self.mixture if block.stored_base is None else self.mixture_with_base
-        if not self.needs_gram:
-            return mixture(None)
         reference = block.stored[0] if block.stored_base is None else block.stored_base
-        return mixture(row_gram(block.stored, reference))
+        found = mixture(row_gram(block.stored, reference))
+        assert isinstance(found, Mixture), "fixed coefficients are the same for all rows"
+        return found
 
 
 def normalised(weights: tuple[float, ...], what: str = "weights") -> tuple[float, ...]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from merge_models.merge.kernels.task_vectors import Thinned, elected_sum
+from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned, mix
 from merge_models.merge.strategies.base import AbstractStrategy, BaseModel, Block
 from merge_models.merge.strategies.parameters import parameter
 
@@ -38,21 +37,12 @@ class Consensus(AbstractStrategy):
         del survey
         assert isinstance(self.weight, tuple) and isinstance(self.mask_lambda, tuple)
         assert block.stored_base is not None
-        deltas = [stored.double() - block.stored_base.double() for stored in block.stored]
-        whole = torch.zeros_like(deltas[0])
-        for delta, weight in zip(deltas, self.weight, strict=True):
-            whole += delta * weight
-        votes = torch.zeros(whole.shape, dtype=torch.int32)
-        for delta, weight, mask_lambda in zip(deltas, self.weight, self.mask_lambda, strict=True):
-            own = delta * weight
-            votes += own.abs() >= (whole - own).abs_() * mask_lambda
-        kept = (votes >= min(self.k, len(deltas))).float()
-        return elected_sum(
-            block.stored,
-            block.stored_base,
-            [Thinned(scale=kept)] * len(deltas),
+        count = len(block.stored)
+        mixing = Mixing(
+            Rule.CONSENSUS,
             self.weight,
-            elect=False,
-            normalize=False,
+            extra=self.mask_lambda,
+            enough=min(self.k, count),
             scale=self.lambda_,
         )
+        return mix(block.stored, block.stored_base, [Thinned()] * count, mixing)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from merge_models.manifolds import angle_between, mean_coefficients
+from merge_models.manifolds.frechet import frechet_mean
+from merge_models.manifolds.unit_sphere import UnitSphere
 from merge_models.merge.strategies.base import Figures
 from merge_models.merge.strategies.parameters import parameter
 from merge_models.merge.strategies.spherical import AbstractSphericalStrategy, Points
@@ -42,13 +44,9 @@ class Karcher(AbstractSphericalStrategy):
     tol: float = parameter(1e-12, "stop at this residual, relative to the parents' spread", minimum=0)
 
     def direction(self, points: Points) -> tuple[Tensor, Tensor, Figures]:
-        # geoopt takes a while to import, so only merges that need it pay.
-        from merge_models.manifolds.frechet import frechet_mean
-        from merge_models.manifolds.sphere import Sphere
-
         pulling = points.pulling
         units = torch.where((pulling > 0).unsqueeze(-1), points.units, torch.zeros_like(points.units))
-        mean = frechet_mean(Sphere(), units, pulling, tolerance=self.tol, max_iterations=self.max_iter)
+        mean = frechet_mean(UnitSphere(), units, pulling, tolerance=self.tol, max_iterations=self.max_iter)
         defined = points.faces(mean.point)
         figures: Figures = {}
         if defined.ndim == 0:

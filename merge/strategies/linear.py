@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
-from merge_models.manifolds.span import Gram
-from merge_models.merge.strategies.base import AbstractSpanStrategy, Mixture, normalised
+from merge_models.merge.strategies.base import AbstractSpanStrategy, FixedMixture, normalised
 from merge_models.merge.strategies.parameters import parameter
+
+if TYPE_CHECKING:
+    from merge_models.manifolds.span import Gram
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Linear(AbstractSpanStrategy):
     def validate(self, count: int) -> None:
         self._shares()
 
-    def mixture(self, gram: Gram | None) -> Mixture:
+    def mixture(self, gram: Gram | None) -> FixedMixture:
         del gram
-        return Mixture(torch.tensor(self._shares(), dtype=torch.float64))
+        return FixedMixture(self._shares())
 
     def _shares(self) -> tuple[float, ...]:
         assert isinstance(self.weight, tuple)

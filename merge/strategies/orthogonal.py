@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from merge_models.merge.errors import RecipeError
-from merge_models.merge.kernels.task_vectors import elected_sum
+from merge_models.merge.kernels.task_vectors import Mixing, Rule, mix
 from merge_models.merge.strategies.base import (
     AbstractStrategy,
     BaseModel,
@@ -288,15 +288,8 @@ class Orthogonal(AbstractStrategy):
         assert carried.stored_base is not None and isinstance(self.weight, tuple)
         thinned = [trimmed_by(cut, carried, i, 1.0) for i, cut in enumerate(found.cuts)]
         weights = [self.weight[i] for i in self._live()]
-        return elected_sum(
-            carried.stored,
-            carried.stored_base,
-            thinned,
-            weights,
-            elect=True,
-            normalize=True,
-            scale=self.lambda_,
-        )
+        mixing = Mixing(Rule.ELECT, weights, weights, normalize=True, scale=self.lambda_)
+        return mix(carried.stored, carried.stored_base, thinned, mixing)
 
 
 def _or_none(matrix: Tensor) -> Tensor | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
-from merge_models.manifolds.span import Gram
-from merge_models.merge.strategies.base import AbstractSpanStrategy, Mixture
+from merge_models.merge.strategies.base import AbstractSpanStrategy, FixedMixture
 from merge_models.merge.strategies.parameters import parameter
+
+if TYPE_CHECKING:
+    from merge_models.manifolds.span import Gram
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Passthrough(AbstractSpanStrategy):
     def needs_gram(self) -> bool:
         return False
 
-    def mixture(self, gram: Gram | None) -> Mixture:
+    def mixture(self, gram: Gram | None) -> FixedMixture:
         del gram
         assert isinstance(self.scale, tuple)
         (scale,) = self.scale
-        return Mixture(torch.tensor([1.0 if scale is None else scale], dtype=torch.float64))
+        return FixedMixture((1.0 if scale is None else scale,))

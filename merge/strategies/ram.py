@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from merge_models.merge.kernels.task_vectors import Thinned, elected_sum, keys_of
+from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned, keys_of, mix
 from merge_models.merge.strategies.base import (
     AbstractStrategy,
     BaseModel,
@@ -42,10 +42,7 @@ class Ram(AbstractStrategy):
 
     def combine(self, block: Block, survey: None) -> Tensor:
         del survey
-        assert block.stored_base is not None
-        thinned = [Thinned(low=_key(self.epsilon) + 1)] * len(block.stored)
-        weights = [1.0] * len(thinned)
-        return elected_sum(block.stored, block.stored_base, thinned, weights, elect=False, normalize=True)
+        return _merged(block, self.epsilon, Mixing(Rule.SUM, (1.0,) * len(block.stored), normalize=True))
 
 
 @dataclass(frozen=True)
@@ -79,22 +76,18 @@ class RamPlus(AbstractStrategy):
         return tuple(1 + self.r * min(ratio, self.alpha) for ratio in ratios)
 
     def combine(self, block: Block, survey: Sequence[float]) -> Tensor:
-        """Each parent takes part twice: with its own changes, amplified, and with those that it shares."""
-        assert block.stored_base is not None
-        changed, alone = _changes(block, self.epsilon)
-        own = [
-            Thinned(scale=(mask & alone).float(), factor=factor)
-            for mask, factor in zip(changed, survey, strict=True)
-        ]
-        shared = [Thinned(scale=(mask & ~alone).float()) for mask in changed]
-        weights = [1.0] * (2 * len(changed))
-        return elected_sum(
-            block.stored * 2, block.stored_base, [*own, *shared], weights, elect=False, normalize=True
-        )
+        ones = (1.0,) * len(block.stored)
+        return _merged(block, self.epsilon, Mixing(Rule.ALONE, ones, extra=survey, normalize=True))
 
     def figures(self, spec: TensorSpec, survey: Sequence[float]) -> Figures:
         del spec
         return {f"amplification of parent {i}": factor for i, factor in enumerate(survey)}
+
+
+def _merged(block: Block, epsilon: float, mixing: Mixing) -> Tensor:
+    assert block.stored_base is not None
+    changed = Thinned(low=_key(epsilon) + 1)
+    return mix(block.stored, block.stored_base, [changed] * len(block.stored), mixing)
 
 
 def _key(number: float) -> int:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from merge_models.merge.kernels.task_vectors import Thinned, count_keys, elected_sum, keys_of, variance
+from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned, count_keys, keys_of, mix, variance
 from merge_models.merge.strategies.base import (
     AbstractStrategy,
     BaseModel,
@@ -71,15 +71,9 @@ class Sce(AbstractStrategy):
         assert block.stored_base is not None
         mask = _selected(block, survey.cut)
         scale = None if mask is None else mask.float()
-        return elected_sum(
-            block.stored,
-            block.stored_base,
-            [Thinned(scale=scale)] * len(block.stored),
-            survey.shares,
-            elect=True,
-            normalize=True,
-            weighted_votes=False,
-        )
+        ones = (1.0,) * len(block.stored)
+        mixing = Mixing(Rule.ELECT, ones, survey.shares, survey.shares, normalize=True)
+        return mix(block.stored, block.stored_base, [Thinned(scale=scale)] * len(ones), mixing)
 
     def figures(self, spec: TensorSpec, survey: Selection) -> Figures:
         del spec

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from merge_models.merge.kernels.task_vectors import Thinned, elected_sum
+from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned, mix
 from merge_models.merge.strategies.base import (
     AbstractStrategy,
     BaseModel,
@@ -53,15 +53,14 @@ class AbstractTaskVectors(AbstractStrategy):
         """The merged block, given what is left of each task vector."""
         assert block.stored_base is not None
         whole = math.fsum(self.weights) if self.normalize and not self.elects else 1.0
-        return elected_sum(
-            block.stored,
-            block.stored_base,
-            thinned,
+        mixing = Mixing(
+            Rule.ELECT if self.elects else Rule.SUM,
             self.weights,
-            elect=self.elects,
+            self.weights,
             normalize=self.normalize and self.elects,
             scale=self.lambda_ / whole,
         )
+        return mix(block.stored, block.stored_base, thinned, mixing)
 
 
 def norms_of(block: Block, masks: Sequence[Any]) -> Moments:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
-from merge_models.manifolds.span import Gram
 from merge_models.merge.strategies.base import (
     AbstractSpanStrategy,
     BaseModel,
-    Mixture,
+    FixedMixture,
     normalised,
 )
 from merge_models.merge.strategies.parameters import parameter
+
+if TYPE_CHECKING:
+    from merge_models.manifolds.span import Gram
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,11 @@ class TaskArithmetic(AbstractSpanStrategy):
     def validate(self, count: int) -> None:
         self._scales()
 
-    def mixture(self, gram: Gram | None) -> Mixture:
+    def mixture(self, gram: Gram | None) -> FixedMixture:
         del gram
         scales = self._scales()
         base = math.fsum([1.0, *[-scale for scale in scales]])
-        parents = torch.tensor(scales, dtype=torch.float64)
-        return Mixture(parents, torch.tensor(base, dtype=torch.float64))
+        return FixedMixture(scales, base)
 
     def _scales(self) -> tuple[float, ...]:
         assert isinstance(self.weight, tuple)
