@@ -170,5 +170,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, help="keep the models here")
     parser.add_argument("--steps", type=int, default=24, help="training steps per sibling")
+    parser.add_argument("--threads", type=int, default=1, help="on busy cores, more than one is slower")
     given = parser.parse_args()
+    torch.set_num_threads(given.threads)
     main(given.folder, given.steps)

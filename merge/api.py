@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union, cast
+from typing import TYPE_CHECKING, Any, Union, cast, overload
 
 import numpy as np
 
@@ -340,6 +340,33 @@ class _MemorySink:
         del name, start, data
 
 
+@overload
+def merge(
+    models: Sequence[InMemory],
+    strategy: AbstractStrategy | None = None,
+    *,
+    base: InMemory | None = None,
+    out: None = None,
+    dtype: str | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+) -> dict[str, Tensor]: ...
+
+
+@overload
+def merge(
+    models: Sequence[PathLike],
+    strategy: AbstractStrategy | None = None,
+    *,
+    base: PathLike | None = None,
+    out: PathLike,
+    dtype: str | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    **options: Any,
+) -> MergeResult: ...
+
+
 def merge(
     models: Sequence[PathLike] | Sequence[InMemory],
     strategy: AbstractStrategy | None = None,
@@ -390,11 +417,20 @@ def merge(
     return _merge_in_memory(held, chosen, cast("InMemory | None", base), written, seed, threads)
 
 
+@overload
 def soup(
-    models: Sequence[PathLike] | Sequence[InMemory],
-    *,
-    weights: Sequence[float] | None = None,
-    **options: Any,
+    models: Sequence[InMemory], *, weights: Sequence[float] | None = None, dtype: str | None = None
+) -> dict[str, Tensor]: ...
+
+
+@overload
+def soup(
+    models: Sequence[PathLike], *, weights: Sequence[float] | None = None, out: PathLike, **options: Any
+) -> MergeResult: ...
+
+
+def soup(
+    models: Any, *, weights: Sequence[float] | None = None, **options: Any
 ) -> dict[str, Tensor] | MergeResult:
     """The model soup: the weighted mean of models; see :func:`merge` for everything else."""
     return merge(models, Linear(weight=1.0 if weights is None else tuple(weights)), **options)

@@ -24,6 +24,10 @@ _MODULE_WORDS = {
 }
 
 
+_DERIVED = ("position_ids", "rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
+"""Buffers that some versions of transformers saved and all compute."""
+
+
 @dataclass(frozen=True)
 class Assignment:
     """What makes one output tensor.
@@ -143,6 +147,10 @@ def assign_whole(
             continue
         if not any(find_tensor(models[parent], name) for parent in parents):
             dropped.append((name, models[donor].label, "only the base has it"))
+            continue
+        lacking = [models[parent].label for parent in parents if find_tensor(models[parent], name) is None]
+        if lacking and name.endswith(_DERIVED):
+            dropped.append((name, lacking[0], "a buffer that not all models keep; computed when loaded"))
             continue
         strategy = strategy_for(name, depth(place_of(name), counts))
         uses_base = base is not None and strategy.base_use is not BaseModel.UNUSED

@@ -221,11 +221,12 @@ class _Run:
         self._enqueue(job)
 
     def _enqueue(self, job: _Job) -> None:
-        blocks = job.blocks()
-        job.left = len(blocks)
-        if not blocks and job.passing is not None:
+        tasks = [(job, number, *block) for number, block in enumerate(job.blocks())]
+        if job.passing is not None:
+            tasks = tasks[:: job.passing.every]
+        job.left = len(tasks)
+        if not tasks and job.passing is not None:
             raise MergeError(f"tensor '{job.tensors[0].name}': nothing to survey in an empty tensor")
-        tasks = [(job, number, *block) for number, block in enumerate(blocks)]
         with self._changed:
             self._ready.extendleft(reversed(tasks))
             self._changed.notify_all()
@@ -254,7 +255,7 @@ class _Run:
                 part = job.parts.pop(job.folded)
                 total = job.total
                 job.total = part if total is None else tuple(map(iadd, total, part))
-                job.folded += 1
+                job.folded += job.passing.every if job.passing else 1
             job.left -= 1
             return job.left == 0
 

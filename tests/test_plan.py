@@ -329,3 +329,12 @@ def test_memory_is_that_of_blocks_not_of_the_model(tmp_path: Path) -> None:
     assert blocks[0][0] == 0 and blocks[-1][1] == 1_200_000
     assert all(stop == start for (_, stop), (start, _) in itertools.pairwise(blocks))
     assert plan_of(paths).memory(1) < 2 * 1_200_000 * 4
+
+
+def test_a_derived_buffer_that_some_models_lack_is_dropped_and_told(tmp_path: Path) -> None:
+    state = {"w.weight": torch.ones(2, 2), "embeddings.position_ids": torch.arange(4)}
+    write_folder(tmp_path / "old", state)
+    write_folder(tmp_path / "new", {"w.weight": torch.zeros(2, 2)})
+    plan = plan_of([tmp_path / "old", tmp_path / "new"]).plan
+    assert [tensor.name for tensor in plan.tensors] == ["w.weight"]
+    assert [name for name, _, _ in plan.dropped] == ["embeddings.position_ids"]

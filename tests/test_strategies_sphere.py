@@ -28,7 +28,7 @@ from merge_models.merge import (
     UnitMean,
 )
 from merge_models.merge.kernels.mixing import column_gram, mix, row_gram
-from merge_models.merge.strategies.base import AbstractSpanStrategy, BaseModel
+from merge_models.merge.strategies.base import AbstractSpanStrategy, BaseModel, Mixture
 
 from .helpers import assert_same_bits, merge_states, read_folder, tensors, write_folder
 
@@ -49,6 +49,10 @@ def merged(
     """One tensor's merge, through the whole loop."""
     held = None if base is None else {"w": base}
     return merge_states([{"w": point} for point in points], strategy, base=held, **options)["w"]
+
+
+def mixture_of(strategy: AbstractSpanStrategy, gram: Gram) -> Mixture:
+    return cast(Mixture, strategy.resolved(gram.cross.shape[-1]).mixture(gram))
 
 
 def gap(left: Tensor, right: Tensor) -> float:
@@ -373,7 +377,7 @@ class TestDegenerate:
         _, a, b = family(0.4, 2)
         assert gap(merged([a, -a, a, -a, b], kind(weight=(1, 1, 1, 1, 0))) + a, a) < 1e-14
         opposite = Gram.from_points(torch.stack([a.flatten(), -a.flatten()]))
-        mixture = cast(AbstractSpanStrategy, kind().resolved(2)).mixture(opposite)
+        mixture = mixture_of(kind(), opposite)
         assert mixture.parents.tolist() == [0.5, 0.5]
         assert mixture.figures.get("converged", False) is False
 
@@ -388,7 +392,7 @@ class TestDegenerate:
     def test_one_bad_value_does_not_become_a_bad_tensor(self, kind: type) -> None:
         gram = Gram.from_points(torch.stack([x.flatten() for x in family(0.3)[1:]]))
         gram.differences[1, 2] = float("nan")
-        mixture = cast(AbstractSpanStrategy, kind(weight=WEIGHTS).resolved(3)).mixture(gram)
+        mixture = mixture_of(kind(weight=WEIGHTS), gram)
         assert mixture.parents.tolist() == pytest.approx(WEIGHTS, rel=1e-15)
 
     @pytest.mark.parametrize("kind", MEANS)

@@ -66,6 +66,11 @@ int merge_models_count_keys(int sources, const char *const *source, const int *t
     return DISPATCH(count_keys, sources, source, type, base, base_type, count, windows, first, shift, bins, out);
 }
 
+int merge_models_count_shared(int sources, const char *const *source, const int *type, const char *base,
+                              int base_type, size_t count, uint32_t low, int64_t *out) {
+    return DISPATCH(count_shared, sources, source, type, base, base_type, count, low, out);
+}
+
 int merge_models_variance(int sources, const char *const *source, const int *type, size_t count, float *out) {
     return DISPATCH(variance, sources, source, type, count, out);
 }

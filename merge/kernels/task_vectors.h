@@ -2,8 +2,6 @@
  * A difference's key is the bit pattern of its magnitude in binary32: it sorts as the magnitude does. */
 
 #define PART 128
-#define HIGH_SHIFT 19
-#define HIGH_BINS 4096
 
 /* out = source, in float: exact for every type here. */
 static void NAME(load)(const char *source, int type, size_t start, size_t count, float *restrict out) {
@@ -35,24 +33,54 @@ static void NAME(keys)(const char *source, int type, const float *restrict base,
     for (j = 0; j < count; j++) out[j] = as_bits(x[j]) & 0x7fffffffu;
 }
 
-/* Counts the keys in a window of `bins << shift` keys by bin; few keys are in it. */
-static void NAME(count_window)(const uint32_t *key, size_t count, uint32_t first, int shift, uint32_t span,
-                               int64_t *bin) {
-    uint8_t inside[TILE];
-    uint64_t eight;
-    for (size_t j = 0; j < count; j++) inside[j] = key[j] - first < span;
-    memset(inside + count, 0, -count & 7);
-    for (size_t start = 0; start < count; start += 8)
-        for (memcpy(&eight, inside + start, 8); eight; eight &= eight - 1)
-            bin[(key[start + (unsigned)__builtin_ctzll(eight) / 8] - first) >> shift]++;
+static uint32_t NAME(count_inside)(const uint32_t *key, size_t count, uint32_t first, uint32_t span) {
+    uint32_t inside = 0;
+    for (size_t j = 0; j < count; j++) inside += key[j] - first < span;
+    return inside;
 }
 
+/* Puts the distances from `first` of the keys inside a window one after the other. Where few are inside, looks
+ * for them eight at a time; else without branches, which could not be foretold. Returns how many they are. */
+static uint32_t NAME(offsets)(const uint32_t *key, size_t count, uint32_t first, uint32_t span, uint32_t *out) {
+    uint32_t number = NAME(count_inside)(key, count, first, span), found = 0;
+    uint8_t inside[TILE + 8];
+    uint64_t eight;
+    size_t j;
+    if (!number) return 0;
+    if (number * 16 > count) {
+        for (j = 0; j < count; j++) {
+            out[found] = key[j] - first;
+            found += out[found] < span;
+        }
+        return found;
+    }
+    for (j = 0; j < count; j++) inside[j] = key[j] - first < span;
+    memset(inside + count, 0, 8);
+    for (j = 0; j < count; j += 8)
+        for (memcpy(&eight, inside + j, 8); eight; eight &= eight - 1)
+            out[found++] = key[j + (unsigned)__builtin_ctzll(eight) / 8] - first;
+    return found;
+}
+
+#define HIGH_SHIFT 19
+#define HIGH_BINS 4096
 /* Counts all keys by their high 12 bits, in four tables, so that equal neighbours need not wait for each other. */
-static void NAME(count_all)(const uint32_t *key, size_t count, uint32_t table[4][HIGH_BINS]) {
-    size_t j = 0;
-    for (; j + 4 <= count; j += 4)
-        for (int k = 0; k < 4; k++) table[k][key[j + k] >> HIGH_SHIFT]++;
-    for (; j < count; j++) table[0][key[j] >> HIGH_SHIFT]++;
+static int NAME(count_all)(const char *source, int type, const char *base, int base_type, size_t count, int64_t *bin) {
+    uint32_t key[TILE], (*table)[HIGH_BINS] = calloc(4, sizeof *table);
+    float b[TILE];
+    if (!table) return 1;
+    for (size_t start = 0; start < count; start += TILE) {
+        size_t tile = count - start < TILE ? count - start : TILE, j = 0;
+        if (base) NAME(load)(base, base_type, start, tile, b);
+        NAME(keys)(source, type, base ? b : 0, start, tile, key);
+        for (; j + 4 <= tile; j += 4)
+            for (int k = 0; k < 4; k++) table[k][key[j + k] >> HIGH_SHIFT]++;
+        for (; j < tile; j++) table[0][key[j] >> HIGH_SHIFT]++;
+    }
+    for (int k = 0; k < 4; k++)
+        for (int c = 0; c < HIGH_BINS; c++) bin[c] += table[k][c];
+    free(table);
+    return 0;
 }
 
 /* Adds to out[source][window][bin] the number of keys k with (k - first[source][window]) >> shift == bin.
@@ -60,25 +88,56 @@ static void NAME(count_all)(const uint32_t *key, size_t count, uint32_t table[4]
 static int NAME(count_keys)(int sources, const char *const *source, const int *type, const char *base,
                             int base_type, size_t count, int windows, const uint32_t *first, int shift,
                             uint32_t bins, int64_t *out) {
-    uint32_t key[TILE], (*table)[4][HIGH_BINS] = 0;
+    uint32_t key[TILE], offset[TILE + 1], span = bins << shift;
     float b[TILE];
-    int all = shift == HIGH_SHIFT && bins == HIGH_BINS && windows == 1;
-    if (all && !(table = calloc((size_t)sources, sizeof *table))) return 1;
+    int failed = 0;
+    if (shift == HIGH_SHIFT && bins == HIGH_BINS && windows == 1) {
+        for (int i = 0; i < sources; i++)
+            failed |= NAME(count_all)(source[i], type[i], base, base_type, count, out + (size_t)i * bins);
+        return failed;
+    }
     for (size_t start = 0; start < count; start += TILE) {
         size_t tile = count - start < TILE ? count - start : TILE;
         if (base) NAME(load)(base, base_type, start, tile, b);
         for (int i = 0; i < sources; i++) {
             NAME(keys)(source[i], type[i], base ? b : 0, start, tile, key);
-            if (all) NAME(count_all)(key, tile, table[i]);
-            else
-                for (int w = i * windows; w < (i + 1) * windows; w++)
-                    NAME(count_window)(key, tile, first[w], shift, bins << shift, out + (size_t)w * bins);
+            for (int w = i * windows; w < (i + 1) * windows; w++) {
+                int64_t *bin = out + (size_t)w * bins;
+                if (bins == 1) *bin += NAME(count_inside)(key, tile, first[w], span);
+                else {
+                    uint32_t found = NAME(offsets)(key, tile, first[w], span, offset);
+                    for (uint32_t j = 0; j < found; j++) bin[offset[j] >> shift]++;
+                }
+            }
         }
     }
-    for (int i = 0; all && i < sources; i++)
-        for (uint32_t k = 0; k < 4; k++)
-            for (uint32_t c = 0; c < HIGH_BINS; c++) out[(size_t)i * HIGH_BINS + c] += table[i][k][c];
-    free(table);
+    return 0;
+}
+#undef HIGH_SHIFT
+#undef HIGH_BINS
+
+/* Counts, for each source, the elements whose key is above `low`: in out[0][source] those where another source's
+ * is too, in out[1][source] those where it is alone. Nonzero: out of memory. */
+static int NAME(count_shared)(int sources, const char *const *source, const int *type, const char *base,
+                              int base_type, size_t count, uint32_t low, int64_t *out) {
+    uint32_t(*key)[TILE] = malloc((size_t)sources * sizeof *key), number[TILE];
+    float b[TILE];
+    if (!key) return 1;
+    for (size_t start = 0; start < count; start += TILE) {
+        size_t tile = count - start < TILE ? count - start : TILE, j;
+        NAME(load)(base, base_type, start, tile, b);
+        for (j = 0; j < tile; j++) number[j] = 0;
+        for (int i = 0; i < sources; i++) {
+            NAME(keys)(source[i], type[i], b, start, tile, key[i]);
+            for (j = 0; j < tile; j++) number[j] += key[i][j] > low;
+        }
+        for (int i = 0; i < sources; i++) {
+            uint32_t every = 0, alone = 0;
+            for (j = 0; j < tile; j++) every += key[i][j] > low, alone += (key[i][j] > low) & (number[j] == 1);
+            out[i] += every - alone, out[sources + i] += alone;
+        }
+    }
+    free(key);
     return 0;
 }
 
@@ -489,5 +548,3 @@ static void NAME(checksum)(const char *data, size_t bytes, uint64_t *out) {
     out[1] = placed + word * (words + 1);
 }
 #undef PART
-#undef HIGH_SHIFT
-#undef HIGH_BINS

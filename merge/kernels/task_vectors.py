@@ -38,6 +38,10 @@ _SIGNATURES = {
         _INT,
         [_INT, _POINTER, _POINTER, _POINTER, _INT, _SIZE, _INT, _POINTER, _INT, ctypes.c_uint32, _POINTER],
     ),
+    "count_shared": (
+        _INT,
+        [_INT, _POINTER, _POINTER, _POINTER, _INT, _SIZE, ctypes.c_uint32, _POINTER],
+    ),
     "variance": (_INT, [_INT, _POINTER, _POINTER, _SIZE, _POINTER]),
     "mix": (
         _INT,
@@ -125,6 +129,25 @@ def count_keys(
             offsets = (keys - first) >> shift
             inside = offsets[(offsets >= 0) & (offsets < bins)]
             out[source, window] = torch.bincount(inside, minlength=bins)
+    return out
+
+
+def count_shared(stored: Sequence[Tensor], base: Tensor, low: int) -> Tensor:
+    """How many elements of each source have keys above ``low``: int64 ``[2, N]``, with another source's, alone."""
+    out = torch.zeros(2, len(stored), dtype=torch.int64)
+    library = _library_for(*stored, base)
+    if library is not None:
+        _check(
+            library.merge_models_count_shared(
+                len(stored), _addresses(stored), _codes(stored), base.data_ptr(), _TYPES[base.dtype],
+                base.numel(), low, out.data_ptr(),
+            )
+        )  # fmt: skip
+        return out
+    changed = torch.stack([keys_of(tensor, base) > low for tensor in stored]).flatten(1)
+    alone = changed & (changed.sum(0) == 1)
+    out[1] = alone.sum(1)
+    out[0] = changed.sum(1) - out[1]
     return out
 
 

@@ -121,10 +121,12 @@ class Pass:
     """One round of a survey: ``measure`` is called on every block, its results are added.
 
     ``measure`` returns a tuple of float64 or int64 tensors of fixed shapes. The loop adds them in block
-    order, so the total does not depend on threads.
+    order, so the total does not depend on threads. A sample is measured with ``every`` above 1: only
+    blocks whose number is a multiple of it.
     """
 
     measure: Callable[[Block], Moments]
+    every: int = 1
 
 
 Survey = Generator[Pass, Moments, Any]

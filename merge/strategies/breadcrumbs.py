@@ -43,7 +43,6 @@ class AbstractBreadcrumbs(AbstractTaskVectors):
     )  # fmt: skip
 
     def survey(self, spec: TensorSpec) -> Survey:
-        del spec
         cuts = [(EVERYTHING, NOTHING)] * len(self.weights)
         masked = [parent for parent, (density, _) in enumerate(self._shares) if density < 1]
         if masked:
@@ -51,7 +50,7 @@ class AbstractBreadcrumbs(AbstractTaskVectors):
             def sizes(totals: Totals) -> list[list[int]]:
                 return [_sizes(totals.elements, *self._shares[parent]) for parent in masked]
 
-            found = yield from largest(len(masked), partial(count_deltas, masked), sizes)
+            found = yield from largest(len(masked), partial(count_deltas, masked), sizes, spec.count)
             for parent, (small, large) in zip(masked, found, strict=True):
                 cuts[parent] = (small, large)
         factors = (1.0,) * len(cuts)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned, keys_of, mix
+from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned, count_shared, mix
 from merge_models.merge.strategies.base import (
     AbstractStrategy,
     BaseModel,
@@ -70,7 +70,7 @@ class RamPlus(AbstractStrategy):
 
     def survey(self, spec: TensorSpec) -> Survey:
         del spec
-        (counts,) = yield Pass(lambda block: _counts(block, self.epsilon))
+        (counts,) = yield Pass(partial(_counts, self.epsilon))
         shared, own = counts.tolist()
         ratios = [s / o if o else 0.0 for s, o in zip(shared, own, strict=True)]
         return tuple(1 + self.r * min(ratio, self.alpha) for ratio in ratios)
@@ -84,6 +84,11 @@ class RamPlus(AbstractStrategy):
         return {f"amplification of parent {i}": factor for i, factor in enumerate(survey)}
 
 
+def _counts(epsilon: float, block: Block) -> Moments:
+    assert block.stored_base is not None
+    return (count_shared(block.stored, block.stored_base, _key(epsilon)),)
+
+
 def _merged(block: Block, epsilon: float, mixing: Mixing) -> Tensor:
     assert block.stored_base is not None
     changed = Thinned(low=_key(epsilon) + 1)
@@ -92,21 +97,3 @@ def _merged(block: Block, epsilon: float, mixing: Mixing) -> Tensor:
 
 def _key(number: float) -> int:
     return struct.unpack("<i", struct.pack("<f", number))[0]
-
-
-def _changes(block: Block, epsilon: float) -> tuple[list[Tensor], Tensor]:
-    """Which elements each parent has changed, and which one parent alone has."""
-    low = _key(epsilon)
-    changed = [keys_of(stored, block.stored_base) > low for stored in block.stored]
-    count = torch.zeros(changed[0].shape, dtype=torch.int32)
-    for mask in changed:
-        count += mask
-    return changed, count == 1
-
-
-def _counts(block: Block, epsilon: float) -> Moments:
-    """How many elements each parent has changed with others and alone: int64 ``[2, N]``."""
-    changed, alone = _changes(block, epsilon)
-    own = torch.stack([(mask & alone).sum() for mask in changed])
-    every = torch.stack([mask.sum() for mask in changed])
-    return (torch.stack([every - own, own]),)

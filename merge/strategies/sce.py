@@ -21,7 +21,7 @@ from merge_models.merge.strategies.base import (
     TensorSpec,
 )
 from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.select import EVERYTHING, NOTHING, Cut, largest
+from merge_models.merge.strategies.select import EVERYTHING, NOTHING, Cut, Totals, largest
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,17 @@ class Sce(AbstractStrategy):
     int8_mask: bool = parameter(False, "accepted for mergekit's sake; changes nothing")
 
     def survey(self, spec: TensorSpec) -> Survey:
-        del spec
         cut = EVERYTHING if self.select_topk > 0 else NOTHING
         if 0 < self.select_topk < 1:
-            ((cut,),) = yield from largest(
-                1, _count_variances, lambda totals: [[int(self.select_topk * totals.positive[0])]]
-            )
+            ((cut,),) = yield from largest(1, _count_variances, self._size, spec.count)
         (energies,) = yield Pass(lambda block: _energies(block, cut))
         total = float(energies.sum())
         count = len(energies)
         shares = (energies / total).tolist() if total > 0 else [1 / count] * count
         return Selection(cut, tuple(shares))
+
+    def _size(self, totals: Totals) -> list[list[int]]:
+        return [[int(self.select_topk * totals.positive[0])]]
 
     def combine(self, block: Block, survey: Selection) -> Tensor:
         assert block.stored_base is not None
@@ -90,9 +90,17 @@ def _selected(block: Block, cut: Cut) -> Tensor | None:
 
 def _energies(block: Block, cut: Cut) -> Moments:
     """Sum of squares of each task vector over the selected elements, NaN and Inf left out."""
-    mask = _selected(block, cut)
+    assert block.stored_base is not None
+    base, mask = block.stored_base.double().reshape(-1), _selected(block, cut)
+    weights = None if mask is None else mask.double().reshape(-1)
     energies = torch.zeros(len(block.stored), dtype=torch.float64)
-    for number, delta in enumerate(block.deltas()):
-        part = delta.reshape(-1) if mask is None else delta[mask]
-        energies[number] = torch.nan_to_num_(part.double(), nan=0.0, posinf=0.0, neginf=0.0).square_().sum()
+    for number, stored in enumerate(block.stored):
+        delta = stored.reshape(-1).double() - base
+        if weights is not None:
+            delta *= weights
+        energy = delta @ delta
+        if not energy.isfinite():
+            delta.nan_to_num_(0.0, 0.0, 0.0)
+            energy = delta @ delta
+        energies[number] = energy
     return (energies,)

@@ -2,13 +2,15 @@
 
 Elements are compared by *keys*, int32 bit patterns of non-negative float32 numbers, which sort as the
 numbers do; equal keys by position, the lowest first. Three rounds find a cut in tensors of up to 2^26
-elements, four in any: 12 bits of the key, 12 bits, then the last 7 together with where its ties lie.
+elements, four in any: 12 bits of the key, 12 bits, then the last 7 together with where its ties lie. Where
+a sample tells the key, one round on everything proves it, and finds where its ties lie.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -75,74 +77,156 @@ Sizes = Callable[[Totals], Sequence[Sequence[int]]]
 
 @dataclass
 class _Search:
-    """One cut on its way: it lies among keys ``[first, first + width)``, ``wanted`` of them being chosen."""
+    """One cut on its way: it lies among keys from ``first`` on, of which ``wanted`` are chosen."""
 
     first: int
     wanted: int
 
 
-def largest(series: int, count: Counter, sizes: Sizes) -> Generator[Pass, Moments, list[list[Cut]]]:
+_Searches = list[list[_Search]]
+
+
+def largest(
+    series: int, count: Counter, sizes: Sizes, elements: int = 0
+) -> Generator[Pass, Moments, list[list[Cut]]]:
     """Cuts that separate the largest keys of each series.
 
     Args:
         series: how many sequences of keys there are, such as one for each parent.
         count: counts a block's keys.
         sizes: how many elements to choose, one number or more for each series.
+        elements: of all blocks, if that is known: in large tensors of few distinct values, such as
+            bfloat16 task vectors, a sample then saves two rounds of three.
 
     Returns:
         A cut for each size, in the same nesting.
     """
-    top, totals = yield from _first_round(series, count)
+    if elements >= _WORTH_A_SAMPLE:
+        guessed = yield from _by_sample(series, count, sizes, elements)
+        if guessed is not None:
+            return guessed
+    top, totals = yield from _first_round(series, count, every=1)
     wanted = sizes(totals)
-    searches = [[_narrowed(0, 19, top[s, 0], size) for size in sizes] for s, sizes in enumerate(wanted)]
-    (middle,) = yield Pass(lambda block: (count(block, _firsts(searches), 7, 4096),))
+    searches = _narrow_all(top, wanted)
+    (middle,) = yield Pass(partial(_counted, count, searches, 7, 4096))
     _narrow(searches, 7, middle)
-    cuts = yield from _ties(searches, count, totals.blocks)
-    return [
-        [_edge(size, totals.elements) or cut for size, cut in zip(row, found, strict=True)]
-        for row, found in zip(wanted, cuts, strict=True)
-    ]
+    found = yield from _last_round(searches, count, totals.blocks)
+    return _with_edges(wanted, found, totals.elements)
 
 
-def _edge(size: int, elements: int) -> Cut | None:
-    if size <= 0:
-        return NOTHING
-    return EVERYTHING if size >= elements else None
+_WORTH_A_SAMPLE = 1 << 22
+_EVERY = 8
+_POSITIVE = 1 << 19
+"""The least key that the first round tells from zero."""
 
 
-def _first_round(series: int, count: Counter) -> Generator[Pass, Moments, tuple[Tensor, Totals]]:
+def _by_sample(
+    series: int, count: Counter, sizes: Sizes, elements: int
+) -> Generator[Pass, Moments, list[list[Cut]] | None]:
+    """Finds cuts in a sample, then checks them on everything; None where they do not hold, or might not.
+
+    So only a value that many elements have can be foretold.
+    """
+    top, sampled = yield from _first_round(series, count, _EVERY)
+    scale, doubt = sampled.elements / elements, 2 * sampled.elements**0.5
+    positive = tuple(round(number / scale) for number in sampled.positive)
+    wanted = sizes(Totals(elements, positive, sampled.blocks * _EVERY))
+    searches = _narrow_all(top, [[round(size * scale) for size in row] for row in wanted])
+    for shift, bins in ((7, 4096), (0, 128)):
+        (counts,) = yield Pass(partial(_counted, count, searches, shift, bins), _EVERY)
+        firsts = _firsts(searches)
+        _narrow(searches, shift, counts)
+        for s, row in enumerate(searches):
+            for w, search in enumerate(row):
+                alike = int(counts[s, w, (search.first - firsts[s][w]) >> shift])
+                if 0 < wanted[s][w] < elements and not doubt < search.wanted < alike - doubt:
+                    return None
+    return (yield from _checked(searches, count, sizes, elements, sampled.blocks * _EVERY))
+
+
+def _counted(count: Counter, searches: _Searches, shift: int, bins: int, block: Block) -> Moments:
+    return (count(block, _firsts(searches), shift, bins),)
+
+
+def _checked(
+    searches: _Searches, count: Counter, sizes: Sizes, elements: int, blocks: int
+) -> Generator[Pass, Moments, list[list[Cut]] | None]:
+    """The cuts, if they are at the searches' keys; ``blocks`` are as many as there are, or more."""
+    segments = min(blocks, SEGMENTS)
+    edges = [[_POSITIVE] for _ in searches]
+    for row, search in (
+        (row, search) for row, found in zip(edges, searches, strict=True) for search in found
+    ):
+        row += [search.first, search.first + 1]
+
+    def by_segment(block: Block) -> Moments:
+        least = count(block, edges, 31, 1)[..., 0]
+        above = least[:, 2::2]
+        spread = torch.zeros(*above.shape, segments, dtype=torch.int64)
+        spread[..., block.number * segments // blocks] = least[:, 1::2] - above
+        return least[:, 0], above, spread
+
+    positive, above, spread = yield Pass(by_segment)
+    wanted = sizes(Totals(elements, tuple(positive.tolist()), blocks))
+    for s, row in enumerate(searches):
+        for w, search in enumerate(row):
+            search.wanted = wanted[s][w] - int(above[s, w])
+            if 0 < wanted[s][w] < elements and not 0 < search.wanted <= int(spread[s, w].sum()):
+                return None
+    cuts = yield from _placed(searches, spread, count, blocks)
+    return _with_edges(wanted, cuts, elements)
+
+
+def _with_edges(wanted: Sequence[Sequence[int]], cuts: list[list[Cut]], elements: int) -> list[list[Cut]]:
+    """The cuts, but of sizes that take nothing or everything."""
+
+    def edge(size: int, cut: Cut) -> Cut:
+        if size <= 0:
+            return NOTHING
+        return EVERYTHING if size >= elements else cut
+
+    return [[edge(*pair) for pair in zip(*rows, strict=True)] for rows in zip(wanted, cuts, strict=True)]
+
+
+def _first_round(series: int, count: Counter, every: int) -> Generator[Pass, Moments, tuple[Tensor, Totals]]:
     start = [[0]] * series
 
     def measure(block: Block) -> Moments:
         return count(block, start, 19, 4096), torch.ones(1, dtype=torch.int64)
 
-    top, blocks = yield Pass(measure)
+    top, blocks = yield Pass(measure, every)
     elements = int(top[0].sum())
     return top, Totals(elements, tuple((elements - top[:, 0, 0]).tolist()), int(blocks))
 
 
-def _firsts(searches: list[list[_Search]]) -> list[list[int]]:
+def _firsts(searches: _Searches) -> list[list[int]]:
     return [[search.first for search in row] for row in searches]
 
 
-def _narrow(searches: list[list[_Search]], shift: int, counts: Tensor) -> None:
-    for series, row in enumerate(searches):
-        row[:] = [
-            _narrowed(search.first, shift, counts[series, number], search.wanted)
-            for number, search in enumerate(row)
-        ]
+def _narrow_all(top: Tensor, wanted: Sequence[Sequence[int]]) -> _Searches:
+    return [[_narrowed(0, 19, top[s, 0], size) for size in sizes] for s, sizes in enumerate(wanted)]
+
+
+def _narrow(searches: _Searches, shift: int, counts: Tensor) -> None:
+    for s, row in enumerate(searches):
+        row[:] = [_narrowed(search.first, shift, counts[s, w], search.wanted) for w, search in enumerate(row)]
 
 
 def _narrowed(first: int, shift: int, counts: Tensor, wanted: int) -> _Search:
     """The bin in which the ``wanted`` largest run out, and how many it gives."""
-    reached = counts.flip(0).cumsum(0)
+    place, left = _run_out(counts.flip(0), wanted)
+    return _Search(first + ((len(counts) - 1 - place) << shift), left)
+
+
+def _run_out(counts: Tensor, wanted: int) -> tuple[int, int]:
+    """Where the first ``wanted`` end: the place, and how many of its own are among them."""
+    reached = counts.cumsum(0)
     place = min(int(torch.searchsorted(reached, wanted)), len(counts) - 1)
-    chosen_above = int(reached[place - 1]) if place else 0
-    return _Search(first + ((len(counts) - 1 - place) << shift), wanted - chosen_above)
+    return place, wanted - (int(reached[place - 1]) if place else 0)
 
 
-def _ties(
-    searches: list[list[_Search]], count: Counter, blocks: int
+def _last_round(
+    searches: _Searches, count: Counter, blocks: int
 ) -> Generator[Pass, Moments, list[list[Cut]]]:
     """Finds the last 7 bits, and in which block the ties that are chosen end."""
     segments = min(blocks, SEGMENTS)
@@ -154,51 +238,56 @@ def _ties(
         return (spread,)
 
     (spread,) = yield Pass(by_segment)
+    firsts = _firsts(searches)
     _narrow(searches, 0, spread.sum(-1))
-    places = []
-    for series, row in enumerate(searches):
-        ties = [spread[series, number, search.first & 127] for number, search in enumerate(row)]
-        places.append([_run_out(t, s.wanted) for t, s in zip(ties, row, strict=True)])
-    if segments < blocks:
-        places = yield from _within_segments(searches, places, count, blocks, segments)
+    ties = torch.stack(
+        [
+            torch.stack([spread[s, w, search.first - firsts[s][w]] for w, search in enumerate(row)])
+            for s, row in enumerate(searches)
+        ]
+    )
+    return (yield from _placed(searches, ties, count, blocks))
+
+
+def _placed(
+    searches: _Searches, ties: Tensor, count: Counter, blocks: int
+) -> Generator[Pass, Moments, list[list[Cut]]]:
+    """Where ties end, given how many there are in each run of blocks: int64 ``[series, sizes, runs]``."""
+    places = [
+        [_run_out(ties[s, w], search.wanted) for w, search in enumerate(row)]
+        for s, row in enumerate(searches)
+    ]
+    if ties.shape[-1] < blocks:
+        places = yield from _within_segments(searches, places, count, blocks, ties.shape[-1])
     return [
         [Cut(search.first, block, quota) for search, (block, quota) in zip(row, found, strict=True)]
         for row, found in zip(searches, places, strict=True)
     ]
 
 
-def _run_out(ties: Tensor, wanted: int) -> tuple[int, int]:
-    """Where the first ``wanted`` ties end: the place, and how many of its own are among them."""
-    reached = ties.cumsum(0)
-    place = min(int(torch.searchsorted(reached, wanted)), len(ties) - 1)
-    before = int(reached[place - 1]) if place else 0
-    return place, wanted - before
-
-
 def _within_segments(
-    searches: list[list[_Search]],
+    searches: _Searches,
     places: list[list[tuple[int, int]]],
     count: Counter,
     blocks: int,
     segments: int,
 ) -> Generator[Pass, Moments, list[list[tuple[int, int]]]]:
+    """The blocks in which ties end, given the runs of blocks."""
     starts = [[-(-segment * blocks // segments) for segment, _ in row] for row in places]
     longest = -(-blocks // segments)
 
     def by_block(block: Block) -> Moments:
         ties = count(block, _firsts(searches), 0, 1)[..., 0]
         spread = torch.zeros(*ties.shape, longest, dtype=torch.int64)
-        for series, row in enumerate(starts):
-            for number, start in enumerate(row):
+        for s, row in enumerate(starts):
+            for w, start in enumerate(row):
                 if 0 <= block.number - start < longest:
-                    spread[series, number, block.number - start] = ties[series, number]
+                    spread[s, w, block.number - start] = ties[s, w]
         return (spread,)
 
     (spread,) = yield Pass(by_block)
     found = []
-    for series, row in enumerate(places):
-        ends = [_run_out(spread[series, number], quota) for number, (_, quota) in enumerate(row)]
-        found.append(
-            [(start + place, quota) for start, (place, quota) in zip(starts[series], ends, strict=True)]
-        )
+    for s, row in enumerate(places):
+        ends = [_run_out(spread[s, w], quota) for w, (_, quota) in enumerate(row)]
+        found.append([(starts[s][w] + place, quota) for w, (place, quota) in enumerate(ends)])
     return found

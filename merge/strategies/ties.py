@@ -56,7 +56,6 @@ class Ties(AbstractTaskVectors):
         return self.scope == "model"
 
     def survey(self, spec: TensorSpec) -> Survey:
-        del spec
         assert isinstance(self.density, tuple)
         densities = self.density
         cuts = [EVERYTHING if density > 0 else NOTHING for density in densities]
@@ -66,7 +65,8 @@ class Ties(AbstractTaskVectors):
             def sizes(totals: Totals) -> list[list[int]]:
                 return [[max(1, int(densities[parent] * totals.elements))] for parent in trimmed]
 
-            found = yield from largest(len(trimmed), partial(count_deltas, trimmed), sizes)
+            elements = 0 if self.model_scope else spec.count
+            found = yield from largest(len(trimmed), partial(count_deltas, trimmed), sizes, elements)
             for parent, (cut,) in zip(trimmed, found, strict=True):
                 cuts[parent] = cut
         factors = (1.0,) * len(cuts)

@@ -38,7 +38,7 @@ def make_inputs() -> dict[str, torch.Tensor]:
 
 def run(row: Row, family: str, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """mergekit's results for one row and family: every tensor, flat, one after the other."""
-    from mergekit.merge_methods import merge_tensors
+    from mergekit.merge_methods import merge_tensors  # pyright: ignore[reportMissingImports]
 
     results = []
     for name in row.shapes:
@@ -78,7 +78,7 @@ def statistics(merged: torch.Tensor) -> torch.Tensor:
 
 
 def draw(sample: Sample) -> torch.Tensor:
-    from mergekit.merge_methods import merge_tensors
+    from mergekit.merge_methods import merge_tensors  # pyright: ignore[reportMissingImports]
 
     torch.manual_seed(1)
     parameters = {"weight": {"parent": 1.0}, **sample.parameters}
