@@ -133,7 +133,7 @@ def count_keys(
 
 
 def count_shared(stored: Sequence[Tensor], base: Tensor, low: int) -> Tensor:
-    """How many elements of each source have keys above ``low``: int64 ``[2, N]``, with another source's, alone."""
+    """How many elements of each source have keys above ``low``: int64 ``[2, N]``, with others, alone."""
     out = torch.zeros(2, len(stored), dtype=torch.int64)
     library = _library_for(*stored, base)
     if library is not None:
