@@ -47,7 +47,7 @@ BASE_EXAMPLES = {"sorting": 150, "reversing": 220, "adding": 290}
 
 # A low rate and few steps keep an expert near the base, where averages of weights make sense.
 EXPERT_RATE = 3e-4
-EXPERT_STEPS = {"sorting": 300, "reversing": 200, "adding": 600}
+EXPERT_STEPS = {"sorting": 200, "reversing": 200, "adding": 400}
 EXPERT_EXAMPLES = 20_000
 REHEARSED = 8
 
