@@ -1,1 +1,1 @@
-"""Diagnostics of a merge: weights, activations, information, tasks."""
+"""Did the merge collapse, where, and what to do: diagnostics, verdict, report, repair."""

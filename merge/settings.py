@@ -14,7 +14,7 @@ from typing import Any
 
 from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.errors import RecipeError
-from merge_models.merge.layers import place_of
+from merge_models.merge.checkpoint.layers import place_of
 
 _RANGE = re.compile(r"layers:(\d+)-(\d+)")
 _MISSING = object()
