@@ -1,7 +1,9 @@
 """The types of an evaluation: what every diagnostic returns and what ``report.json`` holds.
 
-Every class is frozen and strict, so a report read back is checked like one just made. A number that is not defined (a
-ratio to zero, a statistic of a layer with NaN) is ``None``, never NaN: JSON has no NaN. ``SCHEMA_VERSION`` grows when a
+Every class is frozen and strict, so a report read back is checked like one just made. A number that is not
+defined (a
+ratio to zero, a statistic of a layer with NaN) is ``None``, never NaN: JSON has no NaN. ``SCHEMA_VERSION``
+grows when a
 field changes its meaning or goes; new fields do not change it.
 """
 
@@ -55,24 +57,33 @@ class TensorWeights(Record):
     """One merged tensor against its parents. Means over parents take the parents' weights.
 
     Attributes:
-        name: tensor name; ``layer`` its layer or None outside the stack; ``kind`` its name without the layer's number.
-        shape: its shape. Spectral numbers treat it as a matrix of ``shape[0]`` rows; they are None for 1-D tensors.
+        name: tensor name; ``layer`` its layer or None outside the stack; ``kind`` its name without the
+        layer's number.
+        shape: its shape. Spectral numbers treat it as a matrix of ``shape[0]`` rows; they are None for 1-D
+        tensors.
         norm: Frobenius norm of the merged tensor; ``norm_ratio``: over the parents' mean norm.
-        delta_norm: Frobenius norm of merge - base; ``delta_norm_ratio``: over the mean norm of the parents' deltas.
+        delta_norm: Frobenius norm of merge - base; ``delta_norm_ratio``: over the mean norm of the parents'
+        deltas.
         spectral_norm: largest singular value; ``spectral_norm_ratio``: over the parents' mean.
-        stable_rank: squared Frobenius over squared spectral norm; ``stable_rank_ratio``: over the parents' mean.
+        stable_rank: squared Frobenius over squared spectral norm; ``stable_rank_ratio``: over the parents'
+        mean.
         effective_rank: exp of the entropy of the normalised singular values (Roy and Vetterli 2007);
             ``effective_rank_ratio``: over the parents' mean.
-        delta_effective_rank: the same of merge - base; ``delta_effective_rank_ratio``: over the parents' deltas' mean.
-        rank_method: ``exact`` (all singular values) or ``estimated`` (with ``rank_error``, the relative error bound
+        delta_effective_rank: the same of merge - base; ``delta_effective_rank_ratio``: over the parents'
+        deltas' mean.
+        rank_method: ``exact`` (all singular values) or ``estimated`` (with ``rank_error``, the relative
+        error bound
             or standard error of the effective rank).
         hyperspherical_energy: mean over sampled pairs of rows of the inverse distance of their unit vectors;
             ``hyperspherical_energy_ratio``: over the parents' mean.
-        sign_conflict: share of the coordinates with at least two nonzero deltas whose nonzero deltas differ in sign.
+        sign_conflict: share of the coordinates with at least two nonzero deltas whose nonzero deltas differ
+        in sign.
         cosine: matrix of cosines between the parents' deltas (between the parents where there is no base).
-        subspace_overlap: mean over parent pairs of ||U_a' U_b||_F^2 / k less its chance level k / n, of the deltas' leading
+        subspace_overlap: mean over parent pairs of ||U_a' U_b||_F^2 / k less its chance level k / n, of the
+        deltas' leading
             left singular spaces.
-        largest_angle: of the parents from their weighted mean, on the sphere about the origin, in radians; ``unique``:
+        largest_angle: of the parents from their weighted mean, on the sphere about the origin, in radians;
+        ``unique``:
             whether all lie in the ball in which the Karcher mean is unique (angle < pi / 2).
         parent_share: coefficients of the least-squares fit of merge (- base) by the parents (- base).
         effective_parents: exp of the entropy of the normalised magnitudes of ``parent_share``, from 1 to N.
@@ -159,7 +170,8 @@ class Calibration(Record):
     """What the models were fed.
 
     Attributes:
-        source: ``built-in`` or the data's file name; ``digest``: SHA-256 of the text (of the batches, in the API).
+        source: ``built-in`` or the data's file name; ``digest``: SHA-256 of the text (of the batches, in the
+        API).
         sequences, tokens: how many, without the first token of each sequence, which is dropped everywhere.
         seed: of every random choice (token sample, bootstrap, shuffles).
         domains: what the text consists of, and each domain's tokens.
@@ -180,7 +192,8 @@ class SiteStatistics(Record):
         variance: mean over units of the variance over tokens.
         effective_rank: exp entropy of the normalised singular values; ``effective_rank_variance``: of the
             eigenvalues of the covariance (a smaller number); ``participation_ratio``: (sum l)^2 / sum l^2;
-            ``stable_rank``: sum l / max l. stable <= participation <= effective_rank_variance <= effective_rank.
+            ``stable_rank``: sum l / max l. stable <= participation <= effective_rank_variance <=
+            effective_rank.
         mean_cosine: mean cosine between pairs of different tokens' (uncentred) activations.
         dead_units: share of units whose variance is under 1e-6 of the mean unit's.
         massive_units: units left out: their largest magnitude is over 100 times the median (Sun et al. 2024).
@@ -204,7 +217,8 @@ class SiteActivations(Record):
         site: residual stream after the layer, the attention's or the MLP's output, or the embedding.
         layer: 0-based, None for the embedding; ``module``: the hooked module's name.
         merge: its statistics; ``parents`` and ``base``: theirs, parents in the report's order.
-        variance_ratio: median over units of the merge's variance over the parents' weighted mean variance (REPAIR, Jordan et al.
+        variance_ratio: median over units of the merge's variance over the parents' weighted mean variance
+        (REPAIR, Jordan et al.
             2023); ``variance_ratio_p5``: its 5th percentile over units.
         effective_rank_ratio: merge over the parents' weighted mean, of ``effective_rank``.
         cka: linear CKA of the merge to each parent (debiased when width exceeds samples).
@@ -279,9 +293,11 @@ class OInformation(Record):
     """O-information of a system of variables (or blocks), by Gaussian copula, in nats.
 
     Attributes:
-        what: which system; ``layer``: where; ``variables``: how many blocks, ``dimensions``: how many columns in all.
+        what: which system; ``layer``: where; ``variables``: how many blocks, ``dimensions``: how many
+        columns in all.
         samples: T; refused (``refused`` says why and how many are needed) when T < 8 x dimensions.
-        o_information: TC - DTC (Rosas et al. 2019), bias corrected; ``tc``, ``dtc``, ``s_information`` = TC + DTC.
+        o_information: TC - DTC (Rosas et al. 2019), bias corrected; ``tc``, ``dtc``, ``s_information`` = TC
+        + DTC.
         null: mean and standard deviation of the O-information of shuffled variables.
         reading: redundant, synergistic or indistinguishable from the null.
     """
@@ -302,7 +318,8 @@ class OInformation(Record):
 
 
 class InformationDiagnosis(Record):
-    """O-information between parents and merge (one system a layer) and within layers (one a layer and model)."""
+    """O-information between parents and merge (one system a layer) and within layers (one a layer and
+    model)."""
 
     between: tuple[OInformation, ...] = ()
     within: dict[str, tuple[OInformation, ...]] = {}
@@ -315,7 +332,8 @@ class TaskScore(Record):
     """One model's score on one task.
 
     Attributes:
-        task: its name (a domain for perplexity, a JSONL's ``task`` field for multiple choice); also the skill's.
+        task: its name (a domain for perplexity, a JSONL's ``task`` field for multiple choice); also the
+        skill's.
         metric: ``perplexity`` (lower is better), ``accuracy`` or what the external harness calls it.
         model: name of the model; ``n``: items or tokens scored.
     """
@@ -332,7 +350,8 @@ class Recovery(Record):
     """How much of the best parent's skill the merge kept, one task.
 
     Attributes:
-        fraction: (merge - worst reference) / (best parent - worst reference); the reference is the base where there is one, else the worst
+        fraction: (merge - worst reference) / (best parent - worst reference); the reference is the base
+        where there is one, else the worst
             parent. None where best and reference do not differ.
     """
 
@@ -348,7 +367,8 @@ class Generation(Record):
 
     Attributes:
         model: whose; ``n``: continuations.
-        empty, looping, low_distinct: share of continuations that are empty, that repeat (a trigram three times or a
+        empty, looping, low_distinct: share of continuations that are empty, that repeat (a trigram three
+        times or a
             word three times running), whose distinct-2 (unique bigrams over bigrams) is under 0.5.
         distinct2: mean distinct-2.
         samples: a few continuations, for the reader.
@@ -420,7 +440,8 @@ class Verdict(Record):
 
     Attributes:
         status: the worst of the findings that the calibration lets decide.
-        score: predicted damage from 0 (as the parents) up, by which merges rank; calibrated against measured loss.
+        score: predicted damage from 0 (as the parents) up, by which merges rank; calibrated against measured
+        loss.
         basis: ``weights`` (screening only), ``activations`` or ``activations and tasks``.
         by_skill: status of each task or domain; ``by_layer``: of each layer.
     """
@@ -449,7 +470,8 @@ class RepairReport(Record):
 
     Attributes:
         layers: the repaired modules, in order.
-        loss_before, loss_after: next-token loss on held-out calibration text, nats (None where there is none).
+        loss_before, loss_after: next-token loss on held-out calibration text, nats (None where there is
+        none).
     """
 
     layers: tuple[LayerRepair, ...]
@@ -522,7 +544,8 @@ class Inspection(Record):
 
     Attributes:
         models: parents, then the base.
-        compatible: whether they can be merged as they are; ``problems``: what stands in the way, one line each.
+        compatible: whether they can be merged as they are; ``problems``: what stands in the way, one line
+        each.
         tensors, depth: parent geometry, with the merge's fields empty; None when only headers were read.
         cosine, delta_norms, sign_conflict: as in ``WeightDiagnosis``.
         curvature: largest relative gap between the plain mean's norm and the parents' mean norm (0: flat).
