@@ -64,6 +64,54 @@ _HOMES = {
 }
 
 
+__all__ = [
+    "AbstractStrategy",
+    "ArceeFusion",
+    "Breadcrumbs",
+    "BreadcrumbsTies",
+    "CheckpointError",
+    "Consensus",
+    "DareLinear",
+    "DareTies",
+    "Della",
+    "DellaLinear",
+    "Karcher",
+    "Linear",
+    "LogLinear",
+    "MagMax",
+    "MergeError",
+    "MergeResult",
+    "ModelStock",
+    "MultiSlerp",
+    "NearSwap",
+    "NonFiniteError",
+    "NormMean",
+    "NuSlerp",
+    "Orthogonal",
+    "Passthrough",
+    "Pcb",
+    "PlanError",
+    "Prepared",
+    "Ram",
+    "RamPlus",
+    "Recipe",
+    "RecipeError",
+    "STRATEGIES",
+    "Sce",
+    "Slerp",
+    "Stochastic",
+    "TaskArithmetic",
+    "Ties",
+    "UnitMean",
+    "Wasserstein",
+    "load_recipe",
+    "merge",
+    "prepare",
+    "run_recipe",
+    "soup",
+]
+
+
 def __getattr__(name: str) -> Any:
     home = next((module for module, names in _HOMES.items() if name in names), "strategies")
     if name.startswith("_"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from merge_models.merge.checkpoint.lora import Places, open_model
 from merge_models.merge.checkpoint.sidecars import Sidecars, find_sidecars, output_config, stacked_config
 from merge_models.merge.checkpoint.source import DiskSource, StateDict, read_json
 from merge_models.merge.checkpoint.staging import MANIFEST, Staging, check_target, free_space
-from merge_models.merge.errors import PlanError, RecipeError
+from merge_models.merge.errors import PlanError, RecipeError, did_you_mean
 from merge_models.merge.kernels import native_name
 from merge_models.merge.lazy import LazyModule
 from merge_models.merge.plan import Plan, make_plan
@@ -27,6 +28,7 @@ from merge_models.merge.recipe import Recipe, load_recipe, recipe_of
 from merge_models.merge.run import RunOptions, execute
 from merge_models.merge.strategies.base import AbstractStrategy, BaseModel, Figures
 from merge_models.merge.strategies.linear import Linear
+from merge_models.merge.tied import untied
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +98,7 @@ class Prepared:
             config = stacked_config(config, origins)
         if self.alignment is not None:
             config = self.alignment.remapped(config)
-        return output_config(config, dtype, self.plan.untied)
+        return output_config(untied(config) if self.plan.untied else config, dtype)
 
     def close(self) -> None:
         """Closes every input file."""
@@ -278,14 +280,20 @@ def _write_sidecars(
     if config:
         staging.write_json("config.json", config)
     _write_tokenizer(prepared, staging)
-    library = "transformers" if config.get("architectures") else None
     recipes = [*(earlier.recipes if earlier else ()), prepared.recipe]
-    staging.write_text("README.md", model_card(recipes, library))
+    staging.write_text("README.md", model_card(recipes, _library(config, staging.folder)))
     record = manifest(prepared.recipe, prepared.plan, prepared.roles(), figures, native_name())
     if earlier is not None:
         record["earlier_recipes"] = [recipe.document() for recipe in earlier.recipes]
         record["digest"] = earlier.digest
     staging.write_json(MANIFEST, record)
+
+
+def _library(config: Mapping[str, Any], folder: Path) -> str | None:
+    """What hubs shall say loads the output."""
+    if (folder / "modules.json").is_file():
+        return "sentence-transformers"
+    return "transformers" if config.get("architectures") else None
 
 
 def _write_tokenizer(prepared: Prepared, staging: Staging) -> None:
@@ -407,14 +415,27 @@ def merge(
     if isinstance(models[0], (str, os.PathLike)):
         if out is None:
             raise RecipeError("merging folders needs out=FOLDER")
+        _check_options(options)
         paths = cast("Sequence[PathLike]", models)
         recipe = recipe_of(chosen, paths, cast("PathLike | None", base), dtype, seed)
         return run_recipe(recipe, out, threads=threads, **options)
+    _check_options(options)
     if out is not None or options:
         raise RecipeError("out= and its options are for merging folders; save the returned state dict")
     held = cast("Sequence[InMemory]", models)
     written = parse_dtype(dtype) if dtype else None
     return _merge_in_memory(held, chosen, cast("InMemory | None", base), written, seed, threads)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    known = [name for name, p in inspect.signature(run_recipe).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    for name in options:
+        if name in ("weight", "weights"):
+            raise RecipeError(
+                f"merge() takes no {name}=; give it to the strategy: merge(models, Linear(weight=(0.5, 0.5)))"
+            )
+        if name not in known:
+            raise RecipeError(f"merge() takes no {name}={did_you_mean(name, known)}")
 
 
 @overload

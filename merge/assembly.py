@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from merge_models.merge.checkpoint.header import printable
+from merge_models.merge.checkpoint.layers import Place, depth, place_of, stacks
 from merge_models.merge.checkpoint.source import Source
 from merge_models.merge.errors import PlanError, RecipeError, did_you_mean
-from merge_models.merge.checkpoint.layers import Place, depth, place_of, stacks
 from merge_models.merge.recipe import Module, OutputSlice, Recipe
 from merge_models.merge.settings import look_up, matches
 from merge_models.merge.strategies import AbstractStrategy, find_strategy, parameters_of

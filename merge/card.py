@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.checkpoint.hub import hub_repositories
 from merge_models.merge.checkpoint.source import DiskSource
+from merge_models.merge.checkpoint.text import code_span, fenced, visible
 from merge_models.merge.plan import Plan
 from merge_models.merge.recipe import Recipe
 from merge_models.merge.strategies import find_strategy
@@ -48,24 +48,16 @@ def model_card(recipes: Sequence[Recipe], library: str | None) -> str:
         front["library_name"] = library
     front["tags"] = ["merge", "merge-models"]
     strategy = find_strategy(recipe.merge_method)
-    parents = "\n".join(f"- `{_code(name)}`" for name in names if name != recipe.base_model)
-    base = f"\nBase model: `{_code(recipe.base_model)}`\n" if recipe.base_model else ""
+    parents = "\n".join(f"- `{code_span(name)}`" for name in names if name != recipe.base_model)
+    base = f"\nBase model: `{code_span(recipe.base_model)}`\n" if recipe.base_model else ""
     text = "---\n".join(made.yaml() for made in recipes)
-    head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    head = visible(yaml.safe_dump(front, sort_keys=False, allow_unicode=True))
     return (
         f"---\n{head}---\n# Merge ({strategy.name})\n\n"
         f"Made with merge-models {version()} by `{strategy.name}`"
         f"{f' ({strategy.source})' if strategy.source else ''} from\n\n{parents}\n{base}\n"
-        f"## Recipe\n\n```yaml\n{_fenced(text)}```\n"
+        f"## Recipe\n\n```yaml\n{fenced(text)}```\n"
     )
-
-
-def _code(text: str) -> str:
-    return printable(text).replace("`", "'")
-
-
-def _fenced(text: str) -> str:
-    return text.replace("```", "'''")
 
 
 def manifest(

@@ -312,13 +312,24 @@ def _figure_lines(figures: dict[str, dict[str, Any]], verbose: bool) -> list[str
             lines.append(f"  {key}: {sum(values)} of {len(values)} tensors")
         elif all(isinstance(value, (int, float)) for value in values):
             ordered = sorted(values)
-            middle = ordered[len(ordered) // 2]
-            lines.append(f"  {key}: median {_short(middle)}, {_short(ordered[0])} to {_short(ordered[-1])}")
+            lines.append(f"  {key}: {_range(ordered[len(ordered) // 2], ordered[0], ordered[-1])}")
     return lines
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _range(middle: float, least: float, most: float) -> str:
+    """``median M, A to B``, with as many digits as it takes to tell the three apart."""
+    if least == most:
+        return f"{_short(middle)} everywhere"
+    three = {least, middle, most}
+    digits = next((n for n in range(4, 17) if len({f"{x:.{n}g}" for x in three}) == len(three)), 17)
+    spread = max(abs(least), abs(most))
+    if digits > 6 and spread:  # nearly the same number: tell how far from it
+        return f"{_short(middle)} everywhere to {(most - least) / spread:.1e} of it"
+    return f"median {_short(middle, digits)}, {_short(least, digits)} to {_short(most, digits)}"
+
+
+def _short(value: Any, digits: int = 4) -> str:
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 @main.command()

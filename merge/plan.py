@@ -23,7 +23,7 @@ from merge_models.merge.strategies.base import (
     TensorSpec,
 )
 from merge_models.merge.strategies.linear import Linear
-from merge_models.merge.tied import EMBEDDINGS, HEADS, find_tensor
+from merge_models.merge.tied import EMBEDDINGS, HEADS, find_tensor, is_head, says_tied
 
 BLOCK_ELEMENTS = 1 << 18
 """Elements of a block; part of the definition of every merge, since sums are folded block by block."""
@@ -178,7 +178,7 @@ def make_plan(models: Sequence[Source], assembly: Assembly, out_dtype: DType | N
     tensors = [_plan_tensor(assignment, models, out_dtype) for assignment in assembly.assignments]
     if not tensors:
         raise PlanError(f"{donor.label}: holds no tensors")
-    untied = any(t.name in HEADS and _is_untied(t, models, donor) for t in tensors)
+    untied = any(is_head(t.name) and _is_untied(t, models, donor) for t in tensors)
     return Plan(
         tuple(models), tuple(tensors), assembly.donor, assembly.dropped, untied, assembly.layers,
         assembly.notes,
@@ -189,8 +189,8 @@ def _is_untied(head: TensorPlan, models: Sequence[Source], donor: Source) -> boo
     """Whether the output needs the head although the donor's config says that it is the embedding."""
     if head.name not in donor.tensors:
         return True
-    tied = donor.config.get("tie_word_embeddings") is True
-    return tied and any(models[r.model].config.get("tie_word_embeddings") is False for r in head.parents)
+    tied = says_tied(donor.config, head.name) is True
+    return tied and any(says_tied(models[r.model].config, head.name) is False for r in head.parents)
 
 
 def _check_count(strategy: AbstractStrategy, count: int, has_base: bool) -> None:
@@ -201,7 +201,9 @@ def _check_count(strategy: AbstractStrategy, count: int, has_base: bool) -> None
         )
         raise PlanError(f"{strategy.name} merges {wanted} models, not {count}")
     if strategy.base_use is BaseModel.REQUIRED and not has_base:
-        raise PlanError(f"{strategy.name} needs a base model: pass --base (base_model: in a recipe)")
+        raise PlanError(
+            f"{strategy.name} needs a base model: give one (base_model: in a recipe, --base, base=)"
+        )
 
 
 def _check_configs(models: Sequence[Source]) -> None:

@@ -1,4 +1,7 @@
-"""Progress of a merge: a bar on a terminal, a line per tenth elsewhere, nothing when quiet."""
+"""Progress of a merge: a bar on a terminal, a line per tenth elsewhere, nothing when quiet.
+
+Lines are at least ``INTERVAL`` seconds apart, but for the last: a short merge prints that one alone.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import sys
 import threading
 import time
 from typing import Any
+
+INTERVAL = 2.0
 
 
 class Progress:
@@ -16,7 +21,7 @@ class Progress:
         self._lock = threading.Lock()
         self._done = self._total = 0
         self._tenth = 0
-        self._started = time.monotonic()
+        self._started = self._told = time.monotonic()
         self._bar: Any = None
         self._task: Any = None
 
@@ -30,6 +35,7 @@ class Progress:
     def start(self, total: int) -> None:
         """Begins, for so many bytes."""
         self._total, self._started = total, time.monotonic()
+        self._told, self._done, self._tenth = self._started, 0, 0
         if self._quiet or not sys.stderr.isatty():
             return
         from rich.console import Console
@@ -56,8 +62,11 @@ class Progress:
             if self._bar is not None:
                 self._bar.update(self._task, completed=self._done)
             elif self._total and self._done * 10 // self._total > self._tenth:
-                self._tenth = self._done * 10 // self._total
-                self._print_line()
+                now = time.monotonic()
+                if now - self._told >= INTERVAL or self._done >= self._total:
+                    self._told = now
+                    self._tenth = self._done * 10 // self._total
+                    self._print_line()
 
     def _print_line(self) -> None:
         seconds = max(time.monotonic() - self._started, 1e-9)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,7 +18,10 @@ from merge_models.merge.errors import RecipeError, did_you_mean
 from merge_models.merge.strategies import AbstractStrategy, find_strategy, parameters_of
 from merge_models.merge.tokenizer.settings import TokenizerSettings, parts_of
 
-MAX_RECIPE = 4 << 20
+MAX_RECIPE = 1 << 20
+MAX_VALUES = 25_000
+MAX_DEPTH = 32
+MAX_NUMBER = 1000
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]*")
 
 
@@ -87,7 +90,7 @@ class Recipe(_Strict):
     only: tuple[str, ...] | None = None
     dtype: str | None = None
     out_dtype: str | None = None
-    seed: int = 0
+    seed: int = Field(default=0, ge=-(1 << 63), lt=1 << 63)
     tokenizer_source: str | None = None
     tokenizer: TokenizerSettings | None = None
     chat_template: str | None = None
@@ -230,8 +233,16 @@ def parse_yaml(text: str) -> Any:
 def _plain_errors() -> Iterator[None]:
     try:
         yield
-    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:
-        # PyYAML's own constructors raise the last four, for dates and tagged values such as !!bool x.
+    except (
+        yaml.YAMLError,
+        RecursionError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        TypeError,
+    ) as error:
+        # PyYAML's own constructors raise the last five, for dates and tagged values such as !!bool x.
         mark = getattr(error, "problem_mark", None)
         line = f" near line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or "a value is not readable"
@@ -239,13 +250,33 @@ def _plain_errors() -> Iterator[None]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Plain values only: no aliases (which can expand without bound), no key given twice."""
+    """Plain values only: no aliases (which can expand without bound), no key given twice, bounded size."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._values = self._depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=event.start_mark)
-        return super().compose_node(parent, index)
+            self._refuse("aliases are not allowed", self.peek_event())
+        self._values += 1
+        self._depth += 1
+        if self._values > MAX_VALUES:
+            self._refuse(f"more than {MAX_VALUES} values", self.peek_event())
+        if self._depth > MAX_DEPTH:
+            self._refuse("nested too deeply", self.peek_event())
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_scalar(self, node: Any) -> Any:
+        number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        if number and len(node.value) > MAX_NUMBER:
+            self._refuse("a number with too many digits", node)
+        return super().construct_scalar(node)
+
+    def _refuse(self, problem: str, at: Any) -> NoReturn:
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         found = super().construct_mapping(node, deep)

@@ -328,11 +328,12 @@ class _Run:
             if not is_finite(span):
                 raise NonFiniteError(
                     f"{self._models[ref.model].label}: tensor '{printable(tensor.name)}' holds NaN or Inf;"
-                    " repair it, or pass --on-nonfinite keep"
+                    " repair it, or keep it (--on-nonfinite keep, on_nonfinite='keep')"
                 )
         raise NonFiniteError(
             f"tensor '{printable(tensor.name)}': merged values do not fit {tensor.dtype.torch_name};"
-            " choose a wider --dtype (bfloat16, float32), or pass --on-nonfinite keep"
+            " choose a wider dtype (bfloat16, float32), or keep it"
+            " (--on-nonfinite keep, on_nonfinite='keep')"
         )
 
 

@@ -13,10 +13,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from merge_models.merge.checkpoint.header import printable
-from merge_models.merge.errors import RecipeError
 from merge_models.merge.checkpoint.layers import place_of
+from merge_models.merge.errors import RecipeError
 
-_RANGE = re.compile(r"layers:(\d+)-(\d+)")
+_RANGE = re.compile(r"layers:([0-9]{1,6})-([0-9]{1,6})")
 _MISSING = object()
 
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from merge_models.merge.cli import main
+from merge_models.merge.cli import _figure_lines, main
 from merge_models.merge.progress import Progress
 
 from .helpers import (
@@ -396,12 +396,41 @@ def test_task_arithmetic_from_the_command_line(place: Path) -> None:
 def test_what_is_said_where(place: Path) -> None:
     loud = call("merge", "m0", "m1", "-o", "a")
     assert loud.stdout.startswith("a: ") and "GB written in" in loud.stdout
-    tenths = [int(line.split("%")[0]) for line in loud.stderr.splitlines()]
-    assert tenths == sorted(set(tenths)) and tenths[-1] == 100 and all(t % 10 == 0 for t in tenths)
+    assert [line.split("%")[0].strip() for line in loud.stderr.splitlines()] == ["100"]
     quiet = call("merge", "m0", "m1", "-o", "b", "-q")
     assert (quiet.output, quiet.stderr) == ("", "")
     verbose = call("merge", "m0", "m1", "-o", "c", "-v")
     assert "linear: 2 models" in verbose.stdout and "m0: 6 tensors" in verbose.stdout
+
+
+def test_progress_of_a_long_merge_is_a_line_a_tenth_at_most(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(10**6))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock) * 0.7)
+    for _ in range(2):  # a file of two recipes: each is told alone
+        with Progress(quiet=False) as progress:
+            progress.start(1000)
+            for _ in range(1000):
+                progress.advance(1)
+        tenths = [int(line.split("%")[0]) for line in capsys.readouterr().err.splitlines()]
+        assert tenths == sorted(set(tenths)) and tenths[-1] == 100 and len(tenths) > 3
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([1.0, 1.0, 1.0], "1 everywhere"),
+        ([1.0, 1.0 + 1e-9, 1.0], "1 everywhere to 1.0e-09 of it"),
+        ([0.99998, 1.0, 1.00001], "median 1, 0.99998 to 1.00001"),
+        ([0.25, 0.5, 0.75], "median 0.5, 0.25 to 0.75"),
+        ([3, 7, 7], "median 7, 3 to 7"),
+        ([0.0, 0.0, 1e-300], "median 0, 0 to 1e-300"),
+    ],
+)
+def test_figures_do_not_hide_differences(values: list[float], told: str) -> None:
+    lines = _figure_lines({str(n): {"x": value} for n, value in enumerate(values)}, False)
+    assert lines == [f"  x: {told}"]
 
 
 def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -494,7 +523,7 @@ METHODS = ("linear", "task_arithmetic", "karcher", "ties", "dare_linear")
 BASELESS = ("linear", "karcher")
 _MERGES = f"""
 import sys
-from merge_models.merge.cli import main
+from merge_models.merge.cli import _figure_lines, main
 threads, out = sys.argv[1:]
 for method in {METHODS}:
     base = [] if method in {BASELESS} else ["--base", "m0"]
@@ -528,7 +557,7 @@ _SLOW = """
 import os, time
 read = os.preadv
 os.preadv = lambda *a: (time.sleep(0.1), read(*a))[1]
-from merge_models.merge.cli import main
+from merge_models.merge.cli import _figure_lines, main
 main(prog_name="merge-models")
 """
 

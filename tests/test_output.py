@@ -193,9 +193,9 @@ REFUSED: dict[str, tuple[Callable[[Path], None], bool, str]] = {
     "a file, overwriting": (_file, True, "is no folder"),
     "a link": (_link, True, "is no folder"),
     "a dead link": (lambda out: out.symlink_to("/nowhere/x"), True, "is no folder"),
-    "a folder of something else": (_full, False, "pass --overwrite"),
+    "a folder of something else": (_full, False, "--overwrite, overwrite=True"),
     "a folder of something else, overwriting": (_full, True, "holds no checkpoint"),
-    "a checkpoint": (_model, False, "pass --overwrite"),
+    "a checkpoint": (_model, False, "--overwrite, overwrite=True"),
     "a run with its optimizer": (_with("optimizer.pt"), True, "optimizer.pt"),
     "a run with its checkpoints": (_with("checkpoint-5/model.safetensors"), True, "checkpoint-5"),
     "a checkpoint in version control": (_with(".git/HEAD"), True, ".git/HEAD"),
@@ -395,7 +395,7 @@ def test_bad_values_stop_a_merge_of_folders(value: float, tmp_path: Path) -> Non
 
 def test_results_that_do_not_fit_are_named(tmp_path: Path) -> None:
     parents = [write_folder(tmp_path / n, {"x": torch.full((4,), 6e4)}) for n in "ab"]
-    with pytest.raises(NonFiniteError, match=r"'x'.*do not fit float16; choose a wider --dtype"):
+    with pytest.raises(NonFiniteError, match=r"'x'.*do not fit float16; choose a wider dtype"):
         merge_folders(parents, tmp_path / "out", Linear(weight=1.0, normalize=False), dtype="float16")
 
 

@@ -158,7 +158,7 @@ def test_quantised_models_are_refused(value: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 2])
 def test_methods_say_how_many_models_they_take(count: int, tmp_path: Path) -> None:
     paths = [write_folder(tmp_path / f"m{n}", tensors(n)) for n in range(count)]
-    with pytest.raises(PlanError, match="task_arithmetic needs a base model: pass --base"):
+    with pytest.raises(PlanError, match="task_arithmetic needs a base model: give one"):
         plan_of(paths, TaskArithmetic())
 
 

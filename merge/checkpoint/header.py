@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from merge_models.merge.checkpoint.dtypes import BY_CODE, DType
+from merge_models.merge.checkpoint.guard import parse_json
 from merge_models.merge.errors import CheckpointError
 from merge_models.merge.errors import printable as printable
 
 MAX_HEADER = 100_000_000
 MAX_DIMENSIONS = 64
+MAX_NAME = 1000
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+NO_GGUF = "which is not supported as an input; convert it to safetensors first, or take the original model"
 _AGAIN = "download or save it again"
 
 
@@ -112,6 +115,8 @@ def _refuse_other_formats(file: Path, start: bytes) -> None:
         raise CheckpointError(
             f"{file}: is a pickle, not safetensors; load it with transformers and save_pretrained it"
         )
+    if start.startswith(b"GGUF"):
+        raise CheckpointError(f"{file}: is a GGUF file, {NO_GGUF}")
     if start == b"version ":
         raise CheckpointError(f"{file}: is a Git LFS pointer, not the weights; run 'git lfs pull' beside it")
 
@@ -144,8 +149,8 @@ def _parse(file: Path, text: bytes) -> dict[str, Any]:
         return found
 
     try:
-        fields = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError):
+        fields = parse_json(text, unique)
+    except ValueError:
         raise CheckpointError(f"{file}: header is not valid JSON; {_AGAIN}") from None
     if not isinstance(fields, dict):
         raise CheckpointError(f"{file}: header is not a JSON object; {_AGAIN}")
@@ -170,6 +175,8 @@ def _metadata(file: Path, value: Any) -> dict[str, str]:
 
 def _tensor(file: Path, name: str, field: Any, data_start: int) -> TensorInfo:
     where = f"{file}: tensor '{printable(name)}'"
+    if len(name) > MAX_NAME:
+        raise CheckpointError(f"{where}: its name has {len(name)} letters, {MAX_NAME} are allowed; rename it")
     if not isinstance(field, dict) or set(field) != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{where}: header entry must have dtype, shape and data_offsets; {_AGAIN}")
     dtype = BY_CODE.get(field["dtype"]) if isinstance(field["dtype"], str) else None

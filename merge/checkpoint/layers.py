@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_LAYER = re.compile(r"^((?:[^.\d][^.]*\.)*)(\d+)\.(.+)$")
+_LAYER = re.compile(r"^((?:[^.0-9][^.]*\.)*)([0-9]{1,6})\.(.+)$")
 _FIRST = re.compile(r"embed|wte|wpe|patch|position|cls_token|class_token|(^|\.)shared\.|stem", re.IGNORECASE)
 
 

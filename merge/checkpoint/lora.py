@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merge_models.merge.checkpoint.dtypes import BY_CODE
+from merge_models.merge.checkpoint.guard import is_simple
 from merge_models.merge.checkpoint.header import TensorInfo, printable
 from merge_models.merge.checkpoint.hub import resolve
 from merge_models.merge.checkpoint.sidecars import resized_config
@@ -387,9 +388,11 @@ class _AdapterReading:
         """PEFT's scaling: alpha / r, or alpha / sqrt(r) for rsLoRA; patterns may set both for a module."""
         settings = self._settings
         try:
-            rank = int(_by_pattern(settings.get("rank_pattern"), module, settings["r"]))
-            alpha = float(_by_pattern(settings.get("alpha_pattern"), module, settings["lora_alpha"]))
-        except (KeyError, TypeError, ValueError, re.error):
+            rank = int(self._by_pattern("rank_pattern", module, settings["r"]))
+            alpha = float(self._by_pattern("alpha_pattern", module, settings["lora_alpha"]))
+            if not math.isfinite(alpha):
+                raise ValueError("alpha is no number")
+        except (KeyError, TypeError, ValueError, OverflowError, re.error):
             raise CheckpointError(
                 f"{self._where}/{_CONFIG}: r, lora_alpha or a pattern of theirs is missing or malformed; save"
                 " it again with PEFT"
@@ -401,13 +404,20 @@ class _AdapterReading:
             )
         return alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
 
-
-def _by_pattern(patterns: Any, module: str, default: Any) -> Any:
-    """The value of the first pattern that matches a module's name or its end, as PEFT looks it up."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+    def _by_pattern(self, key: str, module: str, default: Any) -> Any:
+        """The value of the first pattern that matches a module's name or its end, as PEFT looks it up."""
+        patterns = self._settings.get(key) or {}
+        if not isinstance(patterns, dict):
+            raise TypeError(f"{key} is no map")
+        for pattern, value in patterns.items():
+            if not is_simple(pattern):
+                raise CheckpointError(
+                    f"{self._where}/{_CONFIG}: {key} '{printable(pattern, 60)}' could take for ever to match;"
+                    " merge the adapter with PEFT first"
+                )
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        return default
 
 
 def split_adapter(name: str, is_model: Container[str] = ()) -> tuple[str, str | None]:

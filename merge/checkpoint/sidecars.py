@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_models.merge.checkpoint.dtypes import DType
+from merge_models.merge.checkpoint.guard import check_inside
 from merge_models.merge.errors import CheckpointError
 
 MAX_SIDECAR = 256 << 20
@@ -92,6 +93,8 @@ def find_sidecars(folder: Path, merged: Collection[str] = ()) -> Sidecars:
             if name in _MADE or name in merged or name.endswith(".index.json"):
                 continue
             reason = _reason_to_leave(file)
+            if not reason:
+                check_inside(folder, name)
             if reason:
                 left.append((name, reason))
             else:
@@ -140,13 +143,12 @@ def _reason_to_leave(file: Path) -> str:
     return "too large" if status.st_size > MAX_SIDECAR else ""
 
 
-def output_config(config: Mapping[str, Any], dtype: DType, untied: bool) -> dict[str, Any]:
+def output_config(config: Mapping[str, Any], dtype: DType) -> dict[str, Any]:
     """The donor's config, saying what was written.
 
     Args:
         config: the donor's config.json.
         dtype: dtype of most output elements.
-        untied: the output has a head of its own although the donor's config ties it to the embedding.
     """
     result = copy.deepcopy(dict(config))
     keys = [key for key in ("dtype", "torch_dtype") if key in result] or ["torch_dtype"]
@@ -157,8 +159,6 @@ def output_config(config: Mapping[str, Any], dtype: DType, untied: bool) -> dict
             for key in ("dtype", "torch_dtype"):
                 if isinstance(nested.get(key), str):
                     nested[key] = dtype.torch_name
-    if untied:
-        result["tie_word_embeddings"] = False
     return result
 
 
@@ -179,6 +179,7 @@ def resized_config(config: Mapping[str, Any], rows: int, new_rows: int) -> dict[
 
 _TOKENIZER = (
     "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
+    "tekken.json", "normalizer.json",
     "*.tiktoken", "*.spm", "*.vocab", "*.bpe", "chat_template.*",
 )  # fmt: skip
 

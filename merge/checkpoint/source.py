@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Mapping
@@ -13,15 +12,15 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 
 from merge_models.merge.checkpoint.dtypes import BY_TORCH_NAME
-from merge_models.merge.checkpoint.header import TensorInfo, printable, read_header, stamp
+from merge_models.merge.checkpoint.guard import is_file
+from merge_models.merge.checkpoint.guard import read_json as read_json
+from merge_models.merge.checkpoint.header import NO_GGUF, TensorInfo, printable, read_header, stamp
 from merge_models.merge.checkpoint.hub import resolve
 from merge_models.merge.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_JSON = 64 << 20
-MAX_DEPTH = 32
 _INDEX_SUFFIX = ".safetensors.index.json"
 
 
@@ -221,6 +220,8 @@ def weight_files(path: Path) -> list[Path]:
             f"{path}: only pickled weights ({pickles[0].name}), which are not opened; convert them:"
             " AutoModel.from_pretrained(FOLDER).save_pretrained(NEW) writes safetensors"
         )
+    if any(path.glob("*.gguf")):
+        raise CheckpointError(f"{path}: holds GGUF weights only, {NO_GGUF}")
     deeper = next(iter(sorted(path.glob("*/*.safetensors"))), None)
     fix = f"did you mean {deeper.parent}?" if deeper else "name the folder that holds model.safetensors"
     raise CheckpointError(f"{path}: no .safetensors file in this folder; {fix}")
@@ -258,16 +259,9 @@ def _files_of_index(path: Path, index: Path) -> list[Path]:
             raise CheckpointError(
                 f"{index}: names '{shown}', which is not a .safetensors file; convert it first"
             )
-        if not _is_file(path / name):
+        if not is_file(path / name):
             raise CheckpointError(f"{index}: names '{shown}', which is missing; download it again")
     return [path / name for name in names]
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
 
 
 def _check_index(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
@@ -281,41 +275,6 @@ def _check_index(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
                 f"{index}: says that tensor '{printable(name)}' is in {printable(file)}, which does not"
                 " hold it; download both again"
             )
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file; ``{}`` where the file does not exist.
-
-    Raises:
-        CheckpointError: it is too large, unreadable, or not a JSON object.
-    """
-    if not os.path.lexists(file):
-        return {}
-    if not _is_file(file):
-        raise CheckpointError(f"{file}: is not a file, or a link to none; download it again")
-    try:
-        with open(file, "rb") as stream:
-            text = stream.read(MAX_JSON + 1)
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
-    if len(text) > MAX_JSON:
-        raise CheckpointError(f"{file}: larger than {MAX_JSON >> 20} MiB; refused")
-    try:
-        value = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{file}: is not valid JSON; mend it or download it again") from None
-    if not isinstance(value, dict) or _is_deep(value):
-        raise CheckpointError(f"{file}: is not a plain JSON object; mend it or download it again")
-    return value
-
-
-def _is_deep(value: Any) -> bool:
-    """Whether containers are nested so deeply that copying them would exhaust the stack."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        inner = [i for item in level for i in (item.values() if isinstance(item, dict) else item)]
-        level = [item for item in inner if isinstance(item, (dict, list))]
-    return bool(level)
 
 
 class StateDict:

@@ -58,7 +58,9 @@ def _check_place(target: Path, inputs: list[Path]) -> None:
 
 def _check_replaceable(target: Path, overwrite: bool) -> None:
     if not overwrite:
-        raise CheckpointError(f"output {target} exists; choose another, or pass --overwrite")
+        raise CheckpointError(
+            f"output {target} exists; choose another, or replace it (--overwrite, overwrite=True)"
+        )
     if not (target / MANIFEST).is_file() and not any(target.glob("*.safetensors")):
         raise CheckpointError(f"output {target} holds no checkpoint and is not overwritten; move it away")
     if not os.access(target, os.W_OK | os.X_OK):
@@ -128,7 +130,7 @@ class Staging:
             except OSError as error:
                 raise CheckpointError(
                     f"{file}: {shard.nbytes} bytes cannot be reserved: {error.strerror}; make room, or choose"
-                    " another disk or a larger --shard-size"
+                    " another disk or a larger shard size"
                 ) from None
 
     def write(self, name: str, start: int, data: np.ndarray) -> None:

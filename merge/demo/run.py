@@ -81,8 +81,8 @@ def _score(folder: Path) -> dict[str, float]:
 
     logging.disable_progress_bar()
     torch.set_num_threads(1)  # in models this small, threads wait ten times as long as they work
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
-    return score(model.eval(), AutoTokenizer.from_pretrained(folder), _PROMPTS)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    return score(model.float().eval(), AutoTokenizer.from_pretrained(folder), _PROMPTS)
 
 
 def _show_row(row: Row, width: int, show: Callable[[str], None]) -> Row:

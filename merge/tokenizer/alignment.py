@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from merge_models.merge.checkpoint.header import TensorInfo, printable
+from merge_models.merge.checkpoint.layers import place_of
 from merge_models.merge.checkpoint.rows import MEAN, ZERO, GatheredRows, RowMap
 from merge_models.merge.checkpoint.sidecars import resized_config
 from merge_models.merge.checkpoint.source import DiskSource
 from merge_models.merge.errors import PlanError, RecipeError, did_you_mean
-from merge_models.merge.checkpoint.layers import place_of
-from merge_models.merge.tied import EMBEDDINGS, HEADS, find_tensor
+from merge_models.merge.tied import EMBEDDINGS, HEADS, find_tensor, untied
 from merge_models.merge.tokenizer.build import LoadedTokenizer, load_tokenizer, union, with_tokens
 from merge_models.merge.tokenizer.settings import ModelToken, TokenizerSettings, TokenSetting, ZeroToken
 
@@ -116,7 +116,7 @@ def align(
         own = {name: rows for name, rows in own.items() if not _is_same(rows, number, infos[name][number])}
         config = resized_config(model.config, counts[number], size) if model.config else {}
         if any(name not in model.tensors for name in own):
-            config["tie_word_embeddings"] = False  # its head now has rows of others' heads
+            config = untied(config)  # its head now has rows of others' heads
         aligned.append(GatheredRows(everyone, number, config, own) if own else model)
     padding = size - len(chosen.ids)
     kept = padding > 0 and settings.pad_to_multiple_of is None
