@@ -175,6 +175,7 @@ class Calibration(Record):
         sequences, tokens: how many, without the first token of each sequence, which is dropped everywhere.
         seed: of every random choice (token sample, bootstrap, shuffles).
         domains: what the text consists of, and each domain's tokens.
+        unigram_entropy: entropy in nats of each domain's token frequencies: the loss of guessing by frequency.
     """
 
     source: str
@@ -183,6 +184,7 @@ class Calibration(Record):
     tokens: int
     seed: int
     domains: dict[str, int] = {}
+    unigram_entropy: dict[str, float] = {}
 
 
 class SiteStatistics(Record):
