@@ -1,0 +1,230 @@
+"""Models for measuring: loaded as transformers does, from checked files only, and gone afterwards."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from merge_models.merge.checkpoint import Checkpoint, open_checkpoint, printable
+from merge_models.merge.checkpoint.guard import MAX_JSON, read_json
+from merge_models.merge.checkpoint.layers import stacks
+from merge_models.merge.checkpoint.sidecars import find_sidecars, is_tokenizer_file
+from merge_models.merge.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+Kind = Literal["causal", "encoder", "module"]
+
+_CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_MAX_SIZE, _MAX_LAYERS = 1 << 24, 1000
+"""No model is larger: what a config asks for is built (without memory) before any weight is looked at."""
+
+
+class Loaded(NamedTuple):
+    """A model that can be run.
+
+    Attributes:
+        model: in eval mode.
+        tokenizer: its tokenizer, or None where it has none.
+        kind: ``causal`` predicts the next token, ``encoder`` gives hidden states, ``module`` is anything
+            else.
+    """
+
+    model: Any
+    tokenizer: Any | None
+    kind: Kind
+
+
+@contextmanager
+def open_model(
+    path: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> Iterator[Loaded]:
+    """Loads a model and its tokenizer; its memory is free again on leaving, whoever still refers to it.
+
+    Args:
+        path: a folder, a ``.safetensors`` file in one, or a Hub id.
+        device: where it runs; the CPU by default.
+        dtype: what it computes in; float32 by default, also for bfloat16 checkpoints: rounding to 8 bits
+            (relative error 2^-9 in every operation) is as large as what siblings differ by, and on most CPUs
+            it is slower too.
+
+    Raises:
+        CheckpointError: there is no such model, transformers cannot load it without running its code, or its
+            weights do not fill it.
+    """
+    import torch
+
+    checkpoint = open_checkpoint(path)
+    try:
+        _check_config(checkpoint)
+        with tempfile.TemporaryDirectory(prefix="merge-models-") as name:
+            clean = Path(name)
+            _lay_out(checkpoint, clean)
+            with quiet():
+                model = _load_model(checkpoint, clean, dtype or torch.float32)
+                tokenizer = _load_tokenizer(checkpoint, clean)
+            model.to(device or "cpu").eval().requires_grad_(False)
+            try:
+                yield Loaded(model, tokenizer, kind_of(model))
+            finally:
+                model.to("meta")
+    finally:
+        checkpoint.close()
+
+
+def kind_of(model: Any) -> Kind:
+    """What a module is: by what transformers says of it, ``module`` for anything else."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        return "module"
+    return "causal" if type(model).__name__.endswith(_CAUSAL) else "encoder"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps transformers' bars and remarks off the terminal: what matters is raised."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _lay_out(checkpoint: Checkpoint, clean: Path) -> None:
+    """A folder to load from: links to weight and tokenizer files, settings that run nothing."""
+    folder = checkpoint.folder
+    if len(checkpoint.files) == 1:
+        (clean / "model.safetensors").symlink_to(checkpoint.files[0].resolve())
+    else:
+        for file in checkpoint.files:
+            (clean / file.name).symlink_to(file.resolve())
+        weight_map = {name: info.file.name for name, info in checkpoint.tensors.items()}
+        index = {"metadata": {"total_size": checkpoint.nbytes}, "weight_map": weight_map}
+        (clean / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    _write_settings(folder / "config.json", clean / "config.json")
+    for name in find_sidecars(folder).copied:
+        if name in _SETTINGS:
+            _write_settings(folder / name, clean / name)
+        elif "/" not in name and is_tokenizer_file(name):
+            if (folder / name).stat().st_size > MAX_JSON:
+                raise CheckpointError(f"{folder / name}: larger than {MAX_JSON >> 20} MiB; refused")
+            (clean / name).symlink_to((folder / name).resolve())
+
+
+def _write_settings(source: Path, target: Path) -> None:
+    """Copies settings without what names code or other files."""
+    settings = read_json(source)
+    kept = {key: value for key, value in settings.items() if key != "auto_map" and not key.endswith("_file")}
+    kept.pop("_name_or_path", None)
+    target.write_text(json.dumps(kept), encoding="utf-8")
+
+
+def _check_config(checkpoint: Checkpoint) -> None:
+    """Refuses configs that no model of these tensors has, before anything is built from them."""
+    label, config = checkpoint.label, checkpoint.config or read_json(checkpoint.folder / "config.json")
+    if not config:
+        raise CheckpointError(
+            f"{label}: has no config.json, so no model can be built; evaluate a folder as transformers writes"
+            " it, or modules in memory (diagnose_modules)"
+        )
+    if "quantization_config" in config:
+        raise CheckpointError(f"{label}: is quantised; evaluate the model in full precision")
+    deepest = max(stacks(checkpoint.tensors).values(), default=0)
+    bounds = {True: max(_MAX_LAYERS, deepest), False: _MAX_SIZE}
+    for key, value in _numbers(config):
+        if "theta" not in key and value > bounds["layer" in key]:
+            raise CheckpointError(
+                f"{label}: config.json's {printable(key)} = {value} does not fit its tensors; mend it"
+            )
+
+
+def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _numbers(value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            yield key, value
+
+
+def _load_model(checkpoint: Checkpoint, clean: Path, dtype: torch.dtype) -> Any:
+    model_class = _model_class(checkpoint.label, read_json(clean / "config.json"))
+    try:
+        model, loading = model_class.from_pretrained(
+            str(clean),
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers raises whatever its many models do
+        raise CheckpointError(
+            f"{checkpoint.label}: does not load ({_reason(error, clean)}); check that transformers loads it"
+        ) from None
+    missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
+    wrong = [*missing, *sorted(str(item[0]) for item in loading["mismatched_keys"])]
+    if wrong:
+        raise CheckpointError(
+            f"{checkpoint.label}: {len(wrong)} weights of {model_class.__name__} are missing or have another"
+            f" shape ('{printable(wrong[0])}'); the folder's weights and config do not belong together"
+        )
+    if kind_of(model) == "encoder":
+        model = model.base_model
+    if getattr(model.config, "is_encoder_decoder", False):
+        model = model.get_encoder()  # the decoder has nothing to decode: its encoder is what is measured
+    return model
+
+
+def _model_class(label: str, config: Mapping[str, Any]) -> Any:
+    """The class that the config names, where transformers has it; else what it has for the model type."""
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
+
+    named = config.get("architectures")
+    name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
+    found = getattr(transformers, name, None) if name.isidentifier() else None
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        return found
+    kind = config.get("model_type")
+    if not name and kind in auto.MODEL_MAPPING_NAMES:
+        masked = kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        causal = kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not masked
+        return transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+    raise CheckpointError(
+        f"{label}: transformers {transformers.__version__} has no model '{printable(name or str(kind))}', and"
+        " code that comes with a model is not run; upgrade transformers, or evaluate modules in memory"
+        " (diagnose_modules)"
+    )
+
+
+def _load_tokenizer(checkpoint: Checkpoint, clean: Path) -> Any | None:
+    from transformers import AutoTokenizer
+
+    if not any(is_tokenizer_file(file.name) for file in clean.iterdir()):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(str(clean), local_files_only=True, trust_remote_code=False)
+    except BaseException as error:  # a panic of the compiled tokenizers is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(
+            f"{checkpoint.label}: its tokenizer does not load ({_reason(error, clean)}); add its files"
+        ) from None
+
+
+def _reason(error: BaseException, clean: Path) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return printable(lines[0].replace(str(clean), "the folder"), 200)
