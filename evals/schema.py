@@ -18,6 +18,7 @@ SCHEMA_VERSION = 1
 Role = Literal["merge", "parent", "base"]
 Site = Literal["embedding", "residual", "attention", "mlp"]
 Status = Literal["healthy", "degraded", "collapsed"]
+Basis = Literal["weights", "activations", "activations and tasks"]
 
 
 class Record(BaseModel):
@@ -175,7 +176,8 @@ class Calibration(Record):
         sequences, tokens: how many, without the first token of each sequence, which is dropped everywhere.
         seed: of every random choice (token sample, bootstrap, shuffles).
         domains: what the text consists of, and each domain's tokens.
-        unigram_entropy: entropy in nats of each domain's token frequencies: the loss of guessing by frequency.
+        unigram_entropy: entropy in nats of each domain's token frequencies: the loss of guessing by
+            frequency.
     """
 
     source: str
@@ -450,7 +452,7 @@ class Verdict(Record):
 
     status: Status
     score: float | None = None
-    basis: Literal["weights", "activations", "activations and tasks"]
+    basis: Basis
     summary: str
     findings: tuple[Finding, ...] = ()
     by_skill: dict[str, Status] = {}

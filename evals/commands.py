@@ -1,0 +1,141 @@
+"""The commands ``eval``, ``inspect`` and ``repair``: parse, call the API, print. ``merge/cli.py`` adds
+them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from merge_models.merge.errors import MergeError, printable
+
+if TYPE_CHECKING:
+    from merge_models.evals.schema import Evaluation, Verdict
+
+PATH: Any = click.Path(path_type=Path)
+FAILED = 3
+"""Exit code of ``--fail-on``."""
+
+
+def _measure_options(command: Any) -> Any:
+    options = [
+        click.option(
+            "--data", default="built-in", show_default=True, help="Calibration text: .jsonl or .txt."
+        ),
+        click.option("--tokens", type=click.IntRange(256), default=8192, show_default=True, help="Of it."),
+        click.option("--seed", default=0, show_default=True, help="Of samples, bootstraps."),
+        click.option("--device", help="Where models run [default: cpu]."),
+        click.option("--threads", type=click.IntRange(1, 1024), help="Workers [default: cores]."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def fail_on_option(command: Any) -> Any:
+    """``--fail-on``: exit code 3 for a verdict that bad."""
+    return click.option(
+        "--fail-on", type=click.Choice(["degraded", "collapsed"]), help="Exit with 3 if it is that bad."
+    )(command)
+
+
+@click.command("eval")
+@click.argument("merges", nargs=-1, required=True)
+@click.option("--parents", "-p", multiple=True, help="A parent (repeat) [default: those of the manifest].")
+@click.option("--base", help="The model that the parents were tuned from [default: the manifest's].")
+@click.option("--weights", help="The parents' shares: .5,.3,.2 [default: the recipe's].")
+@click.option("--weights-only", is_flag=True, help="No forward pass: screening, in seconds.")
+@click.option("--tasks", "task_files", multiple=True, type=PATH, help="JSONL of questions.")
+@click.option("--lm-eval", help="Tasks of lm-evaluation-harness: arc_easy,gsm8k (extra lm-eval).")
+@_measure_options
+@click.option("--report", multiple=True, type=PATH, help="Write .html, .json or .md.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@fail_on_option
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+def eval_command(merges: tuple[str, ...], **options: Any) -> None:
+    """Did the merge collapse? Measures MERGES against their parents.
+
+    \b
+    Example: merge-models eval ./merged --report report.html --fail-on collapsed
+    """
+    from merge_models.evals.outlets import check_outlets, write_outlets
+
+    outlets, as_json = options.pop("report"), options.pop("as_json")
+    quiet, fail_on = options.pop("quiet"), options.pop("fail_on")
+    check_outlets(outlets)
+    if as_json and len(merges) > 1:
+        raise click.UsageError("--json prints one merge's report; for several, write --report FILE.json")
+    say = (lambda line: None) if quiet or as_json else _say
+    evaluations = [_evaluate(merge, dict(options), say) for merge in merges]
+    if len(evaluations) == 1:
+        write_outlets(evaluations[0], outlets)
+    else:
+        from merge_models.evals.report.comparison import compare
+
+        write_outlets(compare(evaluations), outlets)
+    if as_json:
+        click.echo(evaluations[0].to_json())
+    elif not quiet:
+        for evaluation in evaluations:
+            tell(evaluation)
+    exit_by_verdict([e.verdict for e in evaluations if e.verdict], fail_on)
+
+
+def _say(line: str) -> None:
+    click.echo(printable(line, 400), err=True)
+
+
+def _evaluate(merge: str, options: dict[str, Any], say: Any) -> Evaluation:
+    from merge_models.evals.evaluate import MEASURES, evaluate
+    from merge_models.evals.tasks import TaskSettings
+
+    weights = options.pop("weights")
+    only = options.pop("weights_only")
+    lm_eval = options.pop("lm_eval")
+    tasks = TaskSettings(
+        files=options.pop("task_files"), lm_eval=tuple(lm_eval.split(",")) if lm_eval else ()
+    )
+    return evaluate(
+        merge,
+        options.pop("parents"),
+        options.pop("base"),
+        weights=parse_weights(weights),
+        measure=("weights",) if only else MEASURES,
+        tasks=tasks,
+        progress=say,
+        **options,
+    )
+
+
+def parse_weights(text: str | None) -> list[float] | None:
+    """``.5,.3,.2`` as numbers."""
+    if text is None:
+        return None
+    try:
+        return [float(word) for word in text.replace(" ", "").split(",")]
+    except ValueError:
+        raise MergeError(f"--weights '{text}' is not a list of numbers; write .5,.3,.2") from None
+
+
+def tell(evaluation: Evaluation) -> None:
+    """Prints the verdict and its findings."""
+    verdict = evaluation.verdict
+    if verdict is None:
+        return
+    colours = {"healthy": "green", "degraded": "yellow", "collapsed": "red"}
+    name = printable(evaluation.merge.name, 200)
+    click.echo(f"{name}: " + click.style(verdict.summary, fg=colours[verdict.status]))
+    for finding in verdict.findings:
+        click.echo(printable(f"  {finding.cause} ({finding.where}): {finding.evidence}", 2000))
+        click.echo(printable(f"    try: {finding.remedy}", 2000))
+    for note in evaluation.notes:
+        click.echo(printable(f"  note: {note}", 2000))
+
+
+def exit_by_verdict(verdicts: list[Verdict], fail_on: str | None) -> None:
+    """Ends the process with code 3 if a verdict is as bad as ``fail_on`` or worse."""
+    bad = {"degraded": ("degraded", "collapsed"), "collapsed": ("collapsed",)}.get(fail_on or "", ())
+    if any(verdict.status in bad for verdict in verdicts):
+        sys.exit(FAILED)

@@ -1,0 +1,196 @@
+"""One call from folders to a verdict: weights streamed, then one model at a time through every probe."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from merge_models.evals.lineage import Lineage, lineage
+from merge_models.evals.schema import Evaluation, ModelRef, Role
+from merge_models.merge.errors import MergeError, printable
+
+if TYPE_CHECKING:
+    from merge_models.evals.calibration import Batches
+    from merge_models.evals.probes import Probe
+    from merge_models.evals.tasks import TaskSettings
+
+Measure = Literal["weights", "activations", "information", "tasks"]
+MEASURES: tuple[Measure, ...] = ("weights", "activations", "information", "tasks")
+Name = str | os.PathLike[str]
+
+
+def evaluate(
+    merged: Name,
+    parents: Sequence[Name] = (),
+    base: Name | None = None,
+    *,
+    weights: Sequence[float] | None = None,
+    measure: Collection[Measure] = MEASURES,
+    data: Name = "built-in",
+    tokens: int = 8192,
+    length: int = 256,
+    tasks: TaskSettings | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    threads: int | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Evaluation:
+    """Measures a merge against its parents and judges it.
+
+    Args:
+        merged: folder or Hub id of the merge.
+        parents: of its parents; by default those that its manifest names.
+        base: of the model that the parents were tuned from, where there is one; by default the manifest's.
+        weights: the parents' shares in every weighted mean [default: the recipe's where they are plain
+            numbers, else equal].
+        measure: which diagnostics to run; ``information`` needs ``activations``.
+        data: calibration text: ``built-in``, or a ``.jsonl`` or text file.
+        tokens: calibration tokens; ``length``: of a sequence.
+        tasks: what to score beside perplexity and degenerate text.
+        seed: of samples, shuffles and bootstraps; equal seeds give equal numbers.
+        device: where models run [default: CPU].
+        threads: for the weights' diagnosis [default: all cores].
+        progress: is called with a line as each step begins.
+
+    Raises:
+        MergeError: a model does not load, tokenizers differ, there is too little text, or the parents are not
+            those of the merge.
+    """
+    unknown = set(measure) - set(MEASURES)
+    if unknown:
+        raise MergeError(f"cannot measure {sorted(unknown)}; there are {', '.join(MEASURES)}")
+    family = lineage(merged, parents, base, weights)
+    refs = _refs(family)
+    evaluation = Evaluation(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        versions=_versions(),
+        models=refs,
+        notes=family.notes,
+    )
+    if "weights" in measure:
+        from merge_models.evals.weights import diagnose_weights
+
+        progress("weights")
+        found = diagnose_weights(
+            family.merged, family.parents, family.base, weights=family.weights, threads=threads
+        )
+        evaluation = evaluation.model_copy(update={"weights": found})
+    if {"activations", "information", "tasks"} & set(measure):
+        evaluation = _run_models(
+            evaluation, family, measure, data, tokens, length, tasks, seed, device, progress
+        )
+    return judged(evaluation)
+
+
+def judged(evaluation: Evaluation) -> Evaluation:
+    """The evaluation with its verdict, made from what the evaluation holds."""
+    from merge_models.evals.verdict import judge
+
+    return evaluation.model_copy(update={"verdict": judge(evaluation)})
+
+
+def _refs(family: Lineage) -> tuple[ModelRef, ...]:
+    """Merge, parents and base under unique short names."""
+    folders = [family.merged, *family.parents, *([family.base] if family.base else [])]
+    base_role: list[Role] = ["base"] if family.base else []
+    parent_roles: list[Role] = ["parent"] * len(family.parents)
+    roles: list[Role] = ["merge", *parent_roles, *base_role]
+    shares = [None, *family.weights, *([None] if family.base else [])]
+    names = unique_names([printable(Path(str(f).rstrip("/")).name or str(f), 60) for f in folders])
+    return tuple(
+        ModelRef(name=name, role=role, weight=share)
+        for name, role, share in zip(names, roles, shares, strict=True)
+    )
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """``a, a, b`` become ``a, a (2), b``."""
+    taken: set[str] = set()
+    out = []
+    for name in names:
+        n, candidate = 1, name
+        while candidate in taken:
+            n += 1
+            candidate = f"{name} ({n})"
+        taken.add(candidate)
+        out.append(candidate)
+    return out
+
+
+def _run_models(
+    evaluation: Evaluation,
+    family: Lineage,
+    measure: Collection[Measure],
+    data: Name,
+    tokens: int,
+    length: int,
+    tasks: TaskSettings | None,
+    seed: int,
+    device: str | None,
+    progress: Callable[[str], None],
+) -> Evaluation:
+    from merge_models.evals.activations import ActivationProbe
+    from merge_models.evals.calibration import calibration_batches, check_same_tokenizer
+    from merge_models.evals.models import open_model
+    from merge_models.evals.tasks import TaskProbe
+
+    folders = [*family.parents, *([family.base] if family.base else []), family.merged]
+    tokenizer = check_same_tokenizer(folders)
+    batches = with_entropy(
+        calibration_batches(tokenizer, source=data, tokens=tokens, length=length, seed=seed)
+    )
+    wants_activations = bool({"activations", "information"} & set(measure))
+    activation = ActivationProbe(batches, weights=family.weights, seed=seed) if wants_activations else None
+    task = TaskProbe(batches, tasks, seed=seed) if "tasks" in measure else None
+    probes: list[Probe] = [probe for probe in (activation, task) if probe is not None]
+    merge, *others = evaluation.models
+    for ref, folder in zip([*others, merge], folders, strict=True):
+        progress(f"{ref.role} {ref.name}")
+        with open_model(folder, device=device) as loaded:
+            for probe in probes:
+                probe.observe(ref, loaded.model, loaded.tokenizer)
+    update: dict[str, object] = {}
+    if activation is not None:
+        update["activations"] = activation.finish()
+        if "information" in measure:
+            from merge_models.evals.information import diagnose_information
+
+            progress("information")
+            update["information"] = diagnose_information(activation.samples(), family.weights)
+    if task is not None:
+        update["tasks"] = task.finish(evaluation.parents, evaluation.base)
+    return evaluation.model_copy(update=update)
+
+
+def with_entropy(batches: Batches) -> Batches:
+    """The batches with each domain's unigram entropy noted: what guessing by frequency costs, in nats.
+
+    Frequencies are those of the batches themselves, so the entropy is low for short texts (it cannot exceed
+    the log of the number of tokens); the score divides by what a parent saves over it, and so errs on the
+    strict side.
+    """
+    import numpy as np
+
+    entropies = {}
+    for domain, ids in batches.ids.items():
+        counts = np.unique(ids[:, 1:], return_counts=True)[1]
+        share = counts / counts.sum()
+        entropies[domain] = -math.fsum(share * np.log(share))
+    record = batches.record.model_copy(update={"unigram_entropy": entropies})
+    return dataclasses.replace(batches, record=record)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("merge-models", "torch", "transformers", "numpy"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

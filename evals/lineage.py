@@ -1,0 +1,119 @@
+"""Which models a merge came from: as told by the caller, checked against the merge's own manifest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merge_models.merge.checkpoint.source import read_json
+from merge_models.merge.checkpoint.staging import MANIFEST
+from merge_models.merge.errors import MergeError, printable
+
+Name = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """A merge, its parents with their shares (which sum to 1), and the base."""
+
+    merged: str
+    parents: tuple[str, ...]
+    weights: tuple[float, ...]
+    base: str | None
+    notes: tuple[str, ...] = ()
+
+
+def lineage(
+    merged: Name, parents: Sequence[Name], base: Name | None, weights: Sequence[float] | None
+) -> Lineage:
+    """Fills in from the merge's manifest what the caller leaves out.
+
+    Raises:
+        MergeError: no parents are told and there is no manifest, a parent is none of the recipe's, or the
+            weights do not fit the parents.
+    """
+    manifest = _manifest(merged)
+    made_from = _models(manifest)
+    told = tuple(os.fspath(parent) for parent in parents)
+    if not told and not made_from:
+        raise MergeError(f"{_show(merged)} has no {MANIFEST} that names its parents; pass --parents")
+    if told and made_from:
+        _check_parents(merged, told, [*made_from, *_base(manifest)])
+    chosen = told or tuple(made_from)
+    if base is None and not told:
+        base = next(iter(_base(manifest)), None)
+    shares, notes = _shares(chosen, made_from, manifest, weights)
+    return Lineage(os.fspath(merged), chosen, shares, None if base is None else os.fspath(base), notes)
+
+
+def _show(name: Name) -> str:
+    return printable(os.fspath(name), 400)
+
+
+def _manifest(merged: Name) -> Mapping[str, Any]:
+    file = Path(merged) / MANIFEST
+    return read_json(file) if file.is_file() else {}
+
+
+def _inputs(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    inputs = manifest.get("inputs")
+    return [i for i in inputs if isinstance(i, dict)] if isinstance(inputs, list) else []
+
+
+def _models(manifest: Mapping[str, Any]) -> list[str]:
+    return [str(i.get("model")) for i in _inputs(manifest) if i.get("role") != "base"]
+
+
+def _base(manifest: Mapping[str, Any]) -> list[str]:
+    return [str(i.get("model")) for i in _inputs(manifest) if i.get("role") == "base"]
+
+
+def _check_parents(merged: Name, told: Sequence[str], known: Sequence[str]) -> None:
+    """A folder may have moved since: its last name decides."""
+    names = {Path(k).name for k in known}
+    for parent in told:
+        if Path(parent.rstrip("/")).name not in names:
+            raise MergeError(
+                f"{_show(parent)} is not a parent of {_show(merged)}: its {MANIFEST} names"
+                f" {', '.join(map(_show, known))}; evaluate against those"
+            )
+
+
+def _shares(
+    parents: Sequence[str],
+    made_from: Sequence[str],
+    manifest: Mapping[str, Any],
+    weights: Sequence[float] | None,
+) -> tuple[tuple[float, ...], tuple[str, ...]]:
+    if weights is not None:
+        if len(weights) != len(parents):
+            raise MergeError(f"{len(weights)} weights for {len(parents)} parents; give one per parent")
+        return _normalised(weights), ()
+    of_recipe = _recipe_weights(manifest)
+    if of_recipe is not None and len(of_recipe) == len(parents) == len(made_from):
+        return _normalised(of_recipe), ()
+    return _normalised([1.0] * len(parents)), ()
+
+
+def _normalised(weights: Sequence[float]) -> tuple[float, ...]:
+    total = sum(weights)
+    if not all(w >= 0 for w in weights) or not 0 < total < float("inf"):
+        raise MergeError("parents' weights must be finite, none negative, and one positive")
+    return tuple(w / total for w in weights)
+
+
+def _recipe_weights(manifest: Mapping[str, Any]) -> list[float] | None:
+    """The recipe's weights where each is a plain positive number."""
+    recipe = manifest.get("recipe")
+    models = recipe.get("models") if isinstance(recipe, dict) else None
+    found = []
+    for entry in models if isinstance(models, list) else ():
+        parameters = entry.get("parameters") if isinstance(entry, dict) else None
+        weight = parameters.get("weight") if isinstance(parameters, dict) else None
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight <= 0:
+            return None
+        found.append(float(weight))
+    return found or None
