@@ -20,9 +20,9 @@ from merge_models.merge.checkpoint import open_checkpoint
 from merge_models.merge.checkpoint.guard import MAX_VALUES, is_simple, parse_json
 from merge_models.merge.checkpoint.header import MAX_NAME
 from merge_models.merge.checkpoint.text import code_span, fenced, html, printable, visible
+from merge_models.merge.checkpoint.tokenizers import load_tokenizer
 from merge_models.merge.recipe import MAX_VALUES as MAX_RECIPE_VALUES
 from merge_models.merge.recipe import parse_yaml
-from merge_models.merge.tokenizer.build import load_tokenizer
 
 from .helpers import entry, listing, merge_folders, tensors, write_folder, write_json, write_models, write_raw
 

@@ -420,7 +420,7 @@ def test_a_union_of_two_large_vocabularies_takes_under_a_second(tmp_path: Path) 
         folder = write_folder(tmp_path / f"m{number}", state)
         tokenizer.save_pretrained(folder)
         opened.append(open_model(str(folder)))
-    from merge_models.merge.tokenizer.build import load_tokenizer
+    from merge_models.merge.checkpoint.tokenizers import load_tokenizer
 
     began = time.process_time()
     for model in opened:

@@ -1,0 +1,106 @@
+"""A model's tokenizer, loaded from a stranger's folder: checked files only, and none of its code."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merge_models.merge.checkpoint.guard import MAX_JSON, read_json
+from merge_models.merge.checkpoint.header import printable
+from merge_models.merge.checkpoint.sidecars import find_sidecars, is_tokenizer_file
+from merge_models.merge.checkpoint.source import DiskSource
+from merge_models.merge.errors import CheckpointError
+
+MAX_ROWS = 1 << 24
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_LEADS_ELSEWHERE = ("auto_map", "_file", "_path", "_dir", "name_or_path")
+_CONFIG_KEYS = ("model_type", "tokenizer_class", "transformers_version")
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """A model's tokenizer.
+
+    Attributes:
+        label: the model, as the user calls it.
+        tokenizer: as transformers loads it.
+        ids: id of every token.
+    """
+
+    label: str
+    tokenizer: Any
+    ids: Mapping[str, int]
+
+    def added(self) -> dict[str, Any]:
+        """The tokens that stand outside the vocabulary proper, with their flags, by id."""
+        decoder = sorted(self.tokenizer.added_tokens_decoder.items())
+        return {token.content: token for _, token in decoder}
+
+
+def load_tokenizer(model: DiskSource) -> LoadedTokenizer:
+    """A model's tokenizer. No code of the model's is ever run.
+
+    Raises:
+        CheckpointError: it has none, or transformers cannot load it as it is.
+    """
+    from transformers import AutoTokenizer
+
+    clean = tempfile.TemporaryDirectory(prefix="merge-models-")
+    try:
+        _lay_out(model.tokenizer_folder, Path(clean.name))
+        tokenizer = AutoTokenizer.from_pretrained(clean.name, local_files_only=True, trust_remote_code=False)
+        ids = _checked_ids(tokenizer.get_vocab())
+    except CheckpointError:
+        clean.cleanup()
+        raise
+    except BaseException as error:
+        clean.cleanup()
+        # transformers raises whatever its many tokenizers do; a panic of the compiled ones is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(clean.name, "")
+        raise CheckpointError(
+            f"{model.label}: its tokenizer cannot be loaded ({printable(reason, 160)}); add its files, or"
+            " leave 'tokenizer' out of the recipe"
+        ) from None
+    weakref.finalize(tokenizer, clean.cleanup)  # some copy their files when they are saved
+    return LoadedTokenizer(model.label, tokenizer, ids)
+
+
+def _lay_out(folder: Path, clean: Path) -> None:
+    """A folder that transformers may load from: checked files only, and of settings those of tokenizers.
+
+    Settings can name other files to read, code to run, and sizes of models that are built on the way.
+    """
+    for name in find_sidecars(folder).copied:
+        if not is_tokenizer_file(Path(name).name) and Path(name).name not in _SETTINGS:
+            continue
+        (clean / name).parent.mkdir(exist_ok=True)
+        if name in _SETTINGS:
+            settings = read_json(folder / name)
+            kept = {key: value for key, value in settings.items() if not key.endswith(_LEADS_ELSEWHERE)}
+            (clean / name).write_text(json.dumps(kept), encoding="utf-8")
+        elif (folder / name).stat().st_size > MAX_JSON:
+            raise CheckpointError(f"{folder / name}: larger than {MAX_JSON >> 20} MiB; refused")
+        else:
+            (clean / name).symlink_to((folder / name).resolve())
+    config = read_json(folder / "config.json")
+    kept = {key: config[key] for key in _CONFIG_KEYS if isinstance(config.get(key), str)}
+    (clean / "config.json").write_text(json.dumps(kept), encoding="utf-8")
+
+
+def _checked_ids(vocabulary: Mapping[str, int]) -> dict[str, int]:
+    """Ids as they are, where they can be rows of a table.
+
+    Raises:
+        ValueError: there are none, or one is no whole number below ``MAX_ROWS``.
+    """
+    ids = dict(vocabulary)
+    if not ids or not all(isinstance(number, int) and 0 <= number < MAX_ROWS for number in ids.values()):
+        raise ValueError(f"its ids are not whole numbers below {MAX_ROWS}")
+    return ids
