@@ -160,8 +160,15 @@ def calibration_batches(
         tokens=count * (length - 1),
         seed=seed,
         domains={domain: len(of_domain) * (length - 1) for domain, of_domain in ids.items()},
+        unigram_entropy={domain: _entropy(of_domain[:, 1:]) for domain, of_domain in ids.items()},
     )
     return Batches(ids, record, _share_of(getattr(tokenizer, "unk_token_id", None), ids))
+
+
+def _entropy(ids: np.ndarray) -> float:
+    """Entropy of the tokens' frequencies, in nats."""
+    frequencies = np.unique(ids, return_counts=True)[1] / ids.size
+    return float(-(frequencies * np.log(frequencies)).sum())
 
 
 def _share_of(token: int | None, ids: Mapping[str, np.ndarray]) -> float:

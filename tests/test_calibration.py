@@ -28,7 +28,7 @@ FILES = sorted(DATA.glob("*.txt"))
 DOMAINS = {"prose", "code", "maths", "languages"}
 
 
-class Characters:
+class _Characters:
     """A tokenizer of one id a character, with marks around every text."""
 
     unk_token_id = 1
@@ -42,13 +42,16 @@ class Characters:
         return {"input_ids": [*self.before, *ids, *self.after] if add_special_tokens else ids}
 
 
+Characters: Any = _Characters
+
+
 def batches(
-    tmp_path: Path, documents: list[str], tokenizer: Any = None, **settings: Any
+    tmp_path: Path, documents: list[str], marks: tuple[tuple[int, ...], ...] = (), **settings: Any
 ) -> dict[str, list[str]]:
     """The sequences that come of these documents, as text."""
     file = tmp_path / "text.txt"
     file.write_text(f"\n{SEPARATOR}\n".join(documents), encoding="utf-8")
-    made = calibration_batches(tokenizer or Characters(), source=file, **settings)
+    made = calibration_batches(Characters(*marks), source=file, **settings)
     return {domain: ["".join(map(chr, row)) for row in ids] for domain, ids in made.ids.items()}
 
 
@@ -129,7 +132,7 @@ def test_short_documents_are_joined_and_nothing_is_lost(tmp_path: Path) -> None:
 
 
 def test_special_tokens_stand_around_every_sequence(tmp_path: Path) -> None:
-    (found,) = batches(tmp_path, ["abcdefghij" * 4], Characters((2,), (3,)), tokens=24, length=8).values()
+    (found,) = batches(tmp_path, ["abcdefghij" * 4], ((2,), (3,)), tokens=24, length=8).values()
     assert found == ["\x02abcdef\x03", "\x02ghijab\x03", "\x02cdefgh\x03"]
 
 
@@ -137,10 +140,11 @@ def test_domains_take_equal_parts_and_fill_in_for_poor_ones(tmp_path: Path) -> N
     file = tmp_path / "text.jsonl"
     rows = [("rich", "x" * 900), ("poor", "y" * 25), ("fair", "z" * 400)]
     file.write_text("\n".join(json.dumps({"domain": d, "text": t}) for d, t in rows), encoding="utf-8")
-    made = calibration_batches(Characters(), source=file, tokens=600, length=10)  # type: ignore[arg-type]
+    made = calibration_batches(Characters(), source=file, tokens=600, length=10)
     assert {domain: len(ids) for domain, ids in made.ids.items()} == {"rich": 29, "poor": 2, "fair": 29}
     assert made.record.sequences == 60 and made.record.tokens == 540
     assert made.record.domains == {"rich": 261, "poor": 18, "fair": 261}
+    assert made.record.unigram_entropy == dict.fromkeys(("rich", "poor", "fair"), 0.0)
     assert made.record.source == "text.jsonl"
     assert made.record.digest == hashlib.sha256(file.read_bytes()).hexdigest()
 
@@ -156,10 +160,7 @@ def test_parts_are_disjoint_and_make_up_the_whole(tmp_path: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_batches_and_another_gives_others() -> None:
-    first, again, other = (
-        calibration_batches(Characters(), seed=seed)  # type: ignore[arg-type]
-        for seed in (0, 0, 1)
-    )
+    first, again, other = (calibration_batches(Characters(), seed=seed) for seed in (0, 0, 1))
     assert first.record == again.record
     assert first.ids.keys() == DOMAINS and {ids.shape for ids in first.ids.values()} == {(8, 256)}
     for domain in DOMAINS:
@@ -177,6 +178,17 @@ def test_a_real_tokenizer_counts_what_it_does_not_know() -> None:
     assert made.length == 64  # what the tokenizer says that the model takes
     assert made.unknown > 0.2
     assert made.ids["prose"].dtype == np.int64
+
+
+def test_unigram_entropy_is_that_of_the_tokens_fed(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("abcd" * 100)
+    made = calibration_batches(Characters(), source=file, tokens=360, length=9)
+    counts = np.bincount(made.ids["text"][:, 1:].ravel())[97:101]
+    assert made.record.unigram_entropy["text"] == pytest.approx(
+        -sum(n / counts.sum() * np.log(n / counts.sum()) for n in counts), abs=1e-12
+    )
+    assert made.record.unigram_entropy["text"] == pytest.approx(np.log(4), abs=1e-3)
 
 
 # What a user can get wrong
@@ -205,7 +217,7 @@ def test_bad_files_are_refused_by_name_and_line(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(MergeError) as caught:
-        calibration_batches(Characters(), source=tmp_path / name)  # type: ignore[arg-type]
+        calibration_batches(Characters(), source=tmp_path / name)
     assert message in str(caught.value) and name in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -237,7 +249,7 @@ def test_too_many_domains_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("settings", [{"length": 2}, {"tokens": 10}, {"length": 0}])
 def test_no_room_for_text_is_refused(settings: dict[str, int]) -> None:
     with pytest.raises(MergeError, match="no room for text"):
-        calibration_batches(Characters((2,), ()), **settings)  # type: ignore[arg-type]
+        calibration_batches(Characters((2,), ()), **settings)
 
 
 # Tokenizers
