@@ -25,7 +25,7 @@ _FORMATS = {".json": "to_json", ".md": "to_markdown", ".html": "to_html"}
 
 
 def check_outlets(files: Sequence[Path]) -> None:
-    """Raises ``MergeError`` for a report that could not be written, before an hour is spent on measuring it."""
+    """Raises ``MergeError`` for a report that could not be written, before anything is measured."""
     for file in files:
         shown = printable(str(file), 400)
         if file.suffix not in _FORMATS:

@@ -11,9 +11,10 @@ that no parent knows are left out: there, differences between predictions say no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from merge_models.evals.schema import ActivationDiagnosis, Head, ModelRef
+from merge_models.evals.schema import ActivationDiagnosis, Evaluation, Head, ModelRef, SiteActivations, Status
 from merge_models.evals.thresholds import DEFAULT
 
 
@@ -65,3 +66,29 @@ def _kl(head: Head, reference: str, domain: str) -> float | None:
 def lost_share(scores: list[DomainScore]) -> float | None:
     """Mean of the domains' lost shares; None where there are none."""
     return sum(score.lost for score in scores) / len(scores) if scores else None
+
+
+def status_of(lost: float) -> Status:
+    """What a lost share means."""
+    if lost >= DEFAULT.collapsed:
+        return "collapsed"
+    return "degraded" if lost >= DEFAULT.degraded else "healthy"
+
+
+def mean_drift(site: SiteActivations, parents: Sequence[ModelRef]) -> float | None:
+    """Parents' weighted mean of a residual site's drift; None elsewhere and where it is not known for all."""
+    if site.site != "residual" or len(site.drift) != len(parents):
+        return None
+    total = 0.0
+    for drift, parent in zip(site.drift, parents, strict=True):
+        if drift is None:
+            return None
+        total += drift * (parent.weight if parent.weight is not None else 1 / len(parents))
+    return total
+
+
+def drift_score(evaluation: Evaluation) -> float | None:
+    """The largest mean drift over the residual sites: ranks merges of models without predictions."""
+    sites = evaluation.activations.sites if evaluation.activations else ()
+    drifts = [mean_drift(site, evaluation.parents) for site in sites]
+    return max((d for d in drifts if d is not None), default=None)

@@ -19,7 +19,8 @@ class Thresholds:
         degraded, collapsed: of the score (see ``evals.score``), in shares of what the best parent knows.
         variance_low, variance_high: of the variance ratio to the parents' weighted mean, at any site.
         rank_low: of the effective rank ratio.
-        drift_high: of the drift to the nearest parent, where there are no predictions to compare.
+        drift_degraded, drift_collapsed: of the mean drift from the parents, where there are no predictions to
+            compare.
         norm_low, norm_high: of the whole model's norm ratio.
         delta_norm_low: of the deltas' norm ratio under which averaging has faded the deltas (1 / sqrt(N) of
             unrelated ones is expected of a mean).
@@ -35,7 +36,8 @@ class Thresholds:
     variance_low: float = 0.7
     variance_high: float = 1.6
     rank_low: float = 0.85
-    drift_high: float = 0.5
+    drift_degraded: float = 0.4
+    drift_collapsed: float = 0.8
     norm_low: float = 0.9
     norm_high: float = 1.1
     delta_norm_low: float = 0.6
