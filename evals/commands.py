@@ -139,3 +139,43 @@ def exit_by_verdict(verdicts: list[Verdict], fail_on: str | None) -> None:
     bad = {"degraded": ("degraded", "collapsed"), "collapsed": ("collapsed",)}.get(fail_on or "", ())
     if any(verdict.status in bad for verdict in verdicts):
         sys.exit(FAILED)
+
+
+@click.command("inspect")
+@click.argument("models", nargs=-1, required=True)
+@click.option("--base", help="The model that they were tuned from.")
+@click.option("--headers-only", is_flag=True, help="Compatible or not, from headers alone: in a second.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Workers [default: cores].")
+def inspect_command(
+    models: tuple[str, ...], base: str | None, headers_only: bool, as_json: bool, threads: int | None
+) -> None:
+    """Before a merge: how far apart are MODELS, and which strategies fit them.
+
+    \b
+    Example: merge-models inspect ./math ./code --base ./base
+    """
+    from merge_models.evals.inspect import inspect_parents
+
+    found = inspect_parents(models, base, headers_only=headers_only, threads=threads)
+    click.echo(found.to_json() if as_json else found.to_markdown())
+    if not found.compatible:
+        sys.exit(FAILED)
+
+
+@click.command("repair")
+@click.argument("target")
+@click.option("--parents", "-p", multiple=True, help="A parent (repeat) [default: those of the manifest].")
+@click.option("--weights", help="The parents' shares: .5,.3,.2 [default: the recipe's].")
+@click.option("-o", "--out", required=True, type=PATH, help="Output folder.")
+@click.option("--overwrite", is_flag=True, help="Replace a checkpoint that stands there.")
+@_measure_options
+@click.option("--report", multiple=True, type=PATH, help="Write .html, .json or .md: before and after.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+def repair_command(target: str, **options: Any) -> None:
+    """Reset the activation scales of the merge TARGET to its parents' mean (REPAIR).
+
+    \b
+    Example: merge-models repair ./merged -o ./repaired
+    """
+    raise MergeError("not yet")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import os
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timezone
@@ -142,9 +140,7 @@ def _run_models(
 
     folders = [*family.parents, *([family.base] if family.base else []), family.merged]
     tokenizer = check_same_tokenizer(folders)
-    batches = with_entropy(
-        calibration_batches(tokenizer, source=data, tokens=tokens, length=length, seed=seed)
-    )
+    batches = calibration_batches(tokenizer, source=data, tokens=tokens, length=length, seed=seed)
     wants_activations = bool({"activations", "information"} & set(measure))
     activation = ActivationProbe(batches, weights=family.weights, seed=seed) if wants_activations else None
     task = TaskProbe(batches, tasks, seed=seed) if "tasks" in measure else None
@@ -166,24 +162,6 @@ def _run_models(
     if task is not None:
         update["tasks"] = task.finish(evaluation.parents, evaluation.base)
     return evaluation.model_copy(update=update)
-
-
-def with_entropy(batches: Batches) -> Batches:
-    """The batches with each domain's unigram entropy noted: what guessing by frequency costs, in nats.
-
-    Frequencies are those of the batches themselves, so the entropy is low for short texts (it cannot exceed
-    the log of the number of tokens); the score divides by what a parent saves over it, and so errs on the
-    strict side.
-    """
-    import numpy as np
-
-    entropies = {}
-    for domain, ids in batches.ids.items():
-        counts = np.unique(ids[:, 1:], return_counts=True)[1]
-        share = counts / counts.sum()
-        entropies[domain] = -math.fsum(share * np.log(share))
-    record = batches.record.model_copy(update={"unigram_entropy": entropies})
-    return dataclasses.replace(batches, record=record)
 
 
 def _versions() -> dict[str, str]:

@@ -105,7 +105,8 @@ def _parent_lost(evaluation: Evaluation, scores: Sequence[DomainScore]) -> Itera
             status="degraded",
             where=f"{recovery.best_parent} on {recovery.task}",
             evidence=(
-                f"keeps {recovery.fraction:.0%} of what {recovery.best_parent} gains over {recovery.reference}"
+                f"keeps {recovery.fraction:.0%} of what {recovery.best_parent}"
+                f" gains over {recovery.reference}"
             ),
             value=recovery.fraction,
             threshold=DEFAULT.recovery_collapsed if collapsed else DEFAULT.recovery_degraded,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from merge_models.evals.commands import eval_command, inspect_command, repair_command
 from merge_models.merge.errors import MergeError, RecipeError, printable
 
 if TYPE_CHECKING:
@@ -454,6 +455,10 @@ def demo(keep: Path | None) -> None:
     from merge_models.merge.demo.run import run_demo
 
     run_demo(keep, click.echo)
+
+
+for _command in (eval_command, inspect_command, repair_command):
+    main.add_command(_command)
 
 
 if __name__ == "__main__":
