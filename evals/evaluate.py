@@ -14,7 +14,6 @@ from merge_models.evals.schema import Evaluation, ModelRef, Role
 from merge_models.merge.errors import MergeError, printable
 
 if TYPE_CHECKING:
-    from merge_models.evals.calibration import Batches
     from merge_models.evals.probes import Probe
     from merge_models.evals.tasks import TaskSettings
 
@@ -88,9 +87,10 @@ def evaluate(
 
 def judged(evaluation: Evaluation) -> Evaluation:
     """The evaluation with its verdict, made from what the evaluation holds."""
-    from merge_models.evals.verdict import judge
+    from merge_models.evals.verdict import foreign_text, judge
 
-    return evaluation.model_copy(update={"verdict": judge(evaluation)})
+    notes = tuple(dict.fromkeys((*evaluation.notes, *foreign_text(evaluation))))
+    return evaluation.model_copy(update={"verdict": judge(evaluation), "notes": notes})
 
 
 def _refs(family: Lineage) -> tuple[ModelRef, ...]:

@@ -252,7 +252,7 @@ def _mixture(evaluation: Evaluation, scores: Sequence[DomainScore]) -> Iterator[
 
 def _drift(evaluation: Evaluation, scores: Sequence[DomainScore]) -> Iterator[Finding]:
     """Divergence from all parents where there are no predictions to compare."""
-    if scores or evaluation.activations is None or evaluation.activations.head is not None:
+    if scores or evaluation.activations is None:
         return
     far = leaving(evaluation, lambda s: mean_drift(s, evaluation.parents), above=DEFAULT.drift_degraded)
     if not far:

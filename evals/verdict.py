@@ -49,6 +49,20 @@ def judge(evaluation: Evaluation) -> Verdict:
     )
 
 
+def foreign_text(evaluation: Evaluation) -> Iterator[str]:
+    """A note on the domains of the calibration text that no parent knows; they are left out of the score."""
+    activations = evaluation.activations
+    if activations is None or activations.head is None:
+        return
+    known = {score.domain for score in domain_scores(activations, evaluation.parents)}
+    foreign = [d for d in activations.calibration.unigram_entropy if d not in known]
+    if foreign:
+        yield (
+            f"calibration text foreign to all parents and left out of the score: {', '.join(foreign)};"
+            " pass text that the models are made for (--data, data=)"
+        )
+
+
 def worst(statuses: Iterator[Status]) -> Status:
     """The worst of some statuses; healthy where there are none."""
     return _ORDER[max(map(_ORDER.index, statuses), default=0)]

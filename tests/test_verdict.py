@@ -1,0 +1,259 @@
+"""The verdict's rules on constructed evaluations: what decides, what explains, what is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from merge_models.evals.evaluate import judged, unique_names
+from merge_models.evals.schema import (
+    ActivationDiagnosis,
+    Calibration,
+    Divergence,
+    Estimate,
+    Evaluation,
+    Generation,
+    Head,
+    ModelRef,
+    Recovery,
+    SiteActivations,
+    SiteStatistics,
+    TaskDiagnosis,
+    TensorWeights,
+    WeightDiagnosis,
+)
+from merge_models.evals.score import domain_scores, drift_score
+from merge_models.evals.thresholds import DEFAULT
+
+ENTROPY = 3.0
+
+
+def estimate(value: float | None) -> Estimate | None:
+    return None if value is None else Estimate(value=value)
+
+
+def models(parents: int = 2, *, base: bool = True) -> tuple[ModelRef, ...]:
+    refs = [ModelRef(name="merge", role="merge")]
+    refs += [ModelRef(name=f"p{i}", role="parent", weight=1 / parents) for i in range(parents)]
+    return tuple(refs + ([ModelRef(name="base", role="base")] if base else []))
+
+
+def site(
+    layer: int, variance: float = 1.0, rank: float = 1.0, drift: float = 0.1, *, finite: bool = True
+) -> SiteActivations:
+    known = SiteStatistics()
+    return SiteActivations(
+        site="residual",
+        layer=layer,
+        module=f"layers.{layer}",
+        merge=SiteStatistics(finite=finite),
+        parents=(known, known),
+        variance_ratio=estimate(variance),
+        effective_rank_ratio=estimate(rank),
+        drift=(drift, drift),
+    )
+
+
+def head(kl: dict[str, tuple[float, float]], loss: dict[str, tuple[float, float]]) -> Head:
+    """``kl`` and ``loss``: by domain, of p0 and p1."""
+    one = Estimate(value=0.0)
+    return Head(
+        loss_by_domain={f"p{i}": {d: values[i] for d, values in loss.items()} for i in (0, 1)},
+        divergences=tuple(
+            Divergence(
+                model=f"p{i}",
+                kl=one,
+                js=one,
+                fisher_rao=one,
+                top1_agreement=one,
+                kl_by_domain={d: values[i] for d, values in kl.items()},
+            )
+            for i in (0, 1)
+        ),
+    )
+
+
+def activations(
+    sites: tuple[SiteActivations, ...] = (site(0), site(1), site(2)), predictions: Head | None = None
+) -> ActivationDiagnosis:
+    domains = list(predictions.loss_by_domain["p0"]) if predictions else ["text"]
+    record = Calibration(
+        source="x",
+        digest="0",
+        sequences=1,
+        tokens=9,
+        seed=0,
+        domains=dict.fromkeys(domains, 9),
+        unigram_entropy=dict.fromkeys(domains, ENTROPY),
+    )
+    return ActivationDiagnosis(calibration=record, sites=sites, head=predictions, sample=9)
+
+
+def evaluation(**parts: Any) -> Evaluation:
+    parts.setdefault("models", models())
+    return judged(Evaluation(created="now", **parts))
+
+
+def causes(found: Evaluation) -> set[str]:
+    assert found.verdict is not None
+    return {f.cause for f in found.verdict.findings}
+
+
+EVEN = {"math": (1.0, 2.0), "code": (2.0, 1.0)}
+"""Losses: p0 knows maths, p1 code; each saves 2 nats over guessing by frequency."""
+
+
+@pytest.mark.parametrize(
+    ("lost", "status"),
+    [
+        (0.0, "healthy"),
+        (0.04, "healthy"),
+        (0.06, "degraded"),
+        (0.39, "degraded"),
+        (0.41, "collapsed"),
+        (3.0, "collapsed"),
+    ],
+)
+def test_score_is_the_share_lost_and_decides(lost: float, status: str) -> None:
+    far = 9.0
+    predictions = head({"math": (2 * lost, far), "code": (far, 2 * lost)}, EVEN)
+    verdict = evaluation(activations=activations(predictions=predictions)).verdict
+    assert verdict is not None
+    assert verdict.score == pytest.approx(lost)
+    assert verdict.status == status
+    assert verdict.basis == "activations"
+    assert set(verdict.by_skill) == {"math", "code"}
+
+
+def test_score_takes_each_domains_best_parent() -> None:
+    predictions = head({"math": (0.2, 5.0), "code": (5.0, 0.4)}, EVEN)
+    scores = domain_scores(activations(predictions=predictions), models()[1:3])
+    assert [(s.domain, s.reference, s.kl) for s in scores] == [("math", "p0", 0.2), ("code", "p1", 0.4)]
+
+
+def test_domains_that_no_parent_knows_are_left_out() -> None:
+    predictions = head({"math": (0.0, 0.0), "code": (9.0, 9.0)}, {"math": (1.0, 1.0), "code": (2.9, 3.5)})
+    found = evaluation(activations=activations(predictions=predictions))
+    assert found.verdict is not None
+    assert found.verdict.status == "healthy" and list(found.verdict.by_skill) == ["math"]
+
+
+def test_no_known_domain_falls_back_to_activations() -> None:
+    predictions = head({"code": (9.0, 9.0)}, {"code": (2.9, 3.5)})
+    sites = (site(0), site(1, drift=2.0))
+    found = evaluation(activations=activations(sites, predictions))
+    assert found.verdict is not None and found.verdict.status == "collapsed"
+    assert found.verdict.score == drift_score(found) == pytest.approx(2.0)
+    assert any("foreign" in note for note in found.notes)
+
+
+def test_one_lost_parent_is_named() -> None:
+    predictions = head({"math": (0.0, 0.0), "code": (9.0, 1.0)}, EVEN)
+    found = evaluation(activations=activations(predictions=predictions))
+    lost = next(f for f in found.verdict.findings if f.cause == "parent lost")  # type: ignore[union-attr]
+    assert "p1" in lost.where and "code" in lost.where and lost.status == "degraded"
+
+
+def test_variance_collapse_names_its_layers_and_the_remedy() -> None:
+    sites = (site(0), site(1, 0.45), site(2, 0.3), site(3, 1.0))
+    found = evaluation(activations=activations(sites))
+    assert found.verdict is not None
+    finding = next(f for f in found.verdict.findings if f.cause == "variance collapse")
+    assert finding.layers == (1, 2) and "layers 1-2" in finding.where
+    assert finding.value == pytest.approx(0.3) and finding.threshold == DEFAULT.variance_low
+    assert "repair" in finding.remedy
+    assert found.verdict.by_layer == {0: "healthy", 1: "collapsed", 2: "collapsed", 3: "healthy"}
+
+
+def test_variance_explains_but_does_not_decide_where_predictions_are_kept() -> None:
+    predictions = head({"math": (0.0, 9.0), "code": (9.0, 0.0)}, EVEN)
+    found = evaluation(activations=activations((site(0, 0.3),), predictions))
+    assert found.verdict is not None and found.verdict.status == "healthy"
+    assert causes(found) == {"variance collapse"}
+
+
+def test_rank_collapse_without_predictions() -> None:
+    found = evaluation(activations=activations((site(0), site(1, rank=0.2))))
+    assert "rank collapse" in causes(found)
+    assert found.verdict is not None and found.verdict.status == "collapsed"
+
+
+@pytest.mark.parametrize("where", ["weights", "activations"])
+def test_nan_is_a_verdict(where: str) -> None:
+    tensor = TensorWeights(name="w", layer=4, kind="w", shape=(2, 2), finite=False)
+    parts: dict[str, Any] = (
+        {"weights": WeightDiagnosis(tensors=(tensor,), depth=())}
+        if where == "weights"
+        else {"activations": activations((site(0), site(4, finite=False)))}
+    )
+    found = evaluation(**parts)
+    assert found.verdict is not None and found.verdict.status == "collapsed"
+    assert next(f for f in found.verdict.findings if f.cause == "not finite").layers == (4,)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "cause"),
+    [
+        ({"norm_ratio": 0.5}, "norm shrinkage"),
+        ({"norm_ratio": 1.5}, "norm blow-up"),
+        ({"delta_norm_ratio": 0.3}, "norm shrinkage"),
+        ({"delta_norm_ratio": 4.0}, "norm blow-up"),
+    ],
+)
+def test_weights_screen_and_never_call_it_collapsed(ratios: dict[str, float], cause: str) -> None:
+    found = evaluation(weights=WeightDiagnosis(tensors=(), depth=(), **ratios))  # type: ignore[arg-type]
+    assert found.verdict is not None
+    assert (causes(found), found.verdict.status, found.verdict.basis) == ({cause}, "degraded", "weights")
+
+
+def test_healthy_weights_find_nothing() -> None:
+    found = evaluation(weights=WeightDiagnosis(tensors=(), depth=(), norm_ratio=1.0, delta_norm_ratio=1.0))
+    assert causes(found) == set()
+
+
+def test_dominance_is_a_remark_and_muddle_needs_many_parents() -> None:
+    one = WeightDiagnosis(tensors=(), depth=(), effective_parents=1.01)
+    found = evaluation(weights=one)
+    assert causes(found) == {"single-parent dominance"}
+    assert found.verdict is not None and found.verdict.status == "healthy"
+    many = WeightDiagnosis(tensors=(), depth=(), effective_parents=5.9, delta_norm_ratio=0.4)
+    assert "muddled middle" in causes(evaluation(models=models(6), weights=many))
+    assert "muddled middle" not in causes(evaluation(models=models(2), weights=many))
+
+
+def test_tasks_name_the_skill_and_the_text() -> None:
+    tasks = TaskDiagnosis(
+        recovery=(
+            Recovery(task="adding", metric="accuracy", best_parent="p1", reference="base", fraction=0.1),
+            Recovery(task="sorting", metric="accuracy", best_parent="p0", reference="base", fraction=0.95),
+        ),
+        generation=tuple(
+            Generation(model=name, n=10, empty=0.0, looping=share, low_distinct=0.0, distinct2=0.9)
+            for name, share in (("merge", 0.9), ("p0", 0.1), ("p1", 0.2))
+        ),
+    )
+    found = evaluation(activations=activations(), tasks=tasks)
+    assert found.verdict is not None
+    assert found.verdict.by_skill == {"adding": "collapsed", "sorting": "healthy"}
+    assert {"parent lost", "degenerate text"} <= causes(found)
+    assert (found.verdict.status, found.verdict.basis) == ("collapsed", "activations and tasks")
+
+
+def test_every_finding_cites_evidence_threshold_source_and_remedy() -> None:
+    sites = (site(0, 0.1, 0.2, 3.0),)
+    weights = WeightDiagnosis(tensors=(), depth=(), norm_ratio=0.5, delta_norm_ratio=9.0)
+    found = evaluation(activations=activations(sites), weights=weights)
+    assert found.verdict is not None and len(found.verdict.findings) >= 4
+    for finding in found.verdict.findings:
+        assert finding.evidence and finding.source and finding.remedy and finding.where
+        assert finding.value is not None and finding.threshold is not None
+
+
+def test_round_trip() -> None:
+    found = evaluation(activations=activations((site(0, 0.1),)))
+    assert Evaluation.from_json(found.to_json()) == found
+
+
+def test_names_become_unique() -> None:
+    assert unique_names(["a", "b", "a", "a"]) == ["a", "b", "a (2)", "a (3)"]
