@@ -24,10 +24,11 @@ from merge_models.merge.errors import PlanError, RecipeError, did_you_mean
 from merge_models.merge.kernels import native_name
 from merge_models.merge.lazy import LazyModule
 from merge_models.merge.plan import Plan, make_plan
-from merge_models.merge.recipe import Recipe, load_recipe, recipe_of
+from merge_models.merge.recipe import Recipe, check_rounding, load_recipe, recipe_of
 from merge_models.merge.run import RunOptions, execute
 from merge_models.merge.strategies.base import AbstractStrategy, BaseModel, Figures
 from merge_models.merge.strategies.linear import Linear
+from merge_models.merge.survival import Rounded, rounded
 from merge_models.merge.tied import untied
 
 if TYPE_CHECKING:
@@ -138,6 +139,11 @@ class MergeResult:
     bytes_written: int
     figures: dict[str, Figures]
 
+    @property
+    def rounded(self) -> Rounded | None:
+        """What rounding did to the change that the merge made; None for outputs as wide as float32."""
+        return rounded(self.figures)
+
 
 def default_threads() -> int:
     """Cores that this process may use."""
@@ -238,7 +244,8 @@ def run_recipe(
         _check_space(target, prepared)
         if planned:
             planned(prepared)
-        options = RunOptions(threads or default_threads(), on_nonfinite, prepared.recipe.seed, progress)
+        made = prepared.recipe
+        options = RunOptions(threads or default_threads(), on_nonfinite, made.seed, progress, made.rounding)
         figures = _write(prepared, target, overwrite, options, earlier)
     finally:
         prepared.close()
@@ -357,6 +364,7 @@ def merge(
     out: None = None,
     dtype: str | None = None,
     seed: int = 0,
+    rounding: str = "nearest",
     threads: int | None = None,
 ) -> dict[str, Tensor]: ...
 
@@ -370,6 +378,7 @@ def merge(
     out: PathLike,
     dtype: str | None = None,
     seed: int = 0,
+    rounding: str = "nearest",
     threads: int | None = None,
     **options: Any,
 ) -> MergeResult: ...
@@ -383,6 +392,7 @@ def merge(
     out: PathLike | None = None,
     dtype: str | None = None,
     seed: int = 0,
+    rounding: str = "nearest",
     threads: int | None = None,
     **options: Any,
 ) -> dict[str, Tensor] | MergeResult:
@@ -395,6 +405,8 @@ def merge(
         out: the output folder; needed for paths, refused for models in memory.
         dtype: dtype of the output, such as ``"bfloat16"``; by default that of the models.
         seed: key of all randomness.
+        rounding: ``nearest``, or ``stochastic`` (unbiased, keyed by the seed) for outputs narrower than
+            float32.
         threads: workers; by default one per core. The result does not depend on it.
         **options: further options of :func:`run_recipe`, for paths.
 
@@ -417,14 +429,15 @@ def merge(
             raise RecipeError("merging folders needs out=FOLDER")
         _check_options(options)
         paths = cast("Sequence[PathLike]", models)
-        recipe = recipe_of(chosen, paths, cast("PathLike | None", base), dtype, seed)
+        recipe = recipe_of(chosen, paths, cast("PathLike | None", base), dtype, seed, rounding)
         return run_recipe(recipe, out, threads=threads, **options)
     _check_options(options)
     if out is not None or options:
         raise RecipeError("out= and its options are for merging folders; save the returned state dict")
     held = cast("Sequence[InMemory]", models)
     written = parse_dtype(dtype) if dtype else None
-    return _merge_in_memory(held, chosen, cast("InMemory | None", base), written, seed, threads)
+    running = RunOptions(threads or default_threads(), seed=seed, rounding=check_rounding(rounding))
+    return _merge_in_memory(held, chosen, cast("InMemory | None", base), written, running)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -462,8 +475,7 @@ def _merge_in_memory(
     strategy: AbstractStrategy,
     base: InMemory | None,
     dtype: DType | None,
-    seed: int,
-    threads: int | None,
+    options: RunOptions,
 ) -> dict[str, Tensor]:
     if base is not None and strategy.base_is_parent:
         models = [base, *(model for model in models if model is not base)]
@@ -478,7 +490,7 @@ def _merge_in_memory(
     assembly = Assembly(tuple(whole[0]), 0 if base_index is None else base_index, tuple(whole[1]))
     plan = make_plan(sources, assembly, dtype)
     sink = _MemorySink(plan)
-    execute(plan, sink, RunOptions(threads or default_threads(), seed=seed))
+    execute(plan, sink, options)
     first = _state(models[0])
     return {
         name: tensor.to(first[name].device) if name in first else tensor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from merge_models.merge.plan import Plan
 from merge_models.merge.recipe import Recipe
 from merge_models.merge.strategies import find_strategy
 from merge_models.merge.strategies.base import Figures
+from merge_models.merge.survival import rounded
 
 MANIFEST_FORMAT = 1
 
@@ -94,6 +96,7 @@ def manifest(
             "copied": [t.name for t in plan.tensors if t.action == "copy"],
             "dropped": [{"tensor": n, "model": m, "reason": r} for n, m, r in plan.dropped],
         },
+        "rounding": {"mode": recipe.rounding, **(asdict(told) if (told := rounded(figures)) else {})},
         "figures": {name: _plain(values) for name, values in sorted(figures.items())},
     }
 

@@ -116,6 +116,11 @@ def _write_options(command: Any) -> Any:
             show_default=True,
             help="What a NaN or Inf in a parent does.",
         ),
+        click.option(
+            "--rounding",
+            type=click.Choice(["nearest", "stochastic"]),
+            help="To formats narrower than float32 [default: the recipe's, or nearest].",
+        ),
         click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
         click.option("-v", "--verbose", is_flag=True, help="Print the plan, and figures by tensor."),
     ]
@@ -252,6 +257,7 @@ def _run(recipe: Recipe, options: dict[str, Any]) -> None:
     from merge_models.merge.api import run_recipe
     from merge_models.merge.progress import Progress
 
+    (recipe,) = _rounding(options, [recipe])
     quiet, verbose = options.pop("quiet"), options.pop("verbose")
     with Progress(quiet) as progress:
 
@@ -269,6 +275,7 @@ def _run_several(recipes: Sequence[Recipe], intermediate_dir: Path | None, optio
     from merge_models.merge.multi import run_recipes
     from merge_models.merge.progress import Progress
 
+    recipes = _rounding(options, recipes)
     quiet, verbose, out = options.pop("quiet"), options.pop("verbose"), options.pop("out")
     with Progress(quiet) as progress:
 
@@ -292,12 +299,22 @@ def _run_several(recipes: Sequence[Recipe], intermediate_dir: Path | None, optio
             _tell(step.result, verbose)
 
 
+def _rounding(options: dict[str, Any], recipes: Sequence[Recipe]) -> list[Recipe]:
+    """The recipes with the rounding that was asked for, which is part of what is made."""
+    from merge_models.merge.recipe import with_options
+
+    asked = options.pop("rounding")
+    return [with_options(recipe, rounding=asked) if asked else recipe for recipe in recipes]
+
+
 def _tell(result: MergeResult, verbose: bool) -> None:
     gigabytes, path = (result.bytes_read + result.bytes_written) / 1e9, printable(str(result.path), 2000)
     click.echo(f"{path}: {result.bytes_written / 1e9:.2f} GB written in {result.seconds:.1f} s", nl=False)
     click.echo(f" ({gigabytes / max(result.seconds, 1e-9):.2f} GB/s read and written)")
     for line in _figure_lines(result.figures, verbose):
         click.echo(printable(line, 2000))
+    if result.rounded:
+        click.echo(f"  {result.rounded}")
 
 
 def _figure_lines(figures: dict[str, dict[str, Any]], verbose: bool) -> list[str]:
@@ -306,8 +323,10 @@ def _figure_lines(figures: dict[str, dict[str, Any]], verbose: bool) -> list[str
         return [
             f"  {name}: " + ", ".join(f"{k} {_short(v)}" for k, v in f.items()) for name, f in figures.items()
         ]
+    from merge_models.merge.survival import KEYS
+
     lines = []
-    for key in dict.fromkeys(key for values in figures.values() for key in values):
+    for key in dict.fromkeys(key for values in figures.values() for key in values if key not in KEYS):
         values = [f[key] for f in figures.values() if key in f]
         if all(isinstance(value, bool) for value in values):
             lines.append(f"  {key}: {sum(values)} of {len(values)} tensors")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -74,6 +74,8 @@ class Recipe(_Strict):
         only: patterns of the tensors to merge; the others are taken from the base or first model.
         dtype: dtype of the output; arithmetic is float32 or wider whatever it says.
         out_dtype: the same; wins over ``dtype``.
+        rounding: ``nearest`` (even), or ``stochastic``: up or down by keyed draws, right in the mean; for
+            outputs narrower than float32.
         seed: key of all randomness.
         tokenizer_source: ``union``, ``base`` or a model: short for ``tokenizer: {source: …}``.
         tokenizer: the output's tokenizer, and the rows of its tokens.
@@ -90,6 +92,7 @@ class Recipe(_Strict):
     only: tuple[str, ...] | None = None
     dtype: str | None = None
     out_dtype: str | None = None
+    rounding: Literal["nearest", "stochastic"] = "nearest"
     seed: int = Field(default=0, ge=-(1 << 63), lt=1 << 63)
     tokenizer_source: str | None = None
     tokenizer: TokenizerSettings | None = None
@@ -143,6 +146,7 @@ def recipe_of(
     base: str | os.PathLike[str] | None = None,
     dtype: str | None = None,
     seed: int = 0,
+    rounding: str = "nearest",
 ) -> Recipe:
     """The recipe that merges ``models`` with a strategy object."""
     names = [os.fspath(model) for model in models]
@@ -162,8 +166,20 @@ def recipe_of(
         base_model=None if base is None else os.fspath(base),
         parameters=shared,
         dtype=dtype,
+        rounding=check_rounding(rounding),
         seed=seed,
     )
+
+
+def check_rounding(value: Any) -> Literal["nearest", "stochastic"]:
+    """A kind of rounding.
+
+    Raises:
+        RecipeError: there is none of that name.
+    """
+    if value not in ("nearest", "stochastic"):
+        raise RecipeError(f"rounding is 'nearest' or 'stochastic', not {printable(repr(value))}")
+    return value
 
 
 def load_recipes(file: str | os.PathLike[str]) -> tuple[Recipe, ...]:

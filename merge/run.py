@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from merge_models.merge.checkpoint.dtypes import BY_CODE
 from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.errors import MergeError, NonFiniteError
 from merge_models.merge.held import HeldBlocks
 from merge_models.merge.kernels import Span, gram_moments, is_finite, native_name, weighted_sum
 from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW
+from merge_models.merge.kernels.rounding import is_narrow, round_into, rounding_key, survival
 from merge_models.merge.lazy import LazyModule
-from merge_models.merge.plan import Plan, TensorPlan, is_fused
+from merge_models.merge.plan import BLOCK_ELEMENTS, Plan, TensorPlan, is_fused
 from merge_models.merge.strategies.base import (
     AbstractSpanStrategy,
     AbstractStrategy,
@@ -33,6 +35,7 @@ from merge_models.merge.strategies.base import (
     Mixture,
     Pass,
 )
+from merge_models.merge.survival import EVERY, SAMPLED, Survival
 
 if TYPE_CHECKING:
     import torch
@@ -56,19 +59,21 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a plan is carried out; none of it changes the result.
+    """How a plan is carried out; of all this only ``seed`` and ``rounding`` change the result.
 
     Attributes:
         threads: workers.
         on_nonfinite: ``error`` stops at a NaN or Inf, ``keep`` lets it through.
-        seed: key of all randomness (this one does change the result).
+        seed: key of all randomness.
         progress: called with the number of output bytes just written, from any worker.
+        rounding: ``nearest``, or ``stochastic`` where the output is narrower than float32.
     """
 
     threads: int = 1
     on_nonfinite: str = "error"
     seed: int = 0
     progress: Callable[[int], None] | None = None
+    rounding: str = "nearest"
 
 
 def execute(plan: Plan, sink: Sink, options: RunOptions) -> dict[str, Figures]:
@@ -83,7 +88,7 @@ def execute(plan: Plan, sink: Sink, options: RunOptions) -> dict[str, Figures]:
     run = _Run(plan, sink, options)
     with _one_torch_thread() if _needs_torch(plan) else nullcontext():
         run.work(max(1, options.threads))
-    return {t.name: run.figures[t.name] for t in plan.tensors if t.name in run.figures}
+    return {t.name: told for t in plan.tensors if (told := run.told(t))}
 
 
 def _needs_torch(plan: Plan) -> bool:
@@ -152,6 +157,12 @@ class _Run:
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
         self._memory = HeldBlocks()
+        self._survival = Survival()
+
+    def told(self, tensor: TensorPlan) -> Figures:
+        """What is worth telling of a tensor that is done."""
+        found = self._survival.figures(tensor.name, tensor.count)
+        return {**self.figures.get(tensor.name, {}), **found}
 
     def work(self, threads: int) -> None:
         workers = [threading.Thread(target=self._worker, daemon=True) for _ in range(threads)]
@@ -295,17 +306,50 @@ class _Run:
         if tensor.action == "copy":
             self._copy(tensor, spans, out)
         elif isinstance(tensor.strategy, AbstractSpanStrategy) and is_fused(tensor.strategy):
-            flags = weighted_sum(spans, _weights(job.survey, tensor), out)
+            weights = _weights(job.survey, tensor)
+            if self._draws(tensor):
+                wide = Span(buffers.get("wide", 4 * out.count)[: 4 * out.count], BY_CODE["F32"])
+                flags = weighted_sum(spans, weights, wide)
+                flags |= self._round(tensor, start, wide.data.view(np.float32), out)
+            else:
+                flags = weighted_sum(spans, weights, out)
             self._check_flags(flags, tensor, spans)
+            if self._samples(tensor, start):
+                parts = [_head(span) for span in spans]
+                wide = Span(np.empty(4 * parts[0].count, np.uint8), BY_CODE["F32"])
+                weighted_sum(parts, weights, wide)
+                self._sample(tensor, wide.data.view(np.float32), spans, out)
         else:
             self._check_inputs(tensor, spans)
             block = _block(tensor, spans, start, number, self._options.seed)
-            _combine_wide(job.survey, tensor, block, out)
+            assert tensor.strategy is not None
+            merged = tensor.strategy.combine(block, job.survey).reshape(-1)
+            if self._draws(tensor):
+                self._round(tensor, start, merged.float().contiguous().numpy(), out)
+            else:
+                out.tensor().copy_(merged)
+            if self._samples(tensor, start):
+                self._sample(tensor, merged[:SAMPLED].float().numpy(), spans, out)
             if self._options.on_nonfinite == "error" and not is_finite(out):
                 self._check_flags(OVERFLOW, tensor, spans)
         self._sink.write(tensor.name, start * size, out.data)
         if self._options.progress:
             self._options.progress(out.data.nbytes)
+
+    def _draws(self, tensor: TensorPlan) -> bool:
+        return self._options.rounding == "stochastic" and is_narrow(tensor.dtype)
+
+    def _round(self, tensor: TensorPlan, start: int, values: np.ndarray, out: Span) -> int:
+        return round_into(values, out, rounding_key(self._options.seed, tensor.name, start))
+
+    def _samples(self, tensor: TensorPlan, start: int) -> bool:
+        """Whether a block shall tell what rounding leaves of changes."""
+        return is_narrow(tensor.dtype) and len(tensor.sources()) > 1 and start // BLOCK_ELEMENTS % EVERY == 0
+
+    def _sample(self, tensor: TensorPlan, values: np.ndarray, spans: list[Span], out: Span) -> None:
+        """Notes it, for the block's first values before they were rounded."""
+        reference = _head(spans[-1 if tensor.base is not None else 0])
+        self._survival.add(tensor.name, values.size, survival(values, _head(out), reference))
 
     def _copy(self, tensor: TensorPlan, spans: list[Span], out: Span) -> None:
         first, *others = (self._models[ref.model] for ref in tensor.parents)
@@ -426,7 +470,5 @@ def _block(tensor: TensorPlan, spans: list[Span], start: int, number: int, seed:
     return Block(tuple(stored), base, start, tensor.spec(seed), number)
 
 
-def _combine_wide(survey: Any, tensor: TensorPlan, block: Block, out: Span) -> None:
-    assert tensor.strategy is not None
-    merged = tensor.strategy.combine(block, survey)
-    out.tensor().copy_(merged.reshape(-1))
+def _head(span: Span) -> Span:
+    return Span(span.data[: SAMPLED * span.dtype.size], span.dtype)

@@ -68,6 +68,9 @@ def native_library() -> ctypes.CDLL | None:
     ]  # fmt: skip
     library.merge_models_gram.argtypes = [pointer, number, number, pointer, pointer, size, pointer]
     library.merge_models_is_finite.argtypes = [pointer, number, size]
+    library.merge_models_round.argtypes = [pointer, size, number, pointer, pointer]
+    library.merge_models_survival.argtypes = [pointer, pointer, number, pointer, number, size, pointer]
+    library.merge_models_survival.restype = None
     return library
 
 

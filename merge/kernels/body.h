@@ -127,6 +127,7 @@ static int NAME(gram)(const char *reference, int reference_type, int sources, co
 }
 
 #include "task_vectors.h"
+#include "rounding.h"
 #undef EACH
 #undef EACH_TYPE
 #undef TILE

@@ -95,3 +95,13 @@ int merge_models_row_ranks(const char *source, int type, const char *base, int b
 }
 
 void merge_models_checksum(const char *data, size_t bytes, uint64_t *out) { DISPATCH(checksum, data, bytes, out); }
+
+/* Rounding to 16 bits: rounding.h says what each does. */
+int merge_models_round(const float *source, size_t count, int type, const uint32_t *key, char *target) {
+    return DISPATCH(round, source, count, type, key, target);
+}
+
+void merge_models_survival(const float *value, const char *stored, int type, const char *reference,
+                           int reference_type, size_t count, double *out) {
+    DISPATCH(survival, value, stored, type, reference, reference_type, count, out);
+}
