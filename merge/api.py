@@ -6,23 +6,33 @@ import inspect
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, cast, overload
 
 import numpy as np
 
 from merge_models.merge.assembly import Assembly, assemble, assign_whole
-from merge_models.merge.card import manifest, model_card
+from merge_models.merge.card import described, manifest, model_card, sealed
+from merge_models.merge.checkpoint.digest import FAST, STRONG, digest_bytes, digest_file
 from merge_models.merge.checkpoint.dtypes import DType, parse_dtype
+from merge_models.merge.checkpoint.journal import binding_digest
 from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE, Layout, parse_size, plan_layout
 from merge_models.merge.checkpoint.lora import Places, open_model
 from merge_models.merge.checkpoint.sidecars import Sidecars, find_sidecars, output_config, stacked_config
 from merge_models.merge.checkpoint.source import DiskSource, StateDict, read_json
-from merge_models.merge.checkpoint.staging import MANIFEST, Staging, check_target, free_space
-from merge_models.merge.errors import PlanError, RecipeError, did_you_mean
-from merge_models.merge.kernels import native_name
+from merge_models.merge.checkpoint.staging import MANIFEST, Staging, check_target, free_space, staged_bytes
+from merge_models.merge.errors import MergeError, PlanError, RecipeError, did_you_mean
+from merge_models.merge.identity import (
+    RECIPE_DIGEST_KEY,
+    RECIPE_KEY,
+    Names,
+    binding,
+    names_of,
+    recipe_metadata,
+)
 from merge_models.merge.lazy import LazyModule
+from merge_models.merge.output import StagedOutput
 from merge_models.merge.plan import Plan, make_plan
 from merge_models.merge.recipe import Recipe, check_rounding, load_recipe, recipe_of
 from merge_models.merge.run import RunOptions, execute
@@ -51,6 +61,7 @@ class Prepared:
 
     Attributes:
         recipe: the recipe.
+        names: the models that it names, as they may be published and as they are found again.
         models: every model that it names, the base first.
         plan: what will be done.
         layout: the output files.
@@ -58,9 +69,11 @@ class Prepared:
         aides: models that give tokens only.
         alignment: the output's tokenizer and the models brought to it, where the recipe asks for one.
         chat_template: Jinja text, where the recipe asks for one.
+        shard_size: bytes per output file at most.
     """
 
     recipe: Recipe
+    names: Names
     models: tuple[DiskSource, ...]
     plan: Plan
     layout: Layout
@@ -68,6 +81,7 @@ class Prepared:
     aides: tuple[DiskSource, ...] = ()
     alignment: Alignment | None = None
     chat_template: str | None = None
+    shard_size: int = DEFAULT_SHARD_SIZE
 
     @property
     def donor(self) -> DiskSource:
@@ -79,6 +93,10 @@ class Prepared:
         base = self.recipe.base_model
         merged = [("base" if model.label == base else "parent", model) for model in self.models]
         return [*merged, *(("tokens", model) for model in self.aides)]
+
+    def binding(self) -> dict[str, Any]:
+        """All that the output's bytes depend on."""
+        return binding(self.names.located, self.plan, self.layout, self.roles(), self.sidecars, {})
 
     def paths(self) -> list[Path]:
         """Every place that is read."""
@@ -112,14 +130,12 @@ class Earlier:
     """What a recipe builds on that stands before it in the same file.
 
     Attributes:
-        recipes: the recipes before it.
+        names: the recipes before it, and their models.
         places: where their results are, by name.
-        digest: what the result of this one is recognised by.
     """
 
-    recipes: tuple[Recipe, ...]
-    places: Mapping[str, Path]
-    digest: str
+    names: tuple[Names, ...] = ()
+    places: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -131,6 +147,7 @@ class MergeResult:
         seconds: time taken.
         bytes_read, bytes_written: of tensors.
         figures: what the strategy found worth telling, by tensor.
+        resumed: tensors that an earlier, stopped run of the same merge had finished.
     """
 
     path: Path
@@ -138,6 +155,7 @@ class MergeResult:
     bytes_read: int
     bytes_written: int
     figures: dict[str, Figures]
+    resumed: int = 0
 
     @property
     def rounded(self) -> Rounded | None:
@@ -156,13 +174,15 @@ def prepare(
     recipe: Recipe | PathLike,
     shard_size: int | str = DEFAULT_SHARD_SIZE,
     places: Places | None = None,
+    results: Sequence[str] = (),
 ) -> Prepared:
     """Opens a recipe's checkpoints and plans the merge, from headers and configs alone.
 
     Args:
         recipe: a recipe, or the path of one.
         shard_size: bytes per output file at most.
-        places: where models are that have names of their own: those made by earlier recipes.
+        places: where models are that are not at the path that their name is: results of earlier recipes.
+        results: which of these names are those of earlier recipes.
 
     Raises:
         MergeError: the recipe, a checkpoint, or their fit is wrong.
@@ -171,6 +191,8 @@ def prepare(
     out_dtype = loaded.output_dtype()
     models = tuple(open_model(name, places) for name in loaded.model_names())
     aides = tuple(open_model(name, places) for name in loaded.aide_names())
+    opened = {model.label: model for model in (*models, *aides)}
+    names = names_of(loaded, opened, results)
     assembly = assemble(loaded, models)
     template = None
     if loaded.chat_template is not None:
@@ -189,12 +211,15 @@ def prepare(
         plan = replace(plan, notes=(*plan.notes, *alignment.notes))
     donor = models[plan.donor]
     written = {tensor.name for tensor in plan.tensors}
-    keep = {k: v for k, v in donor.metadata.items() if k not in ("format", *written)}
-    layout = plan_layout(plan.outputs(), parse_size(shard_size), keep)
+    made = ("format", RECIPE_KEY, RECIPE_DIGEST_KEY, *written)
+    keep = {key: value for key, value in donor.metadata.items() if key not in made}
+    told = {**keep, **recipe_metadata(names.public)}
+    limit = parse_size(shard_size)
+    layout = plan_layout(plan.outputs(), limit, told)
     sidecars = _sidecars(donor)
     if alignment is not None:
         sidecars = sidecars.without_tokenizer()
-    return Prepared(loaded, models, plan, layout, sidecars, aides, alignment, template)
+    return Prepared(loaded, names, models, plan, layout, sidecars, aides, alignment, template, limit)
 
 
 def _sidecars(donor: DiskSource) -> Sidecars:
@@ -211,23 +236,30 @@ def run_recipe(
     out: PathLike,
     *,
     overwrite: bool = False,
+    restart: bool = False,
     shard_size: int | str = DEFAULT_SHARD_SIZE,
     threads: int | None = None,
     on_nonfinite: str = "error",
+    input_digests: str = "fast",
     progress: Callable[[int], None] | None = None,
     planned: Callable[[Prepared], None] | None = None,
     earlier: Earlier | None = None,
 ) -> MergeResult:
     """Runs a recipe; the output folder appears complete, or not at all.
 
+    Where the same merge was stopped before, it goes on: what was finished is checked and kept.
+
     Args:
         recipe: a recipe, or the path of one.
         out: the output folder.
         overwrite: replace a checkpoint that stands there.
+        restart: begin anew, whatever an unfinished merge into ``out`` has left.
         shard_size: bytes per output file at most, as a number or as ``"5GB"``.
         threads: workers; by default one per core. The result does not depend on it.
         on_nonfinite: ``error`` or ``keep``, for NaN and Inf.
-        progress: called with the bytes just written, from any worker.
+        input_digests: how the manifest tells the inputs that were read: ``fast`` (XXH3, finds every accident)
+            or ``strong`` (BLAKE3, which nobody can forge).
+        progress: called with the bytes just written, or found written already, from any worker.
         planned: called with the plan before anything is written.
         earlier: what earlier recipes of the same file have made.
 
@@ -236,9 +268,12 @@ def run_recipe(
     """
     if on_nonfinite not in ("error", "keep"):
         raise RecipeError(f"on_nonfinite is 'error' or 'keep', not {on_nonfinite!r}")
+    if input_digests not in _INPUT_KINDS:
+        raise RecipeError(f"input_digests is 'fast' or 'strong', not {input_digests!r}")
     started = time.monotonic()
-    target = Path(out)
-    prepared = prepare(recipe, shard_size, earlier.places if earlier else None)
+    target, before = Path(out), earlier or Earlier()
+    results = [str(names.located.name) for names in before.names]
+    prepared = prepare(recipe, shard_size, before.places, results)
     try:
         check_target(target, prepared.paths(), overwrite)
         _check_space(target, prepared)
@@ -246,15 +281,19 @@ def run_recipe(
             planned(prepared)
         made = prepared.recipe
         options = RunOptions(threads or default_threads(), on_nonfinite, made.seed, progress, made.rounding)
-        figures = _write(prepared, target, overwrite, options, earlier)
+        writing = _Writing(prepared, target, overwrite, before.names, _INPUT_KINDS[input_digests])
+        figures = writing.run(options, restart)
     finally:
         prepared.close()
-    plan = prepared.plan
-    return MergeResult(target, time.monotonic() - started, plan.bytes_in, plan.bytes_out, figures)
+    plan, seconds = prepared.plan, time.monotonic() - started
+    return MergeResult(target, seconds, plan.bytes_in, plan.bytes_out, figures, writing.resumed)
+
+
+_INPUT_KINDS = {"fast": FAST, "strong": STRONG}
 
 
 def _check_space(target: Path, prepared: Prepared) -> None:
-    needed = sum(shard.nbytes for shard in prepared.layout.shards)
+    needed = sum(shard.nbytes for shard in prepared.layout.shards) - staged_bytes(target, prepared.layout)
     free = free_space(target)
     if needed > free:
         raise PlanError(
@@ -263,37 +302,101 @@ def _check_space(target: Path, prepared: Prepared) -> None:
         )
 
 
-def _write(
-    prepared: Prepared, target: Path, overwrite: bool, options: RunOptions, earlier: Earlier | None
-) -> dict[str, Figures]:
-    staging = Staging(target, prepared.layout, overwrite)
-    try:
-        staging.allocate()
-        sink = _FileSink(staging)
-        figures = execute(prepared.plan, sink, options)
-        _write_sidecars(prepared, staging, figures, earlier)
-        staging.publish()
-    except BaseException:
-        staging.discard()
-        raise
-    return figures
+class _Writing:
+    """One merge to disk: staged, digested, noted, published.
 
+    Attributes:
+        resumed: how many tensors an earlier run had finished.
+    """
 
-def _write_sidecars(
-    prepared: Prepared, staging: Staging, figures: dict[str, Figures], earlier: Earlier | None
-) -> None:
-    prepared.sidecars.copy_into(staging.folder)
-    config = prepared.config()
-    if config:
-        staging.write_json("config.json", config)
-    _write_tokenizer(prepared, staging)
-    recipes = [*(earlier.recipes if earlier else ()), prepared.recipe]
-    staging.write_text("README.md", model_card(recipes, _library(config, staging.folder)))
-    record = manifest(prepared.recipe, prepared.plan, prepared.roles(), figures, native_name())
-    if earlier is not None:
-        record["earlier_recipes"] = [recipe.document() for recipe in earlier.recipes]
-        record["digest"] = earlier.digest
-    staging.write_json(MANIFEST, record)
+    def __init__(
+        self, prepared: Prepared, target: Path, overwrite: bool, before: tuple[Names, ...], input_kind: str
+    ) -> None:
+        self._prepared, self._before = prepared, before
+        self._binding = prepared.binding()
+        self._staging = Staging(target, prepared.layout, overwrite)
+        self._output = StagedOutput(self._staging, prepared.plan, input_kind)
+        self.resumed = 0
+
+    def run(self, options: RunOptions, restart: bool) -> dict[str, Figures]:
+        """Goes on or begins; returns what is told of tensors.
+
+        Raises:
+            MergeError: anything fails; what was finished is kept for the next run.
+        """
+        records = self._staging.begin(self._binding, restart)
+        try:
+            self._staging.allocate()
+            finished = self._output.recover(records, options.threads)
+            self.resumed = len(finished)
+            if options.progress:
+                for tensor in self._prepared.plan.tensors:
+                    options.progress(tensor.nbytes if tensor.name in finished else 0)
+            options = replace(options, finished=finished, watch=self._output.watch)
+            before = dict(self._output.figures)
+            figures = {**execute(self._prepared.plan, self._output, options), **before}
+            self._on_nonfinite = options.on_nonfinite
+            self._write_small_files(options.threads)
+            self._staging.publish()
+        except BaseException as failure:
+            self._leave(failure, len(records))
+            raise
+        return {t.name: figures[t.name] for t in self._prepared.plan.tensors if t.name in figures}
+
+    def _leave(self, failure: BaseException, noted: int) -> None:
+        """Keeps what is finished and says so in the failure's text; cleans up where nothing is."""
+        done = max(len(self._output.digests), noted)
+        never = isinstance(failure, (PlanError, RecipeError))  # models that do not fit will not fit again
+        if not done or never or self._staging.is_published:
+            self._staging.discard()
+            return
+        self._staging.close()
+        hint = (
+            f"{done} of {len(self._prepared.plan.tensors)} tensors are finished and kept in"
+            f" {self._staging.home.name}: the same command goes on from there, or from the start with"
+            " --restart (restart=True)"
+        )
+        if isinstance(failure, (MergeError, KeyboardInterrupt)):
+            failure.args = (f"{failure}; {hint}" if str(failure) else hint,)
+
+    def _write_small_files(self, threads: int) -> None:
+        prepared, staging = self._prepared, self._staging
+        for name, data in prepared.sidecars.contents():
+            staging.write_bytes(name, data)
+        config = prepared.config()
+        if config:
+            staging.write_json("config.json", config)
+        _write_tokenizer(prepared, staging)
+        staging.write_index()
+        every = [*self._before, prepared.names]
+        repositories = [
+            part.repository for names in every for part in names.parts.values() if part.repository
+        ]
+        library = _library(config, staging.folder)
+        card = model_card([names.public for names in every], repositories, library)
+        staging.write_text("README.md", card)
+        staging.write_text(MANIFEST, sealed(self._record(threads)))
+
+    def _record(self, threads: int) -> dict[str, Any]:
+        """The manifest, all but its seal."""
+        prepared, staging = self._prepared, self._staging
+        read = self._output.complete(threads)
+        record = manifest(
+            prepared.names, prepared.plan, prepared.layout, prepared.roles(), self._output.figures, read
+        )
+        if self._before:
+            record["earlier_recipes"] = [names.located.document() for names in self._before]
+            parts = {text: part for names in self._before for text, part in names.parts.items()}
+            record["models"] = {**described(parts), **record["models"]}
+        record["options"] = {"on_nonfinite": self._on_nonfinite}
+        record["output"]["shard_size"] = prepared.shard_size
+        record["digest"] = binding_digest(self._binding)
+        record["digests"] = {
+            "headers": {shard.name: digest_bytes(shard.header) for shard in prepared.layout.shards},
+            "files": {name: digest_file(staging.folder / name) for name in staging.small_files()},
+            "tensors": {t.name: self._output.digests[t.name] for t in prepared.plan.tensors},
+        }
+        return record
 
 
 def _library(config: Mapping[str, Any], folder: Path) -> str | None:
@@ -320,20 +423,6 @@ def _write_tokenizer(prepared: Prepared, staging: Staging) -> None:
             staging.write_json(TOKENIZER, {**settings, "chat_template": template})
 
 
-class _FileSink:
-    """Blocks go to their places in the staged shards."""
-
-    def __init__(self, staging: Staging) -> None:
-        self._staging = staging
-
-    def buffer(self, name: str, start: int, stop: int, scratch: np.ndarray) -> np.ndarray:
-        del name
-        return scratch[: stop - start]
-
-    def write(self, name: str, start: int, data: np.ndarray) -> None:
-        self._staging.write(name, start, data)
-
-
 class _MemorySink:
     """Blocks are computed where they stay: in the output tensors."""
 
@@ -353,6 +442,9 @@ class _MemorySink:
 
     def write(self, name: str, start: int, data: np.ndarray) -> None:
         del name, start, data
+
+    def finish(self, name: str, figures: Figures) -> None:
+        del name, figures
 
 
 @overload

@@ -2,50 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import math
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from merge_models.merge.checkpoint.hub import hub_repositories
+from merge_models.merge.checkpoint.digest import digest_bytes, digest_file, digest_header
+from merge_models.merge.checkpoint.layout import Layout
 from merge_models.merge.checkpoint.source import DiskSource
 from merge_models.merge.checkpoint.text import code_span, fenced, visible
-from merge_models.merge.plan import Plan
+from merge_models.merge.identity import Names, Part, parameters, small_files, version, versions
+from merge_models.merge.kernels import native_name
+from merge_models.merge.plan import Plan, TensorPlan
 from merge_models.merge.recipe import Recipe
 from merge_models.merge.strategies import find_strategy
 from merge_models.merge.strategies.base import Figures
 from merge_models.merge.survival import rounded
 
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = 2
+SEAL = "manifest_digest"
 
 
-def version(package: str = "merge-models") -> str:
-    """The installed version of a package."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
-def model_card(recipes: Sequence[Recipe], library: str | None) -> str:
+def model_card(recipes: Sequence[Recipe], repositories: Sequence[str], library: str | None) -> str:
     """README.md of a merge: front matter that hubs read, and the recipe that makes it again.
 
     Args:
-        recipes: what was run; earlier ones make models that the last one names.
+        recipes: what was run, with names that may be published; earlier ones make models that the last names.
+        repositories: Hub repositories of the inputs.
         library: ``library_name`` for hubs, where known.
     """
     recipe = recipes[-1]
     names = recipe.model_names()
-    every = [name for made in recipes for name in (*made.model_names(), *made.aide_names())]
-    hub_ids = [repository for name in every for repository in hub_repositories(name)]
     front: dict[str, Any] = {}
-    if hub_ids:
-        front["base_model"] = list(dict.fromkeys(hub_ids))
+    if repositories:
+        front["base_model"] = list(dict.fromkeys(repositories))
     if library:
         front["library_name"] = library
     front["tags"] = ["merge", "merge-models"]
@@ -63,56 +57,114 @@ def model_card(recipes: Sequence[Recipe], library: str | None) -> str:
 
 
 def manifest(
-    recipe: Recipe,
+    names: Names,
     plan: Plan,
-    models: Sequence[tuple[str, DiskSource]],
+    layout: Layout,
+    roles: Sequence[tuple[str, DiskSource]],
     figures: Mapping[str, Figures],
-    kernels: str,
+    read: Mapping[tuple[str, str], str],
 ) -> dict[str, Any]:
     """``merge_manifest.json``: what was made from what, with what.
 
+    It is the one file of the output that holds paths of this machine: :func:`reproduce` needs them.
+
     Args:
-        recipe: what was run.
-        plan: what it came to.
-        models: (role, checkpoint) of every input, in order.
-        figures: what strategies told, by tensor.
-        kernels: which block kernels ran.
+        names: what was run, on what.
+        plan, layout: what it came to.
+        roles: (role, checkpoint) of every input, in order.
+        figures: what is told of tensors, by name.
+        read: digests of the input tensors that were read, by file and name.
     """
-    packages = ("torch", "numpy", "safetensors", "geoopt")
     return {
         "format": MANIFEST_FORMAT,
-        "tool": {"name": "merge-models", "version": version(), "kernels": kernels},
-        "versions": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in packages},
-        },
-        "recipe": recipe.document(),
-        "seed": recipe.seed,
-        "inputs": [_input(role, model) for role, model in models],
+        "tool": {"name": "merge-models", "version": version(), "kernels": native_name()},
+        "versions": versions(),
+        "recipe": names.located.document(),
+        "recipe_digest": digest_bytes(names.public.yaml().encode()),
+        "seed": names.located.seed,
+        "models": described(names.parts),
+        "inputs": [_input(role, model, read) for role, model in roles],
         "output": {
             "tensors": len(plan.tensors),
             "parameters": plan.parameters,
             "bytes": plan.bytes_out,
+            "files": [shard.name for shard in layout.shards],
+            "groups": _groups(plan.tensors),
             "copied": [t.name for t in plan.tensors if t.action == "copy"],
             "dropped": [{"tensor": n, "model": m, "reason": r} for n, m, r in plan.dropped],
         },
-        "rounding": {"mode": recipe.rounding, **(asdict(told) if (told := rounded(figures)) else {})},
-        "figures": {name: _plain(values) for name, values in sorted(figures.items())},
+        "rounding": {"mode": names.located.rounding, **(asdict(told) if (told := rounded(figures)) else {})},
+        "figures": {name: plain(values) for name, values in sorted(figures.items())},
     }
 
 
-def _plain(figures: Figures) -> dict[str, Any]:
+def _groups(tensors: Sequence[TensorPlan]) -> list[dict[str, Any]]:
+    """Tensors that are made in the same way of the same inputs: how, of which, and their names."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for tensor in tensors:
+        parents, base = [ref.model for ref in tensor.parents], tensor.base.model if tensor.base else None
+        key = (tensor.action, repr(tensor.strategy), tuple(parents), base)
+        group = {
+            "action": tensor.action,
+            "strategy": tensor.strategy.name if tensor.strategy else None,
+            "parameters": parameters(tensor),
+            "parents": parents,
+            "base": base,
+            "tensors": [],
+        }
+        found.setdefault(key, group)["tensors"].append(tensor.name)
+    return list(found.values())
+
+
+def described(parts: Mapping[str, Part]) -> dict[str, Any]:
+    """Where models are found again, by their names in the recipe."""
+    return {text: _model(part) for text, part in parts.items()}
+
+
+def _model(part: Part) -> dict[str, Any]:
+    if part.is_result:
+        return {"earlier_recipe": part.text}
+    if part.repository:
+        return {"repository": part.repository, "revision": part.revision}
+    return {"path": part.location()}
+
+
+def plain(figures: Figures) -> dict[str, Any]:
     """Figures as strict JSON knows them: NaN and Inf in words."""
     return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
 
 
-def _size(file: Path) -> int | None:
-    try:
-        return file.stat().st_size
-    except OSError:
-        return None
+def _input(role: str, model: DiskSource, read: Mapping[tuple[str, str], str]) -> dict[str, Any]:
+    """An input's files: small ones by content; of weights the header, and the tensors that were read."""
+    weights = [
+        {
+            "path": str(file.absolute()),
+            "bytes": file.stat().st_size,
+            **_hub_claim(file),
+            "header": digest_header(file),
+            "read": {name: digest for (place, name), digest in read.items() if place == str(file)},
+        }
+        for file in model.files
+    ]
+    small = [{"path": str(file.absolute()), "digest": digest_file(file)} for file in small_files(model)]
+    return {
+        "role": role,
+        "model": model.label,
+        "tensors": len(model.tensors),
+        "files": weights,
+        "small_files": small,
+    }
 
 
-def _input(role: str, model: DiskSource) -> dict[str, Any]:
-    files = [{"name": file.name, "bytes": _size(file)} for file in model.files]
-    return {"role": role, "model": model.label, "tensors": len(model.tensors), "files": files}
+def _hub_claim(file: Path) -> dict[str, str]:
+    """The SHA-256 that the Hub gives a large file, which its cache names the file by. Not checked here."""
+    blob = file.resolve()
+    is_digest = len(blob.name) == 64 and not set(blob.name) - set("0123456789abcdef")
+    return {"hub_sha256": blob.name} if is_digest and blob.parent.name == "blobs" else {}
+
+
+def sealed(record: Mapping[str, Any]) -> str:
+    """The manifest's text, with a digest of itself at its end."""
+    body = {key: value for key, value in record.items() if key != SEAL}
+    seal = digest_bytes(json.dumps(body, indent=1).encode())
+    return json.dumps({**body, SEAL: seal}, indent=1) + "\n"

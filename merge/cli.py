@@ -42,9 +42,9 @@ class _Group(click.Group):
         except click.UsageError as error:
             _fail_usage(error)
         except _Stopped as stopped:
-            _fail("stopped; nothing was published", 128 + stopped.signal)
-        except KeyboardInterrupt:
-            _fail("interrupted; nothing was published", 130)
+            _leave("stopped", stopped, 128 + stopped.signal)
+        except KeyboardInterrupt as interruption:
+            _leave("interrupted", interruption, 130)
         except MemoryError:
             _fail("not enough memory; pass fewer --threads")
         except BrokenPipeError:
@@ -88,6 +88,17 @@ def _fail(message: str, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
+def _leave(word: str, interruption: KeyboardInterrupt, code: int) -> NoReturn:
+    """Says what is kept, and ends at once: a block in work may take minutes yet."""
+    try:
+        _fail(f"{word}; {interruption if interruption.args else 'nothing was published'}", code)
+    finally:
+        if threading.active_count() > 1:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+
 def _fail_usage(error: click.UsageError) -> NoReturn:
     command = error.ctx.command_path if error.ctx else "merge-models"
     _fail(f"{error.format_message().rstrip('.')} (see {command} --help)")
@@ -107,6 +118,7 @@ def _write_options(command: Any) -> Any:
     options = [
         click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Output folder."),
         click.option("--overwrite", is_flag=True, help="Replace a checkpoint that stands there."),
+        click.option("--restart", is_flag=True, help="Begin anew; by default a stopped merge goes on."),
         click.option("--shard-size", default="5GB", show_default=True, help="Bytes per output file."),
         click.option("--threads", type=click.IntRange(1, 1024), help="Workers [default: cores]."),
         click.option(
@@ -120,6 +132,13 @@ def _write_options(command: Any) -> Any:
             "--rounding",
             type=click.Choice(["nearest", "stochastic"]),
             help="To formats narrower than float32 [default: the recipe's, or nearest].",
+        ),
+        click.option(
+            "--input-digests",
+            type=click.Choice(["fast", "strong"]),
+            default="fast",
+            show_default=True,
+            help="What the manifest tells inputs by: XXH3, or BLAKE3 (slower, cannot be forged).",
         ),
         click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
         click.option("-v", "--verbose", is_flag=True, help="Print the plan, and figures by tensor."),
@@ -311,6 +330,8 @@ def _tell(result: MergeResult, verbose: bool) -> None:
     gigabytes, path = (result.bytes_read + result.bytes_written) / 1e9, printable(str(result.path), 2000)
     click.echo(f"{path}: {result.bytes_written / 1e9:.2f} GB written in {result.seconds:.1f} s", nl=False)
     click.echo(f" ({gigabytes / max(result.seconds, 1e-9):.2f} GB/s read and written)")
+    if result.resumed:
+        click.echo(f"  {result.resumed} tensors were finished by an earlier run, checked, and kept")
     for line in _figure_lines(result.figures, verbose):
         click.echo(printable(line, 2000))
     if result.rounded:
@@ -447,6 +468,56 @@ def _plan_text(prepared: Prepared, threads: int = 1) -> str:
     )
     lines.append(f"  buffers {prepared.memory(threads) / 1e6:.0f} MB for {threads} thread(s)")
     return "\n".join(printable(line, 2000) for line in lines)
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--inputs", is_flag=True, help="Also compare the inputs that were read.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Workers [default: cores].")
+def verify(out: Path, inputs: bool, threads: int | None) -> None:
+    """Compare every byte of a merge's output with its manifest; exits 1 where something has changed.
+
+    \b
+    Example: merge-models verify OUT --inputs
+    """
+    from merge_models.merge.api import default_threads
+    from merge_models.merge.verify import verify as compare
+
+    found = compare(out, inputs=inputs, threads=threads or default_threads())
+    _conclude(
+        found.problems,
+        f"{out}: {found.tensors} tensors and {found.files} files are as they were written"
+        f"{' and read' if inputs else ''} ({found.bytes / 1e9:.2f} GB)",
+    )
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--scratch", type=click.Path(path_type=Path), help="Where to merge [default: temporary folder]."
+)
+@click.option("--threads", type=click.IntRange(1, 1024), help="Workers [default: cores].")
+def reproduce(out: Path, scratch: Path | None, threads: int | None) -> None:
+    """Run a merge again from its manifest and compare the bytes; exits 1 where they differ.
+
+    \b
+    Example: merge-models reproduce OUT
+    """
+    from merge_models.merge.reproduce import reproduce as run_again
+
+    made = run_again(out, scratch=scratch, threads=threads)
+    for line in made.other_versions:
+        click.echo(printable(f"note: made with {line}", 2000))
+    _conclude(made.differences, f"{out}: {made.tensors} tensors and all other files came out the same")
+
+
+def _conclude(problems: Sequence[str], verdict: str) -> None:
+    """Prints what was found wrong and exits 1, or that nothing was."""
+    for line in problems:
+        click.echo(line)
+    if problems:
+        sys.exit(1)
+    click.echo(printable(verdict, 2000))
 
 
 @main.command()

@@ -6,8 +6,6 @@ result that is there already serves again only where the recipe, the program and
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from merge_models.merge.api import Earlier, MergeResult, Prepared, prepare, run_recipe
-from merge_models.merge.card import version
 from merge_models.merge.checkpoint.header import TensorInfo
+from merge_models.merge.checkpoint.journal import binding_digest
 from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE
-from merge_models.merge.checkpoint.sidecars import WANTED
+from merge_models.merge.checkpoint.lora import Places
 from merge_models.merge.checkpoint.source import DiskSource, read_json
 from merge_models.merge.checkpoint.staging import MANIFEST, check_target
 from merge_models.merge.errors import CheckpointError
+from merge_models.merge.identity import Names
 from merge_models.merge.recipe import Recipe
 
 
@@ -54,6 +53,9 @@ class PlannedModel:
         del start, stop, buffer
         raise CheckpointError(f"{self.label}: is planned only; its tensor '{info.name}' is not there yet")
 
+    def stored(self, info: TensorInfo) -> tuple[TensorInfo, ...]:
+        return (info,)
+
     def close(self) -> None:
         """Nothing is open."""
 
@@ -81,7 +83,10 @@ def targets(recipes: Sequence[Recipe], out: Path, intermediate_dir: Path | None 
 
 @contextmanager
 def plan_recipes(
-    recipes: Sequence[Recipe], places: Sequence[Path], shard_size: int | str = DEFAULT_SHARD_SIZE
+    recipes: Sequence[Recipe],
+    places: Sequence[Path],
+    shard_size: int | str = DEFAULT_SHARD_SIZE,
+    found: Places | None = None,
 ) -> Iterator[list[Prepared]]:
     """Plans every recipe, the later ones on the plans of the earlier.
 
@@ -89,11 +94,12 @@ def plan_recipes(
         MergeError: one of them cannot be carried out.
     """
     made: list[Prepared] = []
-    known: dict[str, DiskSource] = {}
+    known: dict[str, Path | DiskSource] = dict(found or {})
+    results: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
         try:
             for recipe, target in zip(recipes, places, strict=True):
-                prepared = prepare(recipe, shard_size, known)
+                prepared = prepare(recipe, shard_size, known, results)
                 made.append(prepared)
                 folder = prepared.donor.tokenizer_folder
                 if prepared.alignment is not None:
@@ -103,6 +109,7 @@ def plan_recipes(
                     save_tokenizer(prepared.alignment.tokenizer, folder)
                 if recipe.name is not None:
                     known[recipe.name] = PlannedModel(recipe.name, prepared, target, folder)
+                    results.append(recipe.name)
             yield made
         finally:
             for prepared in made:
@@ -117,9 +124,13 @@ def run_recipes(
     overwrite: bool = False,
     shard_size: int | str = DEFAULT_SHARD_SIZE,
     started: Callable[[str, bool], None] | None = None,
+    places: Mapping[str, Path] | None = None,
     **options: Any,
 ) -> list[Step]:
     """Runs recipes one after the other; a later one may name an earlier one as a model.
+
+    Stopped anywhere, the same call goes on: results that are whole serve again, and the merge that was
+    stopped keeps what it had finished.
 
     Args:
         recipes: all but the last have names.
@@ -128,28 +139,29 @@ def run_recipes(
         overwrite: replace a checkpoint that stands at ``out``; outdated intermediate ones always are.
         shard_size: bytes per output file at most.
         started: called with each recipe's name and whether an earlier result serves.
+        places: where models are that are not at the path that their name is.
         **options: further options of :func:`run_recipe`.
 
     Raises:
         MergeError: anything is wrong with a recipe, the models, or the place for an output.
     """
     folders = targets(recipes, out, intermediate_dir)
-    with plan_recipes(recipes, folders, shard_size) as plans:
+    with plan_recipes(recipes, folders, shard_size, places) as plans:
         for number, (prepared, folder) in enumerate(zip(plans, folders, strict=True)):
             check_target(folder, prepared.paths(), overwrite or number < len(recipes) - 1)
-    known: dict[str, Path] = {}
+    known: dict[str, Path] = dict(places or {})
+    before: list[Names] = []
     steps: list[Step] = []
     for recipe, folder in zip(recipes, folders, strict=True):
         name, is_last = recipe.name or folder.name, folder is folders[-1]
-        prepared = prepare(recipe, shard_size, known)
+        prepared = prepare(recipe, shard_size, known, [step.name for step in steps])
         prepared.close()
-        digest = _digest(prepared)
-        reused = not is_last and _is_made(folder, prepared, digest)
+        reused = not is_last and _is_made(folder, prepared)
         if started:
             started(name, reused)
         result = None
         if not reused:
-            earlier = Earlier(tuple(recipes[: len(steps)]), dict(known), digest)
+            earlier = Earlier(tuple(before), dict(known))
             result = run_recipe(
                 recipe,
                 folder,
@@ -159,34 +171,15 @@ def run_recipes(
                 **options,
             )
         known[name] = folder
+        before.append(prepared.names)
         steps.append(Step(name, folder, result))
     return steps
 
 
-def _is_made(folder: Path, prepared: Prepared, digest: str) -> bool:
+def _is_made(folder: Path, prepared: Prepared) -> bool:
     """Whether a folder holds this very merge, whole."""
+    digest = binding_digest(prepared.binding())
     if not folder.is_dir() or read_json(folder / MANIFEST).get("digest") != digest:
         return False
     files = [(folder / shard.name, shard.nbytes) for shard in prepared.layout.shards]
     return all(file.is_file() and file.stat().st_size == size for file, size in files)
-
-
-def _digest(prepared: Prepared) -> str:
-    """Changes with the recipe, the program's version, and every file that is read.
-
-    Files count by name, size, time of change and first bytes (a weight file's header): two trainings leave
-    files of one size with one header, and only their times tell them apart without reading all of them.
-    """
-    state = hashlib.sha256()
-    state.update(json.dumps([version(), prepared.recipe.document()], sort_keys=True).encode())
-    state.update(json.dumps([[s.name, s.nbytes] for s in prepared.layout.shards]).encode())
-    for role, model in prepared.roles():
-        folders = {path if path.is_dir() else path.parent for path in (*model.paths, model.tokenizer_folder)}
-        small = [file for folder in folders for pattern in WANTED for file in folder.glob(pattern)]
-        for file in sorted({*model.files, *small}):
-            if file.name != MANIFEST and file.is_file():
-                status = file.stat()
-                state.update(f"{role} {file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-                with open(file, "rb") as stream:
-                    state.update(stream.read(1 << 16))
-    return state.hexdigest()

@@ -29,6 +29,10 @@ BLOCK_ELEMENTS = 1 << 18
 """Elements of a block; part of the definition of every merge, since sums are folded block by block."""
 
 
+NUMERICS = 1
+"""Raised whenever a kernel or strategy gives other bytes than before: unfinished merges then begin anew."""
+
+
 @dataclass(frozen=True)
 class Ref:
     """A tensor of one of the plan's models."""

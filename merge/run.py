@@ -7,6 +7,7 @@ survey totals are folded in block order.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,7 +19,7 @@ import numpy as np
 
 from merge_models.merge.checkpoint.dtypes import BY_CODE
 from merge_models.merge.checkpoint.header import printable
-from merge_models.merge.errors import MergeError, NonFiniteError
+from merge_models.merge.errors import MergeError, NonFiniteError, PlanError
 from merge_models.merge.held import HeldBlocks
 from merge_models.merge.kernels import Span, gram_moments, is_finite, native_name, weighted_sum
 from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW
@@ -45,6 +46,10 @@ else:
     torch = LazyModule("torch")
 
 
+GRACE_SECONDS = 0.5
+"""How long a merge that is stopped waits for blocks in work; a large matrix may take much longer."""
+
+
 class Sink(Protocol):
     """Where merged bytes go."""
 
@@ -54,6 +59,10 @@ class Sink(Protocol):
 
     def write(self, name: str, start: int, data: np.ndarray) -> None:
         """Takes bytes that were put into ``buffer``."""
+        ...
+
+    def finish(self, name: str, figures: Figures) -> None:
+        """Hears that all of a tensor has been written, and what is to be told of it."""
         ...
 
 
@@ -67,6 +76,9 @@ class RunOptions:
         seed: key of all randomness.
         progress: called with the number of output bytes just written, from any worker.
         rounding: ``nearest``, or ``stochastic`` where the output is narrower than float32.
+        finished: names of tensors that are there already and are not written again.
+        watch: called, from any worker, with a tensor, the number of one of its sources, and the place and
+            bytes of a part of that source as it was read; once for each part of what is written.
     """
 
     threads: int = 1
@@ -74,6 +86,8 @@ class RunOptions:
     seed: int = 0
     progress: Callable[[int], None] | None = None
     rounding: str = "nearest"
+    finished: frozenset[str] = frozenset()
+    watch: Callable[[TensorPlan, int, int, np.ndarray], None] | None = None
 
 
 def execute(plan: Plan, sink: Sink, options: RunOptions) -> dict[str, Figures]:
@@ -151,7 +165,8 @@ class _Run:
     def __init__(self, plan: Plan, sink: Sink, options: RunOptions) -> None:
         self.figures: dict[str, Figures] = {}
         self._models, self._sink, self._options = plan.models, sink, options
-        self._waiting = deque(_jobs(plan))
+        self._waiting = deque(_jobs(plan, options.finished))
+        self._left: dict[str, int] = {}
         self._ready: deque[_Task] = deque()
         self._running = 0
         self._failure: BaseException | None = None
@@ -174,8 +189,9 @@ class _Run:
                     worker.join(timeout=0.2)
         except BaseException as interruption:
             self._fail(interruption)
+            deadline = time.monotonic() + GRACE_SECONDS
             for worker in workers:
-                worker.join()
+                worker.join(timeout=max(deadline - time.monotonic(), 0.0))
         if self._failure is not None:
             raise self._failure
 
@@ -235,12 +251,27 @@ class _Run:
         tasks = [(job, number, *block) for number, block in enumerate(job.blocks())]
         if job.passing is not None:
             tasks = tasks[:: job.passing.every]
+        else:
+            tasks = self._unfinished(job, tasks)
         job.left = len(tasks)
         if not tasks and job.passing is not None:
             raise MergeError(f"tensor '{job.tensors[0].name}': nothing to survey in an empty tensor")
         with self._changed:
             self._ready.extendleft(reversed(tasks))
             self._changed.notify_all()
+
+    def _unfinished(self, job: _Job, tasks: list[_Task]) -> list[_Task]:
+        """The tasks of a job's tensors that are yet to be written; counts them by tensor."""
+        kept = []
+        for task in tasks:
+            number, name = task[1], task[2].name
+            if name in self._options.finished:
+                job.held.pop(number, None)
+                self._memory.give_back(job.lent.pop(number, []))
+            else:
+                kept.append(task)
+                self._left[name] = self._left.get(name, 0) + 1
+        return kept
 
     def _perform(self, task: _Task, buffers: _Buffers) -> None:
         job, number, tensor, start, stop = task
@@ -249,6 +280,7 @@ class _Run:
             self._combine(job, number, tensor, spans, start, stop, buffers)
             job.held.pop(number, None)
             self._memory.give_back(job.lent.pop(number, []))
+            self._count_down(tensor)
         else:
             part = _measure(job.passing, tensor, spans, start, number, self._options.seed)
             if self._fold(job, number, part):
@@ -257,6 +289,13 @@ class _Run:
         with self._changed:
             self._running -= 1
             self._changed.notify_all()
+
+    def _count_down(self, tensor: TensorPlan) -> None:
+        with self._changed:
+            self._left[tensor.name] -= 1
+            is_last = self._left[tensor.name] == 0
+        if is_last:
+            self._sink.finish(tensor.name, self.told(tensor))
 
     def _fold(self, job: _Job, number: int, part: Any) -> bool:
         """Adds parts in block order, as they become adjacent; returns whether it was the last."""
@@ -332,6 +371,9 @@ class _Run:
                 self._sample(tensor, merged[:SAMPLED].float().numpy(), spans, out)
             if self._options.on_nonfinite == "error" and not is_finite(out):
                 self._check_flags(OVERFLOW, tensor, spans)
+        if self._options.watch:
+            for use, (ref, span) in enumerate(zip(tensor.sources(), spans, strict=True)):
+                self._options.watch(tensor, use, start * ref.info.dtype.size, span.data)
         self._sink.write(tensor.name, start * size, out.data)
         if self._options.progress:
             self._options.progress(out.data.nbytes)
@@ -355,7 +397,7 @@ class _Run:
         first, *others = (self._models[ref.model] for ref in tensor.parents)
         for source, span in zip(others, spans[1:], strict=True):
             if not np.array_equal(span.data, spans[0].data):
-                raise MergeError(
+                raise PlanError(
                     f"tensor '{printable(tensor.name)}' ({tensor.dtype.code}) differs between"
                     f" {first.label} and {source.label}; whole numbers cannot be merged: make them equal"
                 )
@@ -381,8 +423,11 @@ class _Run:
         )
 
 
-def _jobs(plan: Plan) -> list[_Job]:
-    """Copies first (cheap, and they may stop the merge), then merges; model-wide surveys in one job."""
+def _jobs(plan: Plan, finished: frozenset[str]) -> list[_Job]:
+    """Copies first (cheap, and they may stop the merge), then merges; model-wide surveys in one job.
+
+    A model-wide survey needs all of its tensors again while one of them is unfinished.
+    """
     copies = [_Job([t]) for t in plan.tensors if t.action == "copy"]
     shared: dict[AbstractStrategy, _Job] = {}
     jobs = []
@@ -396,7 +441,7 @@ def _jobs(plan: Plan) -> list[_Job]:
             shared[tensor.strategy].tensors.append(tensor)
         else:
             jobs.append(_Job([tensor]))
-    return copies + jobs
+    return [job for job in copies + jobs if any(t.name not in finished for t in job.tensors)]
 
 
 @dataclass(frozen=True)

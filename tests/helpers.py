@@ -133,3 +133,13 @@ def listing(folder: Path) -> dict[str, bytes]:
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
         for path in sorted(folder.rglob("*"))
     }
+
+
+def listing_without_kept(folder: Path) -> dict[str, bytes]:
+    """The same without what unfinished merges keep to go on from."""
+    return {name: data for name, data in listing(folder).items() if ".merging" not in name}
+
+
+def kept(folder: Path) -> list[str]:
+    """Names of what unfinished merges keep, anywhere under a folder."""
+    return sorted(path.name for path in folder.rglob(".*.merging"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -27,7 +28,9 @@ from .helpers import (
     CONFIG,
     SHAPES,
     entry,
+    kept,
     listing,
+    listing_without_kept,
     read_folder,
     tensors,
     write_folder,
@@ -280,7 +283,8 @@ def test_every_mistake_gets_one_line_that_names_the_fix(case: str, place: Path) 
     text = refused(call(*arguments))
     for word in words:
         assert word in text, text
-    assert listing(place) == before
+    assert listing_without_kept(place) == before
+    assert bool(kept(place)) == ("finished and kept" in text)
 
 
 def test_whole_numbers_that_differ_are_named(place: Path) -> None:
@@ -566,21 +570,47 @@ main(prog_name="merge-models")
     ("number", "code", "word"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "stopped")],
 )
-def test_a_stopped_merge_leaves_nothing(number: int, code: int, word: str, place: Path) -> None:
+def test_a_stopped_merge_ends_at_once_and_goes_on(number: int, code: int, word: str, place: Path) -> None:
     """In the middle of a merge that would take a minute: reading a block takes a tenth of a second."""
     shapes = {f"layer.{n}": (4,) for n in range(300)}
     for seed in range(2):
         write_folder(place / f"m{seed}", tensors(seed, shapes=shapes))
     before = listing(place)
     process = command(_SLOW, "merge", "m0", "m1", "-o", "deep/out", "--threads", "1", "-q")
-    while process.poll() is None and not list(place.glob("deep/.out.merging-*/model.safetensors")):
+    journal = place / "deep/.out.merging/journal"
+    while process.poll() is None and not (journal.is_file() and journal.read_bytes().count(b"\n") > 2):
         time.sleep(0.01)
     process.send_signal(number)
     started = time.monotonic()
     output, error = process.communicate(timeout=60)
     assert (process.returncode, output) == (code, "")
-    assert error == f"Error: {word}; nothing was published\n"
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 1.5
+    found = re.fullmatch(
+        rf"Error: {word}; (\d+) of 300 tensors are finished and kept in \.out\.merging:.*\n", error
+    )
+    assert found and "the same command goes on from there, or from the start with --restart" in error
+    assert listing_without_kept(place) == {**before, "deep": b""}
+    again = call("merge", "m0", "m1", "-o", "deep/out")
+    assert f"{found[1]} tensors were finished by an earlier run, checked, and kept" in again.output
+    assert call("merge", "m0", "m1", "-o", "fresh").exit_code == 0
+    assert listing(place / "deep/out") == listing(place / "fresh")
+    assert not kept(place)
+
+
+def test_stopped_before_anything_is_finished_leaves_nothing(place: Path) -> None:
+    shapes = {f"layer.{n}": (4,) for n in range(300)}
+    for seed in range(2):
+        write_folder(place / f"m{seed}", tensors(seed, shapes=shapes))
+    before = listing(place)
+    slower = _SLOW.replace("sleep(0.1)", "sleep(1.5)")
+    process = command(slower, "merge", "m0", "m1", "-o", "deep/out", "--threads", "1", "-q")
+    while process.poll() is None and not list(place.glob("deep/.out.merging/new/model.safetensors")):
+        time.sleep(0.01)
+    process.terminate()
+    started = time.monotonic()
+    error = process.communicate(timeout=60)[1]
+    assert (process.returncode, error) == (143, "Error: stopped; nothing was published\n")
+    assert time.monotonic() - started < 1.5
     assert listing(place) == before
 
 

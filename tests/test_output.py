@@ -22,13 +22,14 @@ from merge_models.merge import (
     CheckpointError,
     Linear,
     MergeError,
+    MergeResult,
     NonFiniteError,
     RecipeError,
     merge,
     prepare,
     run_recipe,
 )
-from merge_models.merge.checkpoint import Staging, plan_layout
+from merge_models.merge.checkpoint import Staging, plan_layout, publish
 from merge_models.merge.checkpoint.dtypes import BY_CODE
 from merge_models.merge.checkpoint.layout import OutputTensor, parse_size
 from merge_models.merge.recipe import recipe_of
@@ -36,7 +37,9 @@ from merge_models.merge.recipe import recipe_of
 from .helpers import (
     CONFIG,
     assert_same_bits,
+    kept,
     listing,
+    listing_without_kept,
     merge_folders,
     read_folder,
     tensors,
@@ -45,6 +48,12 @@ from .helpers import (
 )
 
 MANIFEST = "merge_manifest.json"
+
+
+def merge_result(parents: list[str], out: Path, **options: Any) -> MergeResult:
+    result = merge(parents, out=out, **options)
+    assert isinstance(result, MergeResult)
+    return result
 
 
 def header_of(file: Path) -> tuple[dict[str, Any], int]:
@@ -140,12 +149,17 @@ def test_metadata_of_shared_tensors_is_kept(tmp_path: Path) -> None:
     write_folder(tmp_path / "x", state, metadata={"b": "a", "note": "mine"})
     write_folder(tmp_path / "y", other)
     merge_folders([tmp_path / "x", tmp_path / "x"], tmp_path / "out")
-    metadata = header_of(tmp_path / "out" / "model.safetensors")[0]["__metadata__"]
+    metadata = foreign_metadata(tmp_path / "out")
     assert metadata == {"format": "pt", "b": "a", "note": "mine"}
     merged = merge_folders([tmp_path / "x", tmp_path / "y"], tmp_path / "both")
     assert merged["b"].tolist() == [0.5, 0.5]
-    metadata = header_of(tmp_path / "both" / "model.safetensors")[0]["__metadata__"]
-    assert metadata == {"format": "pt", "note": "mine"}
+    assert foreign_metadata(tmp_path / "both") == {"format": "pt", "note": "mine"}
+
+
+def foreign_metadata(folder: Path) -> dict[str, str]:
+    """The header's metadata but for what merges themselves add."""
+    metadata = header_of(folder / "model.safetensors")[0]["__metadata__"]
+    return {key: value for key, value in metadata.items() if not key.startswith("merge_models.")}
 
 
 # Targets
@@ -275,10 +289,13 @@ def test_overwrite_replaces_all_of_the_old_checkpoint(tmp_path: Path) -> None:
 
 def test_a_target_that_appears_meanwhile_is_not_lost(tmp_path: Path) -> None:
     parents, out = write_models(tmp_path, 2), tmp_path / "out"
-    with pytest.raises(CheckpointError, match="cannot be published: .*; choose another output"):
+    with pytest.raises(CheckpointError, match="cannot be published: .*; choose another output; 6 of 6"):
         merge(parents, out=out, planned=lambda prepared: _full(out))
     assert listing(out) == {"thesis.txt": b"mine"}
-    assert sorted(os.listdir(tmp_path)) == ["m0", "m1", "out"]
+    assert sorted(os.listdir(tmp_path)) == [".out.merging", "m0", "m1", "out"]
+    out.rename(tmp_path / "thesis")
+    assert merge_result(parents, out).resumed == 6
+    assert not kept(tmp_path)
 
 
 # Failures
@@ -296,21 +313,48 @@ def _raise(error: BaseException) -> Callable[..., Any]:
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
-FAILURES: dict[str, tuple[str, BaseException]] = {
-    "disk fills at the start": ("os.posix_fallocate", FULL),
-    "disk fills on the way": ("merge_models.merge.checkpoint.staging.os.pwrite", FULL),
-    "disk fills at the small files": ("pathlib.Path.write_text", FULL),
-    "a small file cannot be copied": ("shutil.copyfile", OSError(errno.EIO, "Input/output error")),
-    "interrupted": ("merge_models.merge.api._write_sidecars", KeyboardInterrupt()),
-    "interrupted while publishing": ("os.rename", KeyboardInterrupt()),
-    "publishing refused": ("os.rename", OSError(errno.EACCES, "Permission denied")),
-    "a bug": ("merge_models.merge.api.manifest", Weird()),
-}
+STAGING = "merge_models.merge.checkpoint.staging"
+
+
+def _raise_at(place: Callable[..., Any], word: str, error: BaseException) -> Callable[..., Any]:
+    """A function that fails where one of its arguments has a word, and else does what it did."""
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        if any(word in str(argument) for argument in arguments):
+            raise error
+        return place(*arguments, **options)
+
+    return fail
+
+
+EIO = OSError(errno.EIO, "Input/output error")
+FAILURES: dict[str, tuple[str, Callable[..., Any], BaseException, bool]] = {
+    "disk fills at the start": ("os.posix_fallocate", _raise(FULL), FULL, False),
+    "disk fills at the journal": ("os.write", _raise(FULL), FULL, False),
+    "disk fills on the way": (f"{STAGING}.os.pwrite", _raise(FULL), FULL, False),
+    "disk fills at the small files": ("os.open", _raise_at(os.open, "README.md", FULL), FULL, True),
+    "a small file cannot be copied": (
+        "pathlib.Path.read_bytes", _raise_at(Path.read_bytes, "tokenizer.json", EIO), EIO, True,
+    ),
+    "what is written cannot be synced": (f"{STAGING}.sync_tree", _raise(EIO), EIO, True),
+    "interrupted": (
+        "merge_models.merge.api._Writing._write_small_files", _raise(KeyboardInterrupt()),
+        KeyboardInterrupt(), True,
+    ),
+    "interrupted while publishing": (
+        f"{STAGING}.put_in_place", _raise(KeyboardInterrupt()), KeyboardInterrupt(), True,
+    ),
+    "publishing refused": (
+        f"{STAGING}.put_in_place", _raise(OSError(errno.EACCES, "Permission denied")),
+        OSError(errno.EACCES, "Permission denied"), True,
+    ),
+    "a bug": ("merge_models.merge.api.manifest", _raise(Weird()), Weird(), True),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("target", ["new", "standing"])
 @pytest.mark.parametrize("case", FAILURES)
-def test_a_failed_merge_leaves_everything_as_it_was(
+def test_a_failed_merge_harms_nothing_and_goes_on(
     case: str, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parents, out = write_models(tmp_path, 2), tmp_path / "deep" / "out"
@@ -318,22 +362,27 @@ def test_a_failed_merge_leaves_everything_as_it_was(
     if target == "standing":
         write_folder(out, tensors(9))
     before = listing(tmp_path)
-    place, error = FAILURES[case]
+    place, replacement, error, keeps = FAILURES[case]
     with monkeypatch.context() as patch:
-        patch.setattr(place, _raise(error))
+        patch.setattr(place, replacement)
         wanted = CheckpointError if isinstance(error, OSError) else type(error)
         with pytest.raises(wanted) as caught:
             merge(parents, out=out, overwrite=True)
-    assert listing(tmp_path) == before
+    assert listing_without_kept(tmp_path) == before | ({"deep": b""} if keeps else {})
+    assert bool(kept(tmp_path)) == keeps
+    assert keeps == ("6 of 6 tensors are finished and kept" in str(caught.value)) or case == "a bug"
     if isinstance(error, OSError):
         assert str(error.strerror) in str(caught.value) and "\n" not in str(caught.value)
+    assert merge_result(parents, out, overwrite=True).resumed == (6 if keeps else 0)
+    merge(parents, out=tmp_path / "fresh")
+    assert listing(out) == listing(tmp_path / "fresh") and not kept(tmp_path)
 
 
 @pytest.mark.parametrize("fails_at", [1, 2])
 def test_an_interrupt_between_the_renames_keeps_one_whole_target(
     fails_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Old target out of the way, new one into its place: whenever it stops, one of them stands, alone."""
+    """Old target out of the way, new one into its place: whenever it stops, one of them stands."""
     parents, out = write_models(tmp_path, 2), tmp_path / "out"
     write_folder(out, tensors(9))
     old, rename, calls = listing(out), os.rename, []
@@ -344,12 +393,32 @@ def test_an_interrupt_between_the_renames_keeps_one_whole_target(
         if len(calls) == fails_at:
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(publish, "exchange", lambda left, right: False)
     monkeypatch.setattr(os, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
         merge(parents, out=out, overwrite=True)
-    assert sorted(os.listdir(tmp_path)) == ["m0", "m1", "out"]
+    assert sorted(os.listdir(tmp_path)) == [*([".out.merging"] if fails_at == 1 else []), "m0", "m1", "out"]
     assert (listing(out) == old) == (fails_at == 1)
     assert (MANIFEST in listing(out)) == (fails_at == 2)
+
+
+def test_an_interrupt_right_after_the_exchange_keeps_the_new_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parents, out = write_models(tmp_path, 2), tmp_path / "out"
+    write_folder(out, tensors(9), files={"old.json": "{}"})
+    place = publish.put_in_place
+
+    def interrupted(*arguments: Any) -> None:
+        place(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"{STAGING}.put_in_place", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        merge(parents, out=out, overwrite=True)
+    monkeypatch.undo()
+    merge(parents, out=tmp_path / "fresh")
+    assert listing(out) == listing(tmp_path / "fresh") and not kept(tmp_path)
 
 
 def test_a_disk_that_is_too_small_is_known_beforehand(
@@ -410,6 +479,7 @@ def test_descriptors_are_all_closed(tmp_path: Path) -> None:
 def test_staging_takes_blocks_in_any_order(tmp_path: Path) -> None:
     layout = plan_layout([OutputTensor("x", BY_CODE["I32"], (100,))])
     staging = Staging(tmp_path / "out", layout)
+    assert staging.begin({}) == []
     staging.allocate()
     values = torch.arange(100, dtype=torch.int32)
     for start in (60, 0, 80, 20, 40):
@@ -544,17 +614,21 @@ def front_matter(card: str) -> dict[str, Any]:
     return yaml.safe_load(card.split("---\n")[1])
 
 
-def test_card_names_what_was_done(tmp_path: Path) -> None:
+def test_card_names_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parents, out = write_models(tmp_path, 2), tmp_path / "out"
     merge_folders(parents, out, Linear(weight=(0.75, 0.25)))
     card = (out / "README.md").read_text()
     assert front_matter(card) == {"library_name": "transformers", "tags": ["merge", "merge-models"]}
-    assert all(f"`{parent}`" in card for parent in parents)
+    assert all(f"`{Path(parent).name}`" in card for parent in parents) and str(tmp_path) not in card
     recipe = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
     again = tmp_path / "recipe.yml"
     again.write_text(yaml.safe_dump(recipe))
+    monkeypatch.chdir(tmp_path)  # the card has the models' names, not their places
     run_recipe(again, tmp_path / "again")
-    assert listing(tmp_path / "again") == listing(out)
+    assert listing(tmp_path / "again").keys() == listing(out).keys()
+    for name, data in listing(out).items():
+        if name != MANIFEST:
+            assert (tmp_path / "again" / name).read_bytes() == data, name
 
 
 def test_card_cannot_be_broken_by_names(tmp_path: Path) -> None:
@@ -579,9 +653,10 @@ def test_manifest_records_the_merge(tmp_path: Path) -> None:
         ("base", str(base)), ("parent", str(paths[0])), ("parent", str(paths[1])),
     ]  # fmt: skip
     for given, path in zip(record["inputs"], [base, *paths], strict=True):
-        assert given["files"] == [
-            {"name": "model.safetensors", "bytes": (path / "model.safetensors").stat().st_size}
-        ]
+        (file,) = given["files"]
+        assert file["path"] == str(path / "model.safetensors")
+        assert file["bytes"] == (path / "model.safetensors").stat().st_size
+        assert set(file["read"]) == (set() if path == base else {*tensors(0), "n"})
     assert record["output"]["copied"] == ["n"]
     assert record["output"]["dropped"] == [
         {"tensor": "extra", "model": str(base), "reason": "only the base has it"}

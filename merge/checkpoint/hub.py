@@ -42,6 +42,12 @@ def hub_repositories(name: str) -> list[str]:
     return [part.partition("@")[0] for part in parts]
 
 
+def hub_revision(path: Path) -> str | None:
+    """The commit that a folder of huggingface_hub's cache holds; None for any other folder."""
+    found = re.fullmatch(r"[0-9a-f]{40}", path.name)
+    return path.name if found and path.parent.name == "snapshots" else None
+
+
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

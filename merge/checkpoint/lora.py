@@ -127,6 +127,17 @@ class Adapted:
         """Bytes of what is stored, not of what reading gives."""
         return self._base.nbytes + self._adapter.nbytes
 
+    def stored(self, info: TensorInfo) -> tuple[TensorInfo, ...]:
+        own = replace(info, dtype=info.own_dtype, stored_as=None)
+        under = (own,) if info.file in self._adapter.files else self._base.stored(own)
+        change = self._changes.get(info.name)
+        if change is None:
+            return under
+        if isinstance(change, _Bias):
+            return (*under, change.vector)
+        added = (change.left, change.right, *([change.magnitude] if change.magnitude else []))
+        return (*under, *added)
+
     def close(self) -> None:
         self._base.close()
         self._adapter.close()
@@ -238,11 +249,11 @@ def open_model(name: str, places: Places | None = None) -> DiskSource:
     base_name, adapter = split_adapter(name, known)
     place = known.get(base_name, base_name)
     base = replace(open_checkpoint(place), label=base_name) if isinstance(place, (str, Path)) else place
-    return base if adapter is None else _open_adapted(name, base, adapter)
+    return base if adapter is None else _open_adapted(name, base, known.get(adapter, adapter))
 
 
-def _open_adapted(label: str, base: DiskSource, adapter: str) -> Adapted:
-    folder = resolve(adapter)
+def _open_adapted(label: str, base: DiskSource, adapter: str | Path | DiskSource) -> Adapted:
+    folder = resolve(adapter) if isinstance(adapter, (str, Path)) else adapter.folder
     settings = read_json(folder / _CONFIG) if folder.is_dir() else {}
     if not settings:
         raise CheckpointError(f"{adapter}: has no {_CONFIG}; name the folder of a LoRA adapter after the '+'")

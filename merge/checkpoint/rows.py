@@ -124,6 +124,13 @@ class GatheredRows:
     def nbytes(self) -> int:
         return self._model.nbytes
 
+    def stored(self, info: TensorInfo) -> tuple[TensorInfo, ...]:
+        table = self._tables.get(info.name)
+        if table is None:
+            return self._model.stored(info)
+        used = ((self._models[index], table.rows.infos[index]) for index in sorted(table.rows.used()))
+        return tuple(part for model, own in used if own is not None for part in model.stored(own))
+
     def close(self) -> None:
         self._model.close()
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import shutil
 import stat
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -62,19 +61,21 @@ class Sidecars:
         """The same, but for the tokenizer's files, which are made anew."""
         return replace(self, copied=tuple(name for name in self.copied if not is_tokenizer_file(name)))
 
-    def copy_into(self, target: Path) -> None:
-        """Copies the files' contents.
+    def contents(self) -> Iterator[tuple[str, bytes]]:
+        """Name and content of every file to copy.
 
         Raises:
-            CheckpointError: one cannot be read or written.
+            CheckpointError: one cannot be read.
         """
-        for name in self.copied:
-            file = self.elsewhere.get(name, self.folder) / name
+        for name, file in self.files():
             try:
-                (target / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, target / name)
+                yield name, file.read_bytes()
             except OSError as error:
                 raise CheckpointError(f"{file}: cannot be copied: {error.strerror}") from None
+
+    def files(self) -> list[tuple[str, Path]]:
+        """Name of every file to copy, and where it is."""
+        return [(name, self.elsewhere.get(name, self.folder) / name) for name in self.copied]
 
 
 def find_sidecars(folder: Path, merged: Collection[str] = ()) -> Sidecars:

@@ -77,6 +77,11 @@ class DiskSource(Source, Protocol):
     @property
     def nbytes(self) -> int: ...
 
+    def stored(self, info: TensorInfo) -> tuple[TensorInfo, ...]:
+        """What lies in files of all that reading a tensor takes bytes from; only ``info`` itself where
+        reading gives a file's own bytes."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -146,6 +151,9 @@ class Checkpoint:
                 )
             done += got
         return buffer[: stop - start]
+
+    def stored(self, info: TensorInfo) -> tuple[TensorInfo, ...]:
+        return (info,)
 
     def _descriptor(self, file: Path) -> int:
         with self._lock:

@@ -1,0 +1,220 @@
+"""Who is who in a merge: names to publish, places on this machine, and all that the output depends on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from merge_models.merge.checkpoint.digest import digest_bytes, digest_file, digest_header
+from merge_models.merge.checkpoint.hub import hub_repositories, hub_revision
+from merge_models.merge.checkpoint.layout import Layout
+from merge_models.merge.checkpoint.lora import split_adapter
+from merge_models.merge.checkpoint.sidecars import MAX_SIDECAR, WANTED, Sidecars
+from merge_models.merge.checkpoint.source import DiskSource
+from merge_models.merge.checkpoint.staging import MANIFEST
+from merge_models.merge.errors import CheckpointError
+from merge_models.merge.kernels import native_name
+from merge_models.merge.plan import NUMERICS, Plan, TensorPlan
+from merge_models.merge.recipe import Recipe, parse_recipe
+from merge_models.merge.strategies import parameters_of
+
+RECIPE_KEY, RECIPE_DIGEST_KEY = "merge_models.recipe", "merge_models.recipe_digest"
+_PACKAGES = ("torch", "numpy", "safetensors", "geoopt")
+_MODEL_KEYS = ("model", "base_model", "tokenizer_source", "source")
+
+
+def version(package: str = "merge-models") -> str:
+    """The installed version of a package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def versions() -> dict[str, str]:
+    """What runs here: Python and the packages that compute."""
+    return {"python": platform.python_version(), **{package: version(package) for package in _PACKAGES}}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One model or adapter that a recipe names.
+
+    Attributes:
+        text: as the recipe has it.
+        path: where it is.
+        repository, revision: on the Hub, where it is from there; the revision is a commit.
+        is_result: whether an earlier recipe of the same file makes it.
+    """
+
+    text: str
+    path: Path
+    repository: str | None
+    revision: str | None
+    is_result: bool
+
+    def location(self) -> str:
+        """What finds it from any working folder."""
+        return self.text if self.repository or self.is_result else str(Path(os.path.abspath(self.path)))
+
+    def public(self) -> str:
+        """A name that tells nothing of this machine."""
+        if self.repository or self.is_result:
+            return self.text
+        path = Path(os.path.abspath(self.path))
+        return os.fsencode(path.name).decode("utf-8", "replace") or "model"
+
+
+@dataclass(frozen=True)
+class Names:
+    """The models of a recipe, and the recipe with their names put otherwise.
+
+    Attributes:
+        parts: every model and adapter named, by its name.
+        located: the recipe, with paths that hold from any folder.
+        public: the recipe, with names only: it can be published.
+    """
+
+    parts: Mapping[str, Part]
+    located: Recipe
+    public: Recipe
+
+
+def names_of(recipe: Recipe, models: Mapping[str, DiskSource], results: Sequence[str]) -> Names:
+    """Finds out about a recipe's models.
+
+    Args:
+        recipe: the recipe.
+        models: every model by its name in the recipe, open.
+        results: names of what earlier recipes make.
+    """
+    parts: dict[str, Part] = {}
+    pieces: dict[str, list[str]] = {}
+    for label, model in models.items():
+        base, adapter = split_adapter(label, results)
+        pieces[label] = [base] if adapter is None else [base, adapter]
+        for text, path in zip(pieces[label], model.paths, strict=True):
+            repositories = hub_repositories(text) if text not in results else []
+            revision = hub_revision(path) if repositories else None
+            repository = repositories[0] if repositories else None
+            parts[text] = Part(text, path, repository, revision, text in results)
+    shown = _distinct({text: part.public() for text, part in parts.items()})
+    located = {label: "+".join(parts[t].location() for t in texts) for label, texts in pieces.items()}
+    public = {label: "+".join(shown[t] for t in texts) for label, texts in pieces.items()}
+    return Names(parts, renamed(recipe, located.get), renamed(recipe, public.get))
+
+
+def _distinct(names: Mapping[str, str]) -> dict[str, str]:
+    """The same names, with numbers behind those that two different models have."""
+    result: dict[str, str] = {}
+    for key, name in names.items():
+        count, candidate = 1, name
+        while candidate in result.values():
+            count += 1
+            candidate = f"{name}-{count}"
+        result[key] = candidate
+    return result
+
+
+def renamed(recipe: Recipe, name: Callable[[str], str | None]) -> Recipe:
+    """The recipe with every model's name replaced by ``name(it)``, where that is something."""
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {
+                key: name(item) or item if key in _MODEL_KEYS and isinstance(item, str) else walk(item)
+                for key, item in value.items()
+            }
+        return [walk(item) for item in value] if isinstance(value, list) else value
+
+    document = recipe.document()
+    kept = {key: document[key] for key in ("parameters", "chat_template", "name") if key in document}
+    return parse_recipe({**walk(document), **kept})
+
+
+def recipe_metadata(recipe: Recipe) -> dict[str, str]:
+    """What every shard's header says of how it was made; of a recipe that may be published."""
+    text = recipe.yaml()
+    return {RECIPE_KEY: text, RECIPE_DIGEST_KEY: digest_bytes(text.encode())}
+
+
+def binding(
+    located: Recipe,
+    plan: Plan,
+    layout: Layout,
+    roles: list[tuple[str, DiskSource]],
+    sidecars: Sidecars,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All that the bytes of an output depend on; a merge goes on only where it is what it was.
+
+    Weight files count by path, size, time of change and header: reading all of them again would cost as much
+    as the merge, and a training run that leaves a file of the same size leaves another time. Small files
+    count by their content. Threads, and anything else that changes no byte, do not count.
+
+    Args:
+        located: the recipe.
+        plan, layout: what it came to.
+        roles: (role, checkpoint) of every input.
+        sidecars: the small files that are copied.
+        options: further settings that change bytes.
+    """
+    return {
+        "recipe": located.document(),
+        "options": dict(options),
+        "inputs": _inputs(roles, sidecars),
+        "plan": digest_bytes(repr([_resolved(tensor) for tensor in plan.tensors]).encode()),
+        "output files": digest_bytes(b"".join(shard.header for shard in layout.shards)),
+        "software": {
+            "merge-models": version(),
+            "numerics": NUMERICS,
+            "kernels": native_name(),
+            "machine": platform.machine(),
+            **versions(),
+        },
+    }
+
+
+def _resolved(tensor: TensorPlan) -> tuple[Any, ...]:
+    sources = [(ref.model, ref.info.name, ref.info.dtype.code, ref.info.shape) for ref in tensor.sources()]
+    return tensor.name, tensor.shape, tensor.dtype.code, tensor.action, repr(tensor.strategy), sources
+
+
+def _inputs(roles: list[tuple[str, DiskSource]], sidecars: Sidecars) -> dict[str, str]:
+    found: dict[str, str] = {}
+    try:
+        for role, model in roles:
+            for file in model.files:
+                status = file.stat()
+                head = digest_header(file)[7:39]
+                found[f"{role} {file}"] = f"{status.st_size} bytes {status.st_mtime_ns} ns {head}"
+            for file in small_files(model):
+                found[f"{role} {file}"] = digest_file(file)
+        found |= {f"copied {file}": digest_file(file) for _, file in sidecars.files()}
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}; allow it") from None
+    return found
+
+
+def small_files(model: DiskSource) -> list[Path]:
+    """The config, tokenizer and other small files of a model's folders that a merge may read."""
+    folders = {path if path.is_dir() else path.parent for path in (*model.paths, model.tokenizer_folder)}
+    found = {file for folder in folders for pattern in WANTED for file in folder.glob(pattern)}
+    return sorted(file for file in found if file.name != MANIFEST and _is_small(file))
+
+
+def _is_small(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size <= MAX_SIDECAR
+
+
+def parameters(tensor: TensorPlan) -> dict[str, Any]:
+    """The resolved parameters of a tensor's strategy; empty where it is copied."""
+    strategy = tensor.strategy
+    if strategy is None:
+        return {}
+    return {p.name: getattr(strategy, p.field) for p in parameters_of(type(strategy)).values()}
