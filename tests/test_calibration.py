@@ -62,8 +62,8 @@ def test_the_text_is_large_and_in_every_domain() -> None:
     text = read_calibration()
     sizes = {domain: sum(len(d.encode()) for d in documents) for domain, documents in text.domains.items()}
     assert sizes.keys() == DOMAINS
-    assert sum(sizes.values()) >= 50_000
-    assert min(sizes.values()) >= 10_000
+    assert sum(sizes.values()) >= 200_000
+    assert min(sizes.values()) >= 30_000
     assert text.digest == hashlib.sha256(b"".join(file.read_bytes() for file in FILES)).hexdigest()
 
 
@@ -91,9 +91,9 @@ def test_no_paragraph_comes_twice() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_text_is_not_repetitive(file: Path) -> None:
-    """English prose shrinks to about 0.42 of its size, code to 0.35; text from a template to under 0.2."""
+    """English prose shrinks to about 0.44 of its size, code to 0.39; text from a template to under 0.2."""
     data = file.read_bytes()
-    assert len(zlib.compress(data, 9)) / len(data) > 0.28
+    assert len(zlib.compress(data, 9)) / len(data) > 0.34
 
 
 def test_no_long_passage_comes_twice() -> None:
@@ -107,7 +107,7 @@ def test_no_long_passage_comes_twice() -> None:
 
 def test_python_documents_parse() -> None:
     python = [d for d in read_calibration().domains["code"] if d.startswith(('"""', "#!/usr/bin/env python"))]
-    assert len(python) >= 2
+    assert len(python) >= 6
     for document in python:
         ast.parse(document)
 
@@ -247,7 +247,7 @@ def test_too_many_domains_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"length": 2}, {"tokens": 10}, {"length": 0}])
-def test_no_room_for_text_is_refused(settings: dict[str, int]) -> None:
+def test_no_room_for_text_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(MergeError, match="no room for text"):
         calibration_batches(Characters((2,), ()), **settings)
 
