@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from merge_models.evals.schema import Calibration, ModelRef
+from merge_models.evals.schema import ModelRef
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
 class Probe(Protocol):
@@ -23,27 +21,3 @@ class Probe(Protocol):
     def observe(self, ref: ModelRef, model: nn.Module, tokenizer: Any | None) -> None:
         """Looks at one model, which is in eval mode and is left as it was: no hooks, no gradients."""
         ...
-
-
-@dataclass(frozen=True, eq=False)
-class Batches:
-    """Calibration text as token ids, the same for every model.
-
-    Attributes:
-        ids: [sequences, length], int64.
-        domains: each sequence's domain.
-        calibration: the record of where they come from.
-    """
-
-    ids: Tensor
-    domains: tuple[str, ...]
-    calibration: Calibration
-
-    def __len__(self) -> int:
-        return len(self.domains)
-
-    def chunks(self, sequences: int) -> Iterator[tuple[slice, Tensor]]:
-        """Runs of at most ``sequences`` sequences, with their place."""
-        for start in range(0, len(self), sequences):
-            place = slice(start, min(start + sequences, len(self)))
-            yield place, self.ids[place]

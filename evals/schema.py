@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 SCHEMA_VERSION = 1
 
 Role = Literal["merge", "parent", "base"]
-Site = Literal["embedding", "residual", "attention", "mlp"]
+Site = Literal["embedding", "residual", "attention", "mlp", "module"]
 Status = Literal["healthy", "degraded", "collapsed"]
 Basis = Literal["weights", "activations", "activations and tasks"]
 
@@ -270,6 +270,7 @@ class Head(Record):
             likewise, model then domain.
         divergences: merge against each parent and the base.
         parents_js: mean Jensen-Shannon distance between pairs of parents, the scale to read the others by.
+        predictions: how many next-token distributions were compared.
     """
 
     entropy: dict[str, Estimate] = {}
@@ -277,16 +278,42 @@ class Head(Record):
     loss_by_domain: dict[str, dict[str, float]] = {}
     divergences: tuple[Divergence, ...] = ()
     parents_js: float | None = None
+    predictions: int = 0
+
+
+class SentenceDrift(Record):
+    """Distance of the merge's sentence vectors from another encoder's.
+
+    A sentence's vector is the mean of the last hidden states of its tokens, the first left out.
+
+    Attributes:
+        model: name of the other model.
+        cosine: mean over sentences of the cosine between both models' vectors.
+        neighbour_agreement: share of sentences whose most similar other sentence is the same to both.
+    """
+
+    model: str
+    cosine: Estimate
+    neighbour_agreement: Estimate
 
 
 class ActivationDiagnosis(Record):
-    """Activations of a merge against its parents', on the same tokens."""
+    """Activations of a merge against its parents', on the same tokens.
+
+    Attributes:
+        sites: in the model's order; ``head``: predictions, for models that make any; ``sentences``: for
+            encoders.
+        sample: tokens kept for CKA, drift and O-information.
+        spectrum_tokens: tokens that spectra, mean cosine and the median magnitude are taken from; variances
+            and largest magnitudes are of all tokens.
+    """
 
     calibration: Calibration
     sites: tuple[SiteActivations, ...]
     head: Head | None = None
+    sentences: tuple[SentenceDrift, ...] = ()
     sample: int
-    """Tokens kept for CKA, drift and O-information."""
+    spectrum_tokens: int | None = None
     seconds: float = 0.0
 
 
