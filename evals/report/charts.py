@@ -1,0 +1,537 @@
+"""What the charts show, as plain data: the page draws it, the tables beside the charts print it.
+
+Every chart is a table first. A value that is not defined is None and leaves a gap.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Literal
+
+from merge_models.evals.report.definitions import DEFINITIONS
+from merge_models.evals.report.escape import line
+from merge_models.evals.report.numbers import percent
+from merge_models.evals.schema import (
+    Estimate,
+    Evaluation,
+    OInformation,
+    SiteActivations,
+    SiteStatistics,
+    TensorWeights,
+)
+
+Values = tuple[float | None, ...]
+Role = Literal["merge", "parent", "base"]
+SITES: dict[str, str] = {
+    "residual": "Residual stream",
+    "attention": "Attention output",
+    "mlp": "MLP output",
+    "embedding": "Embedding",
+}
+MOST_KINDS = 40
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line: one value a position, with an interval where there is one."""
+
+    name: str
+    role: Role
+    index: int
+    values: Values
+    low: Values | None = None
+    high: Values | None = None
+
+
+@dataclass(frozen=True)
+class Band:
+    """A range behind the lines."""
+
+    name: str
+    low: Values
+    high: Values
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A horizontal line: a reference, or a threshold that decided."""
+
+    value: float
+    label: str
+    threshold: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot of a profile."""
+
+    title: str
+    series: tuple[Series, ...]
+    bands: tuple[Band, ...] = ()
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Values by depth, one panel a site; all panels share their axes.
+
+    Attributes:
+        key: the element's id; ``title`` and ``label`` (of the vertical axis) are shown.
+        positions: labels of the positions, layers as a rule; ``flagged``: positions that findings name.
+        depth: what a position is, in a word.
+        low, high: bounds of the quantity itself, which the axis must not pass.
+    """
+
+    key: str
+    title: str
+    label: str
+    positions: tuple[str, ...]
+    panels: tuple[Panel, ...]
+    rules: tuple[Rule, ...] = ()
+    flagged: tuple[int, ...] = ()
+    depth: str = "layer"
+    low: float | None = None
+    high: float | None = None
+    type: Literal["profile"] = "profile"
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A heat map: rows are kinds of tensor, columns layers.
+
+    Attributes:
+        palette: ``ratio`` diverges about 1; ``share`` runs from 0 to 1; ``count`` from 1 to ``most``.
+    """
+
+    key: str
+    title: str
+    rows: tuple[str, ...]
+    columns: tuple[int, ...]
+    values: tuple[Values, ...]
+    palette: Literal["ratio", "share", "count"]
+    most: float | None = None
+    type: Literal["heat"] = "heat"
+
+
+@dataclass(frozen=True)
+class Dots:
+    """Values with intervals, one row each."""
+
+    key: str
+    title: str
+    label: str
+    rows: tuple[str, ...]
+    values: Values
+    low: Values
+    high: Values
+    roles: tuple[str, ...]
+    indices: tuple[int, ...]
+    rules: tuple[Rule, ...] = ()
+    type: Literal["dots"] = "dots"
+
+
+Chart = Profile | Heat | Dots
+
+
+def payload(chart: Chart) -> object:
+    """The chart as JSON holds it: names cleaned, numbers at five figures, which is finer than a pixel."""
+    return _plain(asdict(chart))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+    return line(value) if isinstance(value, str) else value
+
+
+# Activations by depth
+
+
+def _ratio(value: float | None, mean: float | None) -> float | None:
+    return value / mean if value is not None and mean else None
+
+
+def weighted_mean(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    """Mean of what is defined, by weight; None when nothing is."""
+    known = [(v, w) for v, w in zip(values, weights, strict=True) if v is not None]
+    total = sum(w for _, w in known)
+    return sum(v * w for v, w in known) / total if total else None
+
+
+def parent_weights(evaluation: Evaluation) -> list[float]:
+    """The parents' weights, equal where they are not told."""
+    weights = [parent.weight for parent in evaluation.parents]
+    return [1.0 if w is None else w for w in weights] if any(weights) else [1.0] * len(weights)
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Where the sites of a model stand: positions with their labels, and each kind of site's records."""
+
+    labels: tuple[str, ...]
+    sites: dict[str, tuple[SiteActivations | None, ...]]
+    named: bool
+    """Positions are modules in order, not layers: the model has no stack, or several sites a layer."""
+
+
+def depth_of(sites: Iterable[SiteActivations]) -> Depth:
+    """Sorts sites by kind and layer. A net without layers keeps the order of its modules."""
+    inner = [site for site in sites if site.site != "embedding"]
+    keys = [(site.site, site.layer) for site in inner]
+    named = any(layer is None for _, layer in keys) or len(set(keys)) < len(keys)
+    if named:
+        labels = tuple(dict.fromkeys(site.module for site in inner))
+        place = {label: at for at, label in enumerate(labels)}
+        where = [place[site.module] for site in inner]
+    else:
+        layers = sorted({site.layer for site in inner if site.layer is not None})
+        labels = tuple(map(str, layers))
+        where = [layers.index(site.layer) for site in inner if site.layer is not None]
+    table: dict[str, list[SiteActivations | None]] = {}
+    for kind in SITES:
+        if any(site.site == kind for site in inner):
+            table[kind] = [None] * len(labels)
+    for at, site in zip(where, inner, strict=True):
+        table[site.site][at] = site
+    return Depth(labels, {kind: tuple(row) for kind, row in table.items()}, named)
+
+
+def estimates(row: Sequence[SiteActivations | None], field: str) -> tuple[Values, Values, Values]:
+    """Values, lower and upper ends of an estimate along a row of sites."""
+    found: list[Estimate | None] = [getattr(site, field) if site else None for site in row]
+    return (
+        tuple(e.value if e else None for e in found),
+        tuple(e.low if e else None for e in found),
+        tuple(e.high if e else None for e in found),
+    )
+
+
+def _relative(
+    row: Sequence[SiteActivations | None], field: str, weights: list[float], pick: Callable[..., object]
+) -> Values:
+    """A statistic of one model over the parents' weighted mean of it."""
+
+    def one(site: SiteActivations | None) -> float | None:
+        if site is None:
+            return None
+        mean = weighted_mean([getattr(parent, field) for parent in site.parents], weights)
+        chosen = pick(site)
+        return _ratio(getattr(chosen, field), mean) if isinstance(chosen, SiteStatistics) else None
+
+    return tuple(map(one, row))
+
+
+def _range(columns: Sequence[Values]) -> tuple[Values, Values]:
+    known = [[v for v in values if v is not None] for values in zip(*columns, strict=True)]
+    return tuple(min(v) if v else None for v in known), tuple(max(v) if v else None for v in known)
+
+
+def _site_panel(
+    evaluation: Evaluation, kind: str, row: Sequence[SiteActivations | None], ratio: str, field: str
+) -> Panel:
+    weights = parent_weights(evaluation)
+    values, low, high = estimates(row, ratio)
+    lines = [Series(evaluation.merge.name, "merge", 0, values, low, high)]
+    base = _relative(row, field, weights, lambda site: site.base)
+    if evaluation.base is not None and any(v is not None for v in base):
+        lines.append(Series(evaluation.base.name, "base", 0, base))
+    each = [_relative(row, field, weights, lambda site, n=n: site.parents[n]) for n in range(len(weights))]
+    bands = (Band("parents", *_range(each)),) if each else ()
+    return Panel(SITES[kind], tuple(lines), bands)
+
+
+def _thresholds(evaluation: Evaluation, cause: str) -> tuple[Rule, ...]:
+    findings = evaluation.verdict.findings if evaluation.verdict else ()
+    limits = {f.threshold: f.status for f in findings if f.cause == cause and f.threshold is not None}
+    return tuple(Rule(value, f"{status} below", True) for value, status in sorted(limits.items()))
+
+
+def _flagged(evaluation: Evaluation, depth: Depth, cause: str) -> tuple[int, ...]:
+    if depth.named or evaluation.verdict is None:
+        return ()
+    layers = {
+        str(n)
+        for f in evaluation.verdict.findings
+        if f.cause == cause and f.status != "healthy"
+        for n in f.layers
+    }
+    return tuple(at for at, label in enumerate(depth.labels) if label in layers)
+
+
+def activation_profiles(evaluation: Evaluation) -> list[Profile]:
+    """Variance and rank against the parents' bands, then likeness to each parent."""
+    if evaluation.activations is None:
+        return []
+    depth = depth_of(evaluation.activations.sites)
+    word = "module" if depth.named else "layer"
+    charts = []
+    for key, cause, field, title in (
+        ("variance_ratio", "variance collapse", "variance", "Activation variance"),
+        ("effective_rank_ratio", "rank collapse", "effective_rank", "Effective rank of activations"),
+    ):
+        panels = tuple(_site_panel(evaluation, kind, row, key, field) for kind, row in depth.sites.items())
+        charts.append(
+            Profile(
+                key,
+                title,
+                "ratio to the parents' mean",
+                depth.labels,
+                panels,
+                (Rule(1.0, "parents' mean"), *_thresholds(evaluation, cause)),
+                _flagged(evaluation, depth, cause),
+                word,
+                low=0.0,
+            )
+        )
+    charts.append(_likeness(evaluation, depth, "cka", "Similarity to each parent (CKA)", "CKA", word, 1.0))
+    charts.append(
+        _likeness(evaluation, depth, "drift", "Drift from each parent", "relative drift", word, None)
+    )
+    return [chart for chart in charts if defined(chart)]
+
+
+def _likeness(
+    evaluation: Evaluation, depth: Depth, field: str, title: str, label: str, word: str, high: float | None
+) -> Profile:
+    def values(row: Sequence[SiteActivations | None], n: int) -> Values:
+        per_site = [getattr(site, field) if site else () for site in row]
+        return tuple(each[n] if n < len(each) else None for each in per_site)
+
+    panels = tuple(
+        Panel(
+            SITES[kind],
+            tuple(Series(p.name, "parent", n, values(row, n)) for n, p in enumerate(evaluation.parents)),
+        )
+        for kind, row in depth.sites.items()
+    )
+    return Profile(
+        field, title, label, depth.labels, panels, depth=word, low=0.0 if high is None else None, high=high
+    )
+
+
+def defined(chart: Profile) -> bool:
+    """Whether any line of the chart has a value."""
+    return any(v is not None for panel in chart.panels for series in panel.series for v in series.values)
+
+
+# Predictions
+
+
+def divergence_charts(evaluation: Evaluation) -> list[Dots]:
+    """KL and JS of the merge against each model."""
+    head = evaluation.activations.head if evaluation.activations else None
+    if head is None or not head.divergences:
+        return []
+    order = {parent.name: n for n, parent in enumerate(evaluation.parents)}
+    charts = []
+    for field, label in (("kl", "KL(model || merge), nats"), ("js", "Jensen-Shannon, nats")):
+        found: list[Estimate] = [getattr(d, field) for d in head.divergences]
+        rules = ()
+        if field == "js" and head.parents_js is not None:
+            rules = (Rule(head.parents_js, "between parents"),)
+        charts.append(
+            Dots(
+                field,
+                DEFINITIONS[field].label,
+                label,
+                tuple(d.model for d in head.divergences),
+                tuple(e.value for e in found),
+                tuple(e.low for e in found),
+                tuple(e.high for e in found),
+                tuple("parent" if d.model in order else "base" for d in head.divergences),
+                tuple(order.get(d.model, 0) for d in head.divergences),
+                rules,
+            )
+        )
+    return charts
+
+
+# Weights
+
+HEATS: tuple[tuple[str, Literal["ratio", "share", "count"]], ...] = (
+    ("norm_ratio", "ratio"),
+    ("delta_norm_ratio", "ratio"),
+    ("effective_rank_ratio", "ratio"),
+    ("delta_effective_rank_ratio", "ratio"),
+    ("spectral_norm_ratio", "ratio"),
+    ("stable_rank_ratio", "ratio"),
+    ("hyperspherical_energy_ratio", "ratio"),
+    ("sign_conflict", "share"),
+    ("effective_parents", "count"),
+    ("unexplained", "share"),
+)
+
+
+def weight_title(field: str) -> str:
+    """The label of a field of ``TensorWeights``."""
+    return DEFINITIONS["weight_effective_rank_ratio" if field == "effective_rank_ratio" else field].label
+
+
+def short_kind(kind: str) -> str:
+    """A kind without what says nothing: the ``.weight`` at its end."""
+    return kind.removesuffix(".weight")
+
+
+def _fold(tensors: Sequence[TensorWeights]) -> Callable[[str], str]:
+    """How kinds are named: as they are, or numbers (experts) folded into one row when there are too many."""
+    if len({t.kind for t in tensors}) <= MOST_KINDS:
+        return short_kind
+    return lambda kind: re.sub(r"\d+", "*", short_kind(kind))
+
+
+def weight_heats(evaluation: Evaluation) -> list[Heat]:
+    """One map a diagnostic that has values, of the tensors that lie in layers."""
+    if evaluation.weights is None:
+        return []
+    tensors = [t for t in evaluation.weights.tensors if t.layer is not None]
+    fold = _fold(tensors)
+    columns = tuple(sorted({t.layer for t in tensors if t.layer is not None}))
+    charts = (
+        _heat(tensors, field, palette, fold, columns, len(evaluation.parents)) for field, palette in HEATS
+    )
+    return [chart for chart in charts if chart is not None]
+
+
+def _heat(
+    tensors: Sequence[TensorWeights],
+    field: str,
+    palette: Literal["ratio", "share", "count"],
+    fold: Callable[[str], str],
+    columns: tuple[int, ...],
+    parents: int,
+) -> Heat | None:
+    cells: dict[str, dict[int, list[float]]] = {}
+    for tensor in tensors:
+        value = getattr(tensor, field)
+        if value is not None and tensor.layer is not None:
+            cells.setdefault(fold(tensor.kind), {}).setdefault(tensor.layer, []).append(value)
+    if not cells:
+        return None
+    kept = list(cells)[:MOST_KINDS]
+    values = tuple(tuple(median(cells[k][n]) if n in cells[k] else None for n in columns) for k in kept)
+    return Heat(
+        f"weight_{field}",
+        weight_title(field),
+        tuple(kept),
+        columns,
+        values,
+        palette,
+        float(parents) if palette == "count" else None,
+    )
+
+
+# Information
+
+
+def information_profile(evaluation: Evaluation) -> Profile | None:
+    """O-information by depth: between parents and merge with its null, and within each model."""
+    found = evaluation.information
+    if found is None:
+        return None
+    systems = [*found.between, *(o for row in found.within.values() for o in row)]
+    layers = sorted({o.layer for o in systems if o.layer is not None})
+    if not layers:
+        return None
+    panels = []
+    if any(o.o_information for o in found.between):
+        line_, band = _system(found.between, layers, "parents and merge", "merge", 0)
+        panels.append(Panel("Between parents and merge", (line_,), (band,) if band else ()))
+    if any(o.o_information for row in found.within.values() for o in row):
+        roles: dict[str, Role] = {model.name: model.role for model in evaluation.models}
+        place = {parent.name: n for n, parent in enumerate(evaluation.parents)}
+        lines = [
+            _system(row, layers, model, roles.get(model, "base"), place.get(model, 0))[0]
+            for model, row in found.within.items()
+        ]
+        panels.append(Panel("Within layers of each model", tuple(lines)))
+    chart = Profile(
+        "o_information",
+        "O-information",
+        "nats",
+        tuple(map(str, layers)),
+        tuple(panels),
+        (Rule(0.0, "neither"),),
+    )
+    return chart if panels else None
+
+
+def _system(
+    row: Sequence[OInformation], layers: list[int], name: str, role: Role, index: int
+) -> tuple[Series, Band | None]:
+    by_layer = {o.layer: o for o in row}
+    at = [by_layer.get(layer) for layer in layers]
+    found = [o.o_information if o else None for o in at]
+    series = Series(
+        name,
+        role,
+        index,
+        tuple(e.value if e else None for e in found),
+        tuple(e.low if e else None for e in found),
+        tuple(e.high if e else None for e in found),
+    )
+    null = [
+        (o.null_mean, o.null_std) if o and o.null_mean is not None and o.null_std is not None else None
+        for o in at
+    ]
+    if not any(null):
+        return series, None
+    low = tuple(n[0] - 2 * n[1] if n else None for n in null)
+    high = tuple(n[0] + 2 * n[1] if n else None for n in null)
+    return series, Band("shuffle null", low, high)
+
+
+# Repair
+
+
+def repair_profile(evaluation: Evaluation) -> Profile | None:
+    """Variance ratio of each repaired module, before and after."""
+    report = evaluation.repair
+    if report is None or not report.layers:
+        return None
+    before = Series("before", "base", 0, tuple(layer.variance_ratio_before for layer in report.layers))
+    after = Series("after", "merge", 0, tuple(layer.variance_ratio_after for layer in report.layers))
+    chart = Profile(
+        "repair",
+        "Repair",
+        "ratio to the parents' mean",
+        tuple(layer.module for layer in report.layers),
+        (Panel("Variance ratio of repaired modules", (after, before)),),
+        (Rule(1.0, "parents' mean"),),
+        depth="module",
+        low=0.0,
+    )
+    return chart if defined(chart) else None
+
+
+def describe(chart: Profile) -> str:
+    """The chart in a sentence, for those who do not see it: each panel's first line, its range and where."""
+    parts = []
+    for panel in chart.panels:
+        for series in panel.series:
+            known = [
+                (v, label) for v, label in zip(series.values, chart.positions, strict=True) if v is not None
+            ]
+            if known:
+                low, high = min(known), max(known)
+                parts.append(
+                    f"{panel.title}, {line(series.name)}: from {low[0]:.3g} at {chart.depth} {line(low[1])} "
+                    f"to {high[0]:.3g} at {chart.depth} {line(high[1])}"
+                )
+            if series.role != "parent":
+                break
+    return f"{chart.title} by {chart.depth}. " + "; ".join(parts[:12]) + "."
+
+
+def coverage(heat: Heat) -> str:
+    """A heat map in a sentence."""
+    known = [v for row in heat.values for v in row if v is not None]
+    off = sum(1 for v in known if not 0.85 <= v <= 1.18) / len(known)
+    told = f"; {percent(off)} of the tensors are more than 15 % off 1" if heat.palette == "ratio" else ""
+    return f"{heat.title} by kind of tensor and layer: from {min(known):.3g} to {max(known):.3g}{told}."

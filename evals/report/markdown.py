@@ -1,0 +1,235 @@
+"""An evaluation as a section of a model card: verdict, findings, a few tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from merge_models.evals.report import charts
+from merge_models.evals.report.escape import markdown_code, markdown_prose, markdown_text
+from merge_models.evals.report.facts import STATUS_MARKS, STATUS_WORDS, facts, missing, refusals
+from merge_models.evals.report.numbers import UNDEFINED, measured, number, percent, ranges
+from merge_models.evals.report.sections import decision, score_rows
+from merge_models.evals.schema import Evaluation, Finding, Verdict
+
+MOST_LAYERS = 16
+
+
+def markdown(evaluation: Evaluation) -> str:
+    """The report as Markdown, headings from the second level on, ending in a line break.
+
+    Every name and text of the input is escaped: it cannot become markup, a link, a mention or another cell.
+    """
+    parts = [
+        *_verdict(evaluation),
+        *_facts(evaluation),
+        *_profile(evaluation),
+        *_predictions(evaluation),
+        *_tasks(evaluation),
+        *_generation(evaluation),
+        *_weights(evaluation),
+        *_repair(evaluation),
+        *_method(evaluation),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
+    """A table whose first ``words`` columns are text and the others numbers. Cells are Markdown already."""
+    rule = ["---" if n < words else "---:" for n in range(len(head))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
+
+
+def _verdict(evaluation: Evaluation) -> list[str]:
+    found = evaluation.verdict
+    title = "## Evaluation of the merge"
+    parents = ", ".join(markdown_code(parent.name) for parent in evaluation.parents)
+    base = f", base {markdown_code(evaluation.base.name)}" if evaluation.base else ""
+    models = f"{markdown_code(evaluation.merge.name)} against its parents {parents}{base}."
+    if found is None:
+        return [title, models]
+    score = f" Score {number(found.score)}." if found.score is not None else ""
+    line = f"**{STATUS_MARKS[found.status]} {STATUS_WORDS[found.status]}.** {markdown_prose(found.summary)}"
+    basis = f"Judged by {found.basis}.{score}"
+    listed = [_finding(finding) for finding in found.findings]
+    return [
+        title,
+        line,
+        f"{models} {basis}",
+        *(["### Findings", "\n".join(listed)] if listed else []),
+        *_skills(found),
+    ]
+
+
+def _finding(finding: Finding) -> str:
+    status = "remark" if finding.status == "healthy" else finding.status
+    decided = decision(finding)
+    source = f"{decided} ({markdown_prose(finding.source)})" if decided else markdown_prose(finding.source)
+    return (
+        f"- **{finding.cause[:1].upper()}{finding.cause[1:]}** ({status}), {markdown_prose(finding.where)}: "
+        f"{markdown_prose(finding.evidence)}\n"
+        f"  - {'Threshold' if decided else 'Source'}: {source}\n"
+        f"  - Remedy: {markdown_prose(finding.remedy)}"
+    )
+
+
+def _skills(found: Verdict) -> list[str]:
+    told = []
+    bad = [(s, tuple(n for n, of in found.by_layer.items() if of == s)) for s in ("degraded", "collapsed")]
+    layers = "; ".join(f"{status} {ranges(numbers)}" for status, numbers in bad if numbers)
+    if layers:
+        told.append(f"Layers: {layers}.")
+    if found.by_skill:
+        skills = ", ".join(f"{markdown_code(skill)} {status}" for skill, status in found.by_skill.items())
+        told.append(f"Skills: {skills}.")
+    return told
+
+
+def _facts(evaluation: Evaluation) -> list[str]:
+    told = facts(evaluation)
+    if not told:
+        return []
+    return [table(["Measure", "Value", ""], ([f.label, f.value, markdown_text(f.note)] for f in told))]
+
+
+def _every(count: int) -> list[int]:
+    """At most ``MOST_LAYERS`` positions, the first and the last among them."""
+    if count <= MOST_LAYERS:
+        return list(range(count))
+    return sorted({round(n * (count - 1) / (MOST_LAYERS - 1)) for n in range(MOST_LAYERS)})
+
+
+def _profile(evaluation: Evaluation) -> list[str]:
+    """Ratios by depth: variance and rank of each kind of site."""
+    drawn = [
+        c
+        for c in charts.activation_profiles(evaluation)
+        if c.key in ("variance_ratio", "effective_rank_ratio")
+    ]
+    if not drawn:
+        return []
+    short = {"variance_ratio": "variance", "effective_rank_ratio": "rank"}
+    columns = [
+        (f"{panel.title}, {short[chart.key]}", panel.series[0].values)
+        for chart in drawn
+        for panel in chart.panels
+    ]
+    labels = drawn[0].positions
+    kept = _every(len(labels))
+    rows = [[markdown_code(labels[n]), *(number(values[n]) for _, values in columns)] for n in kept]
+    note = f" {len(kept)} of {len(labels)} {drawn[0].depth}s." if len(kept) < len(labels) else ""
+    return [
+        "### Activations by depth",
+        f"Ratios of the merge to the parents' weighted mean; 1 is as the parents.{note}",
+        table([drawn[0].depth.capitalize(), *(label for label, _ in columns)], rows),
+    ]
+
+
+def _predictions(evaluation: Evaluation) -> list[str]:
+    head = evaluation.activations.head if evaluation.activations else None
+    if head is None:
+        return []
+    divergences = {d.model: d for d in head.divergences}
+    rows = []
+    for model in evaluation.models:
+        d = divergences.get(model.name)
+        rows.append(
+            [
+                markdown_code(model.name),
+                measured(head.loss.get(model.name)),
+                measured(d.kl) if d else UNDEFINED,
+                measured(d.js) if d else UNDEFINED,
+                percent(d.top1_agreement.value) if d else UNDEFINED,
+            ]
+        )
+    columns = ["Model", "Loss, nats", "KL to the merge, nats", "JS, nats", "Top-1 agreement"]
+    return ["### Predictions", table(columns, rows)]
+
+
+def _tasks(evaluation: Evaluation) -> list[str]:
+    found = evaluation.tasks
+    if found is None or not found.scores:
+        return []
+    rows = []
+    for first, by_model, recovery in score_rows(found):
+        arrow = "↑" if first.higher_is_better else "↓"
+        scores = [by_model.get(model.name) for model in evaluation.models]
+        rows.append(
+            [
+                f"{markdown_code(first.task)} {markdown_text(first.metric)} {arrow}",
+                *(number(s.score.value) if s else UNDEFINED for s in scores),
+                percent(recovery.fraction) if recovery else UNDEFINED,
+            ]
+        )
+    head = ["Task", *(markdown_code(model.name) for model in evaluation.models), "Recovery"]
+    told = ["### Tasks", table(head, rows)]
+    if found.mean_recovery is not None or found.least_recovery is not None:
+        least = f" ({markdown_code(found.least_recovered)})" if found.least_recovered else ""
+        told.append(
+            f"Mean recovery {percent(found.mean_recovery)}, least {percent(found.least_recovery)}{least}."
+        )
+    return told
+
+
+def _generation(evaluation: Evaluation) -> list[str]:
+    found = evaluation.tasks.generation if evaluation.tasks else ()
+    if not found:
+        return []
+    rows = [
+        [
+            markdown_code(g.model),
+            percent(g.empty),
+            percent(g.looping),
+            percent(g.low_distinct),
+            number(g.distinct2),
+        ]
+        for g in found
+    ]
+    head = ["Generated text", "Empty", "Looping", "Low distinct-2", "Mean distinct-2"]
+    return ["### Generated text", table(head, rows)]
+
+
+def _weights(evaluation: Evaluation) -> list[str]:
+    found = evaluation.weights
+    if found is None:
+        return []
+    fields = [field for field, _ in charts.HEATS if field != "effective_parents"][:8]
+    depth = [d for d in found.depth if d.layer is not None]
+    known = [f for f in fields if any(getattr(d, f, None) is not None for d in depth)]
+    if not known:
+        return []
+    kept = [depth[n] for n in _every(len(depth))]
+    head = ["Layer", *(charts.weight_title(field) for field in known)]
+    rows = [[str(d.layer), *(number(getattr(d, field)) for field in known)] for d in kept]
+    return [
+        "### Weights by depth",
+        "Medians over each layer's matrices, as ratios to the parents' mean.",
+        table(head, rows),
+    ]
+
+
+def _repair(evaluation: Evaluation) -> list[str]:
+    report = evaluation.repair
+    if report is None:
+        return []
+    pairs = [(r.variance_ratio_before, r.variance_ratio_after) for r in report.layers]
+    before = [b for b, _ in pairs if b is not None]
+    after = [a for _, a in pairs if a is not None]
+    rows = [
+        ["Lowest variance ratio", number(min(before, default=None)), number(min(after, default=None))],
+        ["Loss on held-out text, nats", number(report.loss_before), number(report.loss_after)],
+    ]
+    return ["### Repair", table(["", "Before", "After"], rows)]
+
+
+def _method(evaluation: Evaluation) -> list[str]:
+    told = [*missing(evaluation), *refusals(evaluation), *evaluation.notes]
+    found = evaluation.activations
+    if found is not None:
+        c = found.calibration
+        domains = f" ({', '.join(c.domains)})" if c.domains else ""
+        told.insert(
+            0, f"Text: {c.source}{domains}, {c.tokens:,} tokens in {c.sequences:,} sequences, seed {c.seed}."
+        )
+    versions = ", ".join(f"{package} {number_}" for package, number_ in evaluation.versions.items())
+    told.append(f"Measured {evaluation.created}{f' with {versions}' if versions else ''}.")
+    return ["### How it was measured", "\n".join(f"- {markdown_prose(sentence)}" for sentence in told)]
