@@ -36,6 +36,9 @@ LEAST_TOKENS = 1024
 MAX_DOMAINS = 64
 Part = Literal["all", "fit", "held-out"]
 _HELD_OUT = 4
+_COMPARED = 32
+"""Documents of each domain on which tokenizers are compared."""
+
 _DATA = Path(__file__).parent / "data" / "calibration"
 
 
@@ -57,11 +60,13 @@ class Batches:
             that the tokenizer puts around a text; no sequence is padded.
         record: what they are, for the report.
         unknown: share of the tokens that are the tokenizer's unknown token.
+        text: what they were cut from.
     """
 
     ids: Mapping[str, np.ndarray]
     record: Calibration
     unknown: float
+    text: Text
 
     @property
     def length(self) -> int:
@@ -162,7 +167,7 @@ def calibration_batches(
         domains={domain: len(of_domain) * (length - 1) for domain, of_domain in ids.items()},
         unigram_entropy={domain: _entropy(of_domain[:, 1:]) for domain, of_domain in ids.items()},
     )
-    return Batches(ids, record, _share_of(getattr(tokenizer, "unk_token_id", None), ids))
+    return Batches(ids, record, _share_of(getattr(tokenizer, "unk_token_id", None), ids), text)
 
 
 def _entropy(ids: np.ndarray) -> float:
@@ -178,30 +183,33 @@ def _share_of(token: int | None, ids: Mapping[str, np.ndarray]) -> float:
     return float((everything == token).mean())
 
 
-def check_same_tokenizer(models: Sequence[str | os.PathLike[str]], text: Text | None = None) -> None:
-    """Checks that all models' tokenizers turn the text into the same tokens as the first one's.
+def check_same_tokenizer(models: Sequence[str | os.PathLike[str]], text: Text | None = None) -> Any:
+    """Checks that all models' tokenizers turn the text into the same tokens, and returns the first one's.
 
     Args:
-        models: folders or Hub ids, the merge first.
+        models: folders or Hub ids.
         text: what to compare them on; by default the built-in text.
 
     Raises:
         MergeError: one does not, or cannot be loaded; the text names the model and what to do.
     """
     text = text or read_calibration()
-    documents = [document for of_domain in text.domains.values() for document in of_domain[:32]]
-    first, expected = models[0], None
-    for model in models:
-        with closing(open_checkpoint(model)) as checkpoint:
-            tokenizer = load_tokenizer(checkpoint).tokenizer
-        encode = _encoder(tokenizer)[0]
-        found = [encode(document) for document in documents]
-        if expected is None:
-            expected = found
-            continue
-        for document, ours, theirs in zip(documents, expected, found, strict=True):
-            if ours != theirs:
-                raise MergeError(_difference(first, model, tokenizer, document, ours, theirs))
+    documents = [document for of_domain in text.domains.values() for document in of_domain[:_COMPARED]]
+    first = _tokenizer_of(models[0])
+    expected = list(map(_encoder(first)[0], documents))
+    for model in models[1:]:
+        tokenizer = _tokenizer_of(model)
+        for document, wanted, found in zip(
+            documents, expected, map(_encoder(tokenizer)[0], documents), strict=True
+        ):
+            if wanted != found:
+                raise MergeError(_difference(models[0], model, tokenizer, document, wanted, found))
+    return first
+
+
+def _tokenizer_of(model: str | os.PathLike[str]) -> Any:
+    with closing(open_checkpoint(model)) as checkpoint:
+        return load_tokenizer(checkpoint).tokenizer
 
 
 def _difference(

@@ -256,7 +256,8 @@ def test_no_room_for_text_is_refused(settings: dict[str, Any]) -> None:
 
 
 def test_models_with_one_tokenizer_pass() -> None:
-    check_same_tokenizer([demo_folder(name) for name in ("base", "adding", "sorting")])
+    tokenizer = check_same_tokenizer([demo_folder(name) for name in ("base", "adding", "sorting")])
+    assert len(tokenizer("sort:ab=")["input_ids"]) == 8
 
 
 def test_a_model_that_cuts_otherwise_is_named(tmp_path: Path) -> None:
