@@ -1,1 +1,23 @@
 """Did the merge collapse, where, and what to do: diagnostics, verdict, report, repair."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from merge_models.evals.evaluate import evaluate as evaluate
+    from merge_models.evals.weights import diagnose_weights as diagnose_weights
+
+_HOMES = {
+    "diagnose_weights": "merge_models.evals.weights",
+    "evaluate": "merge_models.evals.evaluate",
+}
+__all__ = ["diagnose_weights", "evaluate"]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are loaded when they are first used: importing this package loads nothing heavy."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

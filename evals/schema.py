@@ -65,7 +65,8 @@ class TensorWeights(Record):
         norm: Frobenius norm of the merged tensor; ``norm_ratio``: over the parents' mean norm.
         delta_norm: Frobenius norm of merge - base; ``delta_norm_ratio``: over the mean norm of the parents'
         deltas.
-        spectral_norm: largest singular value; ``spectral_norm_ratio``: over the parents' mean.
+        spectral_norm: largest singular value; ``spectral_norm_ratio``: over the parents' mean;
+            ``spectral_norm_error``: bound of its relative error, 0 where it is exact.
         stable_rank: squared Frobenius over squared spectral norm; ``stable_rank_ratio``: over the parents'
         mean.
         effective_rank: exp of the entropy of the normalised singular values (Roy and Vetterli 2007);
@@ -102,6 +103,7 @@ class TensorWeights(Record):
     delta_norm_ratio: float | None = None
     spectral_norm: float | None = None
     spectral_norm_ratio: float | None = None
+    spectral_norm_error: float | None = None
     stable_rank: float | None = None
     stable_rank_ratio: float | None = None
     effective_rank: float | None = None
@@ -148,6 +150,8 @@ class WeightDiagnosis(Record):
         norm_ratio, delta_norm_ratio: of the whole model.
         sign_conflict: over all coordinates together.
         parent_share, effective_parents, unexplained: of the whole model.
+        problems: what could not be compared (tensors that a model lacks, has in another shape or with NaN),
+            one line each.
         seconds: wall time it took.
     """
 
@@ -161,6 +165,7 @@ class WeightDiagnosis(Record):
     parent_share: tuple[float, ...] | None = None
     effective_parents: float | None = None
     unexplained: float | None = None
+    problems: tuple[str, ...] = ()
     seconds: float = 0.0
 
 
