@@ -19,7 +19,7 @@ over_pages = pytest.mark.parametrize("page", PAGES)
 
 # Expressions over the page: labels that overlap, elements that stick out to the right, empty charts.
 OVERLAPS = """[...document.querySelectorAll('.chart svg[role=img]')].flatMap(svg => {
-  const labels = [...svg.querySelectorAll('[aria-label$="tick label"] text')];
+  const labels = [...svg.querySelectorAll('[data-mark$="tick label"] text')];
   const boxes = labels.map(label => label.getBoundingClientRect());
   const across = (a, b) => a.left < b.right - 1 && b.left < a.right - 1;
   const down = (a, b) => a.top < b.bottom - 3 && b.top < a.bottom - 3;

@@ -33,6 +33,7 @@ SITES: dict[str, str] = {
     "embedding": "Embedding",
 }
 MOST_KINDS = 40
+RATIO_SPAN = (0.8, 1.2)
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Profile:
         positions: labels of the positions, layers as a rule; ``flagged``: positions that findings name.
         depth: what a position is, in a word.
         low, high: bounds of the quantity itself, which the axis must not pass.
+        span: what the axis shows at least, so that noise does not look like a finding.
     """
 
     key: str
@@ -95,6 +97,7 @@ class Profile:
     depth: str = "layer"
     low: float | None = None
     high: float | None = None
+    span: tuple[float, float] | None = None
     type: Literal["profile"] = "profile"
 
 
@@ -288,6 +291,7 @@ def activation_profiles(evaluation: Evaluation) -> list[Profile]:
                 _flagged(evaluation, depth, cause),
                 word,
                 low=0.0,
+                span=RATIO_SPAN,
             )
         )
     charts.append(_likeness(evaluation, depth, "cka", "Similarity to each parent (CKA)", "CKA", word, 1.0))
@@ -499,13 +503,14 @@ def repair_profile(evaluation: Evaluation) -> Profile | None:
     after = Series("after", "merge", 0, tuple(layer.variance_ratio_after for layer in report.layers))
     chart = Profile(
         "repair",
-        "Repair",
+        "Variance ratio of repaired modules",
         "ratio to the parents' mean",
         tuple(layer.module for layer in report.layers),
         (Panel("Variance ratio of repaired modules", (after, before)),),
         (Rule(1.0, "parents' mean"),),
         depth="module",
         low=0.0,
+        span=RATIO_SPAN,
     )
     return chart if defined(chart) else None
 

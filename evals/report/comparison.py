@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from merge_models.evals.report import charts
-from merge_models.evals.report.charts import Panel, Profile, Rule, Series
+from merge_models.evals.report.charts import Panel, Profile, Role, Rule, Series
 from merge_models.evals.report.definitions import DEFINITIONS
 from merge_models.evals.report.escape import markdown_code, markdown_prose
 from merge_models.evals.report.facts import (
@@ -256,7 +256,8 @@ def _overlay(comparison: Comparison, key: str, title: str) -> Profile | None:
                     tuple(column[place[label]] if label in place else None for label in labels)
                     for column in (values, low, high)
                 ]
-                series.append(Series(row.name, "parent", n, spread[0], spread[1], spread[2]))
+                role: Role = "merge" if n == 0 else "parent"  # the best stands out
+                series.append(Series(row.name, role, max(0, n - 1), spread[0], spread[1], spread[2]))
         if series:
             panels.append(Panel(charts.SITES[kind], tuple(series)))
     named = any(depth.named for depth in depths if depth)
@@ -269,5 +270,6 @@ def _overlay(comparison: Comparison, key: str, title: str) -> Profile | None:
         (Rule(1.0, "parents' mean"),),
         depth="module" if named else "layer",
         low=0.0,
+        span=charts.RATIO_SPAN,
     )
     return chart if charts.defined(chart) else None

@@ -22,9 +22,9 @@ DEFINITIONS: dict[str, Definition] = {
     ),
     "effective_rank_ratio": Definition(
         "Effective-rank ratio",
-        "exp of the entropy of the normalised singular values of the centred activations (Roy and "
-        "Vetterli 2007), merge over the parents' weighted mean. How many directions carry the signal; "
-        "blind to its size.",
+        "The exponential of the entropy of the normalised singular values of the centred activations "
+        "(Roy and Vetterli 2007), merge over the parents' weighted mean. How many directions carry the "
+        "signal; blind to its size.",
     ),
     "cka": Definition(
         "CKA",
@@ -75,7 +75,7 @@ DEFINITIONS: dict[str, Definition] = {
     ),
     "weight_effective_rank_ratio": Definition(
         "Effective rank",
-        "exp of the entropy of a tensor's normalised singular values, merge over parents' mean.",
+        "The exponential of the entropy of a tensor's normalised singular values, merge over parents' mean.",
     ),
     "delta_effective_rank_ratio": Definition(
         "Effective rank of the delta",
@@ -97,8 +97,8 @@ DEFINITIONS: dict[str, Definition] = {
     ),
     "effective_parents": Definition(
         "Effective parents",
-        "exp of the entropy of the parents' shares in the merged tensor: from 1 (one parent) to N (all "
-        "alike).",
+        "The exponential of the entropy of the parents' shares in the merged tensor: from 1 (one parent) "
+        "to N (all alike).",
     ),
     "unexplained": Definition(
         "Outside the parents' span",

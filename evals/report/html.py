@@ -88,7 +88,7 @@ def table(
     inner = tag(
         "table", tag("caption", caption) if caption else None, tag("thead", header), tag("tbody", body)
     )
-    return tag("div", inner, class_="scroll", role="region", tabindex="0", aria_label=label)
+    return tag("div", inner, class_="scroll", role="region", tabindex="0", aria_label=f"Table: {label}")
 
 
 def details(summary: object, *children: object, **attributes: object) -> Html:

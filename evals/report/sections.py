@@ -404,19 +404,24 @@ def score_table(evaluation: Evaluation, found: TaskDiagnosis) -> Html:
     for first, by_model, recovery in score_rows(found):
         values = {model: score.score.value for model, score in by_model.items()}
         best = (max if first.higher_is_better else min)(values.values())
-        row: list[object] = [
-            [name(first.task), " ", tag("small", f"{first.metric} {'↑' if first.higher_is_better else '↓'}")]
-        ]
-        for model in evaluation.models:
-            score = by_model.get(model.name)
-            shown = number(score.score.value) if score else UNDEFINED
-            spread = tag("small", " ", interval(score.score)) if score and interval(score.score) else None
-            row.append([tag("b", shown) if score and score.score.value == best else shown, spread])
-        row.append(_meter(recovery.fraction if recovery else None))
-        row.append(f"{first.n:,}")
-        rows.append(row)
-    head = ["Task", *(name(model.name) for model in evaluation.models), "Recovery", "n"]
+        arrow = "↑" if first.higher_is_better else "↓"
+        task = [name(first.task), " ", tag("small", f"{first.metric} {arrow}, n = {first.n:,}")]
+        merge, *others = (_score(by_model.get(model.name), best) for model in evaluation.models)
+        rows.append([task, merge, _meter(recovery.fraction if recovery else None), *others])
+    merge_name, *other_names = (name(model.name) for model in evaluation.models)
+    head = ["Task", merge_name, "Recovery", *other_names]
     return table("Scores with 95 % intervals; the best of each row in bold", head, rows, label="Task scores")
+
+
+def _score(score: TaskScore | None, best: float) -> list[object]:
+    if score is None:
+        return [UNDEFINED]
+    shown = number(score.score.value)
+    spread = interval(score.score)
+    return [
+        tag("b", shown) if score.score.value == best else shown,
+        tag("small", " ", spread) if spread else None,
+    ]
 
 
 def _meter(share: float | None) -> Html:

@@ -9,6 +9,7 @@
 
   const tip = document.getElementById("tip");
   const data = document.getElementById("charts");
+  let printing = false;
   const charts = data ? JSON.parse(data.textContent) : {};
 
   function number(value) {
@@ -72,6 +73,10 @@
   // Pointer and keys move the same focus: Plot finds the datum nearest to the pointer, keys move the pointer.
   function interactive(plot, label, describe, keyed) {
     const at = { x: 0, y: 0, index: -1 };
+    for (const mark of plot.querySelectorAll("[aria-label]")) {
+      mark.dataset.mark = mark.getAttribute("aria-label");
+      mark.removeAttribute("aria-label");
+    }
     plot.setAttribute("role", "img");
     plot.setAttribute("aria-label", `${label}. Arrow keys read the values.`);
     plot.setAttribute("tabindex", "0");
@@ -125,7 +130,7 @@
       for (const one of [...panel.series, ...panel.bands])
         for (const row of [one.values, one.low, one.high]) if (row) values.push(...finite(row));
     }
-    const bounds = values.concat(chart.rules.map((rule) => rule.value));
+    const bounds = values.concat(chart.rules.map((rule) => rule.value), chart.span || []);
     let [low, high] = [Math.min(...bounds), Math.max(...bounds)];
     const positive = values.filter((value) => value > 0);
     if (chart.low === 0 && chart.high === null && positive.length && high > 2.5 && high / Math.min(...positive) > 20)
@@ -166,7 +171,7 @@
     ];
   }
 
-  function seriesMarks(series, count) {
+  function seriesMarks(series, count, width_) {
     const rows = points(series);
     const { stroke, width, dash } = look(series);
     const marks = [];
@@ -178,7 +183,7 @@
     }
     marks.push(
       Plot.line(rows, { x: "x", y: "y", stroke, strokeWidth: width, strokeDasharray: dash, strokeLinejoin: "round" }),
-      Plot.dot(count <= 40 ? rows.filter((row) => row.y !== null) : lonely(rows, "y"), {
+      Plot.dot(count * 9 <= width_ ? rows.filter((row) => row.y !== null) : lonely(rows, "y"), {
         x: "x",
         y: "y",
         r: series.role === "merge" ? 2.75 : 2,
@@ -248,7 +253,7 @@
         Plot.gridY({ stroke: "var(--grid)", strokeOpacity: 1, ticks: 5 }),
         ...panel.bands.flatMap((band) => bandMarks(band, count)),
         ...ruleMarks(chart, number_ === 0, count),
-        ...[...panel.series].reverse().flatMap((series) => seriesMarks(series, count)),
+        ...[...panel.series].reverse().flatMap((series) => seriesMarks(series, count, width)),
         Plot.ruleX(rows, Plot.pointerX({ x: "x", stroke: "var(--ink)", strokeOpacity: 0.5, maxRadius: 60 })),
       ],
     });
@@ -297,7 +302,8 @@
   }
 
   function profile(chart, width) {
-    const most = Math.max(1, Math.floor((width + 24) / (260 + 24)));
+    const least = printing ? 200 : 260;
+    const most = Math.max(1, Math.floor((width + 24) / (least + 24)));
     const columns = Math.min(chart.panels.length, most);
     const axis = vertical(chart);
     const each = Math.floor((width - 24 * (columns - 1)) / columns);
@@ -434,7 +440,6 @@
   }
 
   const places = [...document.querySelectorAll(".chart")];
-  let printing = false;
 
   function redraw() {
     if (printing) return;
