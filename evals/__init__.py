@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from merge_models.evals.evaluate import evaluate as evaluate
+    from merge_models.evals.information import o_information as o_information
     from merge_models.evals.weights import diagnose_weights as diagnose_weights
 
 _HOMES = {
     "diagnose_weights": "merge_models.evals.weights",
     "evaluate": "merge_models.evals.evaluate",
+    "o_information": "merge_models.evals.information",
 }
-__all__ = ["diagnose_weights", "evaluate"]
+__all__ = ["diagnose_weights", "evaluate", "o_information"]
 
 
 def __getattr__(name: str) -> Any:
