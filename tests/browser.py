@@ -36,6 +36,7 @@ class Browser:
         self._buffer = b""
         self._number = 0
         self._session: str | None = None
+        self._emulated: dict[str, dict[str, Any]] = {}
         self.requests: list[str] = []
         self.console: list[str] = []
         self.events: list[str] = []
@@ -114,19 +115,20 @@ class Browser:
         return answer["result"].get("value")
 
     def size(self, width: int, height: int, *, scale: float = 1.0, mobile: bool = False) -> None:
-        self.send(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=scale,
-            mobile=mobile,
-        )
-        self.settle()
+        """The window's size in CSS pixels."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": mobile}
+        self._emulate("Emulation.setDeviceMetricsOverride", metrics)
 
     def media(self, *, scheme: str = "light", kind: str = "") -> None:
+        """The preferred colour scheme, and ``print`` for the style of paper."""
         features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self.send("Emulation.setEmulatedMedia", media=kind, features=features)
-        self.settle()
+        self._emulate("Emulation.setEmulatedMedia", {"media": kind, "features": features})
+
+    def _emulate(self, method: str, settings: dict[str, Any]) -> None:
+        if self._emulated.get(method) != settings:
+            self.send(method, **settings)
+            self.settle()
+            self._emulated[method] = settings
 
     def point(self, x: float, y: float) -> None:
         """Moves the mouse there."""

@@ -123,6 +123,20 @@ def test_markdown_shows_text_as_it_is(text: str, escape: Any) -> None:
         assert reader.words == f"a b {line(text, 4000)} end"
 
 
+@pytest.mark.parametrize(
+    "text", ["# h", "- x", "+ x", "1. x", "12) x", "> q", "---", "===", "* x", "~~~", "```"]
+)
+def test_a_sentence_begins_no_block(text: str) -> None:
+    reader = Reader(MARKDOWN.render(f"- {markdown_text(text)}\n"))
+    assert [name for name, _ in reader.elements] == ["ul", "li"] and reader.words == text
+    assert MARKDOWN.render(markdown_text(text)) == f"<p>{html_module.escape(text, quote=False)}</p>\n"
+
+
+def test_plain_prose_stays_plain() -> None:
+    text = "The ratio is 0.43 (layer 11): 1/sqrt(N) of it; see --data, up!"
+    assert markdown_text(text) == text
+
+
 def test_code_in_sentences() -> None:
     assert markdown_prose("run `a --b` now") == "run `a --b` now"
     assert MARKDOWN.renderInline(markdown_prose("odd ` mark")) == "odd ` mark"

@@ -31,6 +31,7 @@ SITES: dict[str, str] = {
     "attention": "Attention output",
     "mlp": "MLP output",
     "embedding": "Embedding",
+    "module": "Module outputs",
 }
 MOST_KINDS = 40
 RATIO_SPAN = (0.8, 1.2)
@@ -252,8 +253,12 @@ def _site_panel(
 
 def _thresholds(evaluation: Evaluation, cause: str) -> tuple[Rule, ...]:
     findings = evaluation.verdict.findings if evaluation.verdict else ()
-    limits = {f.threshold: f.status for f in findings if f.cause == cause and f.threshold is not None}
-    return tuple(Rule(value, f"{status} below", True) for value, status in sorted(limits.items()))
+    limits = {
+        f.threshold: f"{f.status} {'above' if f.value is not None and f.value > f.threshold else 'below'}"
+        for f in findings
+        if f.cause == cause and f.threshold is not None and f.status != "healthy"
+    }
+    return tuple(Rule(value, label, True) for value, label in sorted(limits.items()))
 
 
 def _flagged(evaluation: Evaluation, depth: Depth, cause: str) -> tuple[int, ...]:

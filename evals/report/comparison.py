@@ -168,7 +168,7 @@ def comparison_markdown(comparison: Comparison) -> str:
         for n, row in enumerate(comparison.ranking)
     ]
     head = ["Rank", "Merge", "Verdict", *(label for label, _ in columns)]
-    parts = ["## Merges, best first", markdown_table(head, rows, words=3)]
+    parts = ["## Merges, best first", markdown_table(head, rows, words=(0, 1, 2))]
     told = [
         f"- {markdown_code(r.name)}: {markdown_prose(r.summary)}" for r in comparison.ranking if r.summary
     ]
@@ -182,7 +182,7 @@ def comparison_page(comparison: Comparison) -> str:
     opening = tag(
         "div",
         tag("h1", f"{count} merges compared" if count > 1 else "One merge"),
-        tag("p", "Best: ", name(best.name), ". ", prose(best.summary), class_="summary"),
+        tag("p", "Best: ", name(best.name), class_="summary"),
         _ranking_table(comparison),
         class_="verdict",
     )

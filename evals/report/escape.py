@@ -15,7 +15,8 @@ LINE_LIMIT = 200
 PROSE_LIMIT = 4000
 
 _JOINERS = re.compile("([\u200c\u200d])")  # spelling in Persian, Indic scripts and emoji; they hide nothing
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~&@:$=^\"'])")
+_MARKUP = re.compile(r"([\\`*_\[\]<>|~&$]|:(?=//)|(?<=www)\.|@)", re.IGNORECASE)
+_LEADING = re.compile(r"^([-+#=]|\d+(?=[.)]))")
 
 
 def block(text: str, limit: int = PROSE_LIMIT) -> str:
@@ -33,7 +34,17 @@ def line(text: str, limit: int = LINE_LIMIT) -> str:
 
 def markdown_text(text: str, limit: int = PROSE_LIMIT) -> str:
     """One line of Markdown that shows the text as it is: no markup, link, mention, HTML or table cell."""
-    return _MARKDOWN.sub(r"\\\1", line(text, limit)).replace("\\@", "&#64;")
+    shown = _MARKUP.sub(_escape, line(text, limit))
+    return _LEADING.sub(_escape_leading, shown)
+
+
+def _escape(match: re.Match[str]) -> str:
+    return "&#64;" if match[1] == "@" else f"\\{match[1]}"
+
+
+def _escape_leading(match: re.Match[str]) -> str:
+    """What would begin a heading or an item of a list."""
+    return f"\\{match[1]}" if not match[1].isdigit() else f"&#{ord(match[1][0])};{match[1][1:]}"
 
 
 def markdown_code(text: str, limit: int = LINE_LIMIT) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from merge_models.evals.report.numbers import count, interval, number, percent
-from merge_models.evals.schema import Estimate, Evaluation, SiteActivations, Status, TaskDiagnosis
+from merge_models.evals.schema import Estimate, Evaluation, SiteActivations, Status, TaskDiagnosis, Verdict
 
 STATUS_WORDS: dict[Status, str] = {"healthy": "Healthy", "degraded": "Degraded", "collapsed": "Collapsed"}
 STATUS_MARKS: dict[Status, str] = {"healthy": "✓", "degraded": "▲", "collapsed": "✕"}
@@ -36,9 +36,9 @@ def place(site: SiteActivations) -> str:
 def facts(evaluation: Evaluation) -> list[Fact]:
     """Key figures in the order in which they decide."""
     score = evaluation.verdict.score if evaluation.verdict else None
-    lost = [Fact("Knowledge lost", percent(score), "of the best parent's, mean over domains")]
+    damage = [Fact("Score", number(score), "0 is as the parents; merges rank by it")]
     return [
-        *(lost if score is not None else []),
+        *(damage if score is not None else []),
         *_activation_facts(evaluation),
         *_task_facts(evaluation),
         *_weight_facts(evaluation),
@@ -83,6 +83,12 @@ def loss_gap(evaluation: Evaluation) -> float | None:
         return None
     losses = [head.loss[parent.name].value for parent in evaluation.parents if parent.name in head.loss]
     return head.loss[evaluation.merge.name].value - min(losses) if losses else None
+
+
+def conclusion(verdict: Verdict) -> str:
+    """The summary without the status that stands beside it, as a sentence; empty when it says no more."""
+    rest = verdict.summary.removeprefix(verdict.status).lstrip(":; ")
+    return rest[:1].upper() + rest[1:]
 
 
 def degenerate_share(tasks: TaskDiagnosis, model: str) -> float | None:
@@ -140,6 +146,8 @@ def missing(evaluation: Evaluation) -> list[str]:
             told.append(f"Not measured: {name}.")
     if evaluation.activations is not None and evaluation.activations.head is None:
         told.append("Not measured: predictions (the models have no language-model head).")
+    if evaluation.weights is not None:
+        told += evaluation.weights.problems
     return told
 
 

@@ -40,7 +40,7 @@ def _models(inspection: Inspection) -> str:
     for model in inspection.models:
         delta = number(next(deltas, None)) if model.role != "base" else number(None)
         rows.append([markdown_code(model.name), model.role, number(model.parameters), delta])
-    return table(["Model", "Role", "Parameters", "Delta norm over base"], rows, words=2)
+    return table(["Model", "Role", "Parameters", "Delta norm over base"], rows, words=(0, 1))
 
 
 def _geometry(inspection: Inspection) -> list[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from merge_models.evals.report import charts
 from merge_models.evals.report.escape import markdown_code, markdown_prose, markdown_text
-from merge_models.evals.report.facts import STATUS_MARKS, STATUS_WORDS, facts, missing, refusals
+from merge_models.evals.report.facts import STATUS_MARKS, STATUS_WORDS, conclusion, facts, missing, refusals
 from merge_models.evals.report.numbers import UNDEFINED, measured, number, percent, ranges
-from merge_models.evals.report.sections import decision, score_rows
+from merge_models.evals.report.sections import decision, location, score_rows
 from merge_models.evals.schema import Evaluation, Finding, Verdict
 
 MOST_LAYERS = 16
@@ -24,6 +24,7 @@ def markdown(evaluation: Evaluation) -> str:
         *_facts(evaluation),
         *_profile(evaluation),
         *_predictions(evaluation),
+        *_sentences(evaluation),
         *_tasks(evaluation),
         *_generation(evaluation),
         *_weights(evaluation),
@@ -33,9 +34,9 @@ def markdown(evaluation: Evaluation) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
-    """A table whose first ``words`` columns are text and the others numbers. Cells are Markdown already."""
-    rule = ["---" if n < words else "---:" for n in range(len(head))]
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: Collection[int] = (0,)) -> str:
+    """A table whose columns ``words`` are text and the others numbers. Cells are Markdown already."""
+    rule = ["---" if n in words else "---:" for n in range(len(head))]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
 
 
@@ -48,7 +49,9 @@ def _verdict(evaluation: Evaluation) -> list[str]:
     if found is None:
         return [title, models]
     score = f" Score {number(found.score)}." if found.score is not None else ""
-    line = f"**{STATUS_MARKS[found.status]} {STATUS_WORDS[found.status]}.** {markdown_prose(found.summary)}"
+    line = (
+        f"**{STATUS_MARKS[found.status]} {STATUS_WORDS[found.status]}.** {markdown_prose(conclusion(found))}"
+    )
     basis = f"Judged by {found.basis}.{score}"
     listed = [_finding(finding) for finding in found.findings]
     return [
@@ -65,7 +68,7 @@ def _finding(finding: Finding) -> str:
     decided = decision(finding)
     source = f"{decided} ({markdown_prose(finding.source)})" if decided else markdown_prose(finding.source)
     return (
-        f"- **{finding.cause[:1].upper()}{finding.cause[1:]}** ({status}), {markdown_prose(finding.where)}: "
+        f"- **{finding.cause[:1].upper()}{finding.cause[1:]}** ({status}). {markdown_prose(location(finding))} "
         f"{markdown_prose(finding.evidence)}\n"
         f"  - {'Threshold' if decided else 'Source'}: {source}\n"
         f"  - Remedy: {markdown_prose(finding.remedy)}"
@@ -88,7 +91,8 @@ def _facts(evaluation: Evaluation) -> list[str]:
     told = facts(evaluation)
     if not told:
         return []
-    return [table(["Measure", "Value", ""], ([f.label, f.value, markdown_text(f.note)] for f in told))]
+    rows = ([f.label, f.value, markdown_text(f.note)] for f in told)
+    return [table(["Measure", "Value", ""], rows, words=(0, 2))]
 
 
 def _every(count: int) -> list[int]:
@@ -114,8 +118,9 @@ def _profile(evaluation: Evaluation) -> list[str]:
         for panel in chart.panels
     ]
     labels = drawn[0].positions
+    label = markdown_text if drawn[0].depth == "layer" else markdown_code
     kept = _every(len(labels))
-    rows = [[markdown_code(labels[n]), *(number(values[n]) for _, values in columns)] for n in kept]
+    rows = [[label(labels[n]), *(number(values[n]) for _, values in columns)] for n in kept]
     note = f" {len(kept)} of {len(labels)} {drawn[0].depth}s." if len(kept) < len(labels) else ""
     return [
         "### Activations by depth",
@@ -143,6 +148,14 @@ def _predictions(evaluation: Evaluation) -> list[str]:
         )
     columns = ["Model", "Loss, nats", "KL to the merge, nats", "JS, nats", "Top-1 agreement"]
     return ["### Predictions", table(columns, rows)]
+
+
+def _sentences(evaluation: Evaluation) -> list[str]:
+    found = evaluation.activations.sentences if evaluation.activations else ()
+    if not found:
+        return []
+    rows = [[markdown_code(s.model), measured(s.cosine), measured(s.neighbour_agreement)] for s in found]
+    return ["### Sentence vectors", table(["Model", "Mean cosine", "Same nearest neighbour"], rows)]
 
 
 def _tasks(evaluation: Evaluation) -> list[str]:

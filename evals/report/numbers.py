@@ -35,6 +35,8 @@ def percent(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return UNDEFINED
     scaled = 100 * value
+    if 0 < abs(scaled) < 0.05:
+        return "< 0.1 %"
     return _sign(f"{scaled:.1f} %" if 0 < abs(scaled) < 9.95 else f"{scaled:.0f} %")
 
 

@@ -11,6 +11,7 @@ from merge_models.evals.report.definitions import DEFINITIONS
 from merge_models.evals.report.facts import (
     STATUS_MARKS,
     STATUS_WORDS,
+    conclusion,
     facts,
     missing,
     model_counts,
@@ -20,6 +21,7 @@ from merge_models.evals.report.facts import (
 from merge_models.evals.report.html import Html, details, name, prose, table, tag
 from merge_models.evals.report.numbers import UNDEFINED, count, interval, measured, number, percent, ranges
 from merge_models.evals.schema import (
+    ActivationDiagnosis,
     Evaluation,
     Finding,
     Generation,
@@ -45,6 +47,7 @@ def sections(evaluation: Evaluation) -> list[Section]:
     makers: tuple[Callable[[Evaluation], Section | None], ...] = (
         activations,
         predictions,
+        sentences,
         tasks,
         generation,
         weights,
@@ -85,13 +88,13 @@ def verdict(evaluation: Evaluation) -> Html:
         return tag("div", head, origin, _fact_list(evaluation), class_="verdict none")
     score = f"score {number(found.score)}, " if found.score is not None else ""
     line = tag("p", badge(found.status), " ", tag("span", f"{score}judged by {found.basis}", class_="basis"))
-    summary = found.summary[:1].upper() + found.summary[1:]
+    summary = conclusion(found)
     return tag(
         "div",
         head,
         origin,
         line,
-        tag("p", prose(summary), class_="summary"),
+        tag("p", prose(summary), class_="summary") if summary else None,
         _fact_list(evaluation),
         _findings(found),
         _by_layer(found),
@@ -140,7 +143,7 @@ def _finding(finding: Finding) -> list[Html]:
     decided = decision(finding)
     return [
         tag("h3", cause, " ", _finding_badge(finding.status)),
-        tag("p", tag("span", prose(finding.where), class_="where"), " ", prose(finding.evidence)),
+        tag("p", tag("span", prose(location(finding)), class_="where"), " ", prose(finding.evidence)),
         tag(
             "dl",
             tag("dt", "Threshold" if decided else "Source"),
@@ -149,6 +152,12 @@ def _finding(finding: Finding) -> list[Html]:
             tag("dd", prose(finding.remedy)),
         ),
     ]
+
+
+def location(finding: Finding) -> str:
+    """Where it was found, as the opening of a sentence."""
+    where = finding.where.rstrip(". ")
+    return f"{where[:1].upper()}{where[1:]}:" if where else ""
 
 
 def decision(finding: Finding) -> str:
@@ -359,6 +368,20 @@ def predictions(evaluation: Evaluation) -> Section | None:
         losses if head.loss or head.entropy else None,
     ]
     return Section("predictions", "Predictions", body, drawn)
+
+
+def sentences(evaluation: Evaluation) -> Section | None:
+    """Likeness of an encoder's sentence vectors."""
+    found = evaluation.activations.sentences if evaluation.activations else ()
+    if not found:
+        return None
+    body = table(
+        "The merge's sentence vectors (mean of the last hidden states) against each model's",
+        ["Model", "Mean cosine", "Same nearest neighbour"],
+        [[name(s.model), measured(s.cosine), measured(s.neighbour_agreement)] for s in found],
+        label="Sentence vectors",
+    )
+    return Section("sentences", "Sentence vectors", [body])
 
 
 # Tasks
@@ -669,11 +692,15 @@ def _calibration(evaluation: Evaluation) -> list[Html]:
         ("Tokens", f"{c.tokens:,} in {c.sequences:,} sequences, the first of each left out"),
         ("Domains", ", ".join(f"{domain} {n:,}" for domain, n in c.domains.items()) or "one"),
         ("Seed", str(c.seed)),
-        ("Sample", f"{found.sample:,} tokens for CKA, drift and O-information"),
+        ("Sample", f"{found.sample:,} tokens for CKA, drift and O-information{_spectrum(found)}"),
         ("Time", f"{number(found.seconds)} s for activations" + _weight_time(evaluation)),
     ]
     listed = [[tag("dt", label), tag("dd", value)] for label, value in facts_]
     return [tag("h3", "Calibration text"), tag("dl", listed, class_="definitions")]
+
+
+def _spectrum(found: ActivationDiagnosis) -> str:
+    return f"; spectra of {found.spectrum_tokens:,} tokens" if found.spectrum_tokens else ""
 
 
 def _weight_time(evaluation: Evaluation) -> str:

@@ -203,7 +203,10 @@
 
   function ruleMarks(chart, first, count) {
     const edge = count === 1 ? 0.98 : count - 0.52;
+    const decisive = finite(chart.panels[0].series[0].values);
+    const [start, end] = [decisive[0], decisive.at(-1)];
     return chart.rules.flatMap((rule) => {
+      const right = !(Math.abs(end - rule.value) < Math.abs(start - rule.value));
       const stroke = rule.threshold ? "var(--collapsed)" : "var(--muted)";
       const marks = [
         Plot.ruleY([rule.value], { stroke, strokeWidth: 1, strokeDasharray: rule.threshold ? "4 3" : null, strokeOpacity: 0.8 }),
@@ -211,10 +214,10 @@
       if (first && rule.threshold)
         marks.push(
           Plot.text([rule], {
-            x: edge,
+            x: right ? edge : count === 1 ? -0.98 : -0.48,
             y: "value",
             text: "label",
-            textAnchor: "end",
+            textAnchor: right ? "end" : "start",
             dy: -6,
             fill: stroke,
             stroke: "var(--bg)",
