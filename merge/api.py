@@ -32,6 +32,7 @@ from merge_models.merge.identity import (
     recipe_metadata,
 )
 from merge_models.merge.lazy import LazyModule
+from merge_models.merge.memory import Need, load_libraries, memory_now, needed, within
 from merge_models.merge.output import StagedOutput
 from merge_models.merge.plan import Plan, make_plan
 from merge_models.merge.recipe import Recipe, check_rounding, load_recipe, recipe_of
@@ -102,9 +103,9 @@ class Prepared:
         """Every place that is read."""
         return [path for _, model in self.roles() for path in model.paths]
 
-    def memory(self, threads: int) -> int:
-        """Bytes of buffers that a run with so many threads needs, beyond Python and torch themselves."""
-        return threads * self.plan.worker_bytes()
+    def memory(self, threads: int) -> Need:
+        """What a run with so many threads needs at most, beyond Python and its libraries."""
+        return needed(self.plan, threads)
 
     def config(self) -> dict[str, Any]:
         """config.json of the output; empty where the donor has none."""
@@ -239,6 +240,7 @@ def run_recipe(
     restart: bool = False,
     shard_size: int | str = DEFAULT_SHARD_SIZE,
     threads: int | None = None,
+    max_memory: int | str | None = None,
     on_nonfinite: str = "error",
     input_digests: str = "fast",
     progress: Callable[[int], None] | None = None,
@@ -256,6 +258,8 @@ def run_recipe(
         restart: begin anew, whatever an unfinished merge into ``out`` has left.
         shard_size: bytes per output file at most, as a number or as ``"5GB"``.
         threads: workers; by default one per core. The result does not depend on it.
+        max_memory: bytes that the process may take, as a number or as ``"2GB"``: fewer workers run, and fewer
+            blocks are held, where it takes that. By default as many as there are.
         on_nonfinite: ``error`` or ``keep``, for NaN and Inf.
         input_digests: how the manifest tells the inputs that were read: ``fast`` (XXH3, finds every accident)
             or ``strong`` (BLAKE3, which nobody can forge).
@@ -279,14 +283,28 @@ def run_recipe(
         _check_space(target, prepared)
         if planned:
             planned(prepared)
-        made = prepared.recipe
-        options = RunOptions(threads or default_threads(), on_nonfinite, made.seed, progress, made.rounding)
+        options = _options(prepared, threads, max_memory, on_nonfinite, progress)
         writing = _Writing(prepared, target, overwrite, before.names, _INPUT_KINDS[input_digests])
         figures = writing.run(options, restart)
     finally:
         prepared.close()
     plan, seconds = prepared.plan, time.monotonic() - started
     return MergeResult(target, seconds, plan.bytes_in, plan.bytes_out, figures, writing.resumed)
+
+
+def _options(
+    prepared: Prepared,
+    threads: int | None,
+    max_memory: int | str | None,
+    on_nonfinite: str,
+    progress: Callable[[int], None] | None,
+) -> RunOptions:
+    plan, recipe, workers = prepared.plan, prepared.recipe, threads or default_threads()
+    need = needed(plan, workers)
+    if max_memory is not None:
+        load_libraries(plan)
+        need = within(plan, workers, parse_size(max_memory, "memory"), memory_now())
+    return RunOptions(need.threads, on_nonfinite, recipe.seed, progress, recipe.rounding, need.held)
 
 
 _INPUT_KINDS = {"fast": FAST, "strong": STRONG}

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -46,7 +47,7 @@ class _Group(click.Group):
         except KeyboardInterrupt as interruption:
             _leave("interrupted", interruption, 130)
         except MemoryError:
-            _fail("not enough memory; pass fewer --threads")
+            _fail("not enough memory; pass fewer --threads, or --max-memory SIZE")
         except BrokenPipeError:
             os._exit(1)
 
@@ -121,6 +122,7 @@ def _write_options(command: Any) -> Any:
         click.option("--restart", is_flag=True, help="Begin anew; by default a stopped merge goes on."),
         click.option("--shard-size", default="5GB", show_default=True, help="Bytes per output file."),
         click.option("--threads", type=click.IntRange(1, 1024), help="Workers [default: cores]."),
+        click.option("--max-memory", metavar="SIZE", help="Memory that the program may take, such as 2GB."),
         click.option(
             "--on-nonfinite",
             type=click.Choice(["error", "keep"]),
@@ -426,7 +428,8 @@ def _plan_document(prepared: Prepared, threads: int) -> dict[str, Any]:
         "bytes_out": plan.bytes_out,
         "parameters": plan.parameters,
         "threads": threads,
-        "buffer_bytes": prepared.memory(threads),
+        "memory_bytes": prepared.memory(threads).total,
+        "memory_bytes_one_thread": replace(prepared.memory(1), held=0).total,
         "disk_bytes": sum(shard.nbytes for shard in prepared.layout.shards),
     }
 
@@ -466,7 +469,11 @@ def _plan_text(prepared: Prepared, threads: int = 1) -> str:
         f"  reads {plan.bytes_in / 1e9:.3f} GB a pass, writes {disk / 1e9:.3f} GB"
         f" in {len(prepared.layout.shards)} file(s)"
     )
-    lines.append(f"  buffers {prepared.memory(threads) / 1e6:.0f} MB for {threads} thread(s)")
+    need, least = prepared.memory(threads), replace(prepared.memory(1), held=0)
+    lines.append(
+        f"  memory {need.total / 1e6:.0f} MB at most with {threads} thread(s), {least.total / 1e6:.0f} MB at"
+        " least (--max-memory), beyond the program itself"
+    )
     return "\n".join(printable(line, 2000) for line in lines)
 
 

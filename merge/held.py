@@ -15,10 +15,14 @@ HOLD_BYTES = 128 << 20
 
 
 class HeldBlocks:
-    """Lends buffers to tensors that fit the budget; safe to use from any thread."""
+    """Lends buffers to tensors that fit the budget; safe to use from any thread.
+
+    Buffers lent and buffers kept for reuse together never pass the budget.
+    """
 
     def __init__(self, budget: int = HOLD_BYTES) -> None:
-        self._left = budget
+        self._budget = self._left = budget
+        self._made = 0
         self._free: dict[int, list[np.ndarray]] = {}
         self._lock = threading.Lock()
 
@@ -36,7 +40,18 @@ class HeldBlocks:
             free = self._free.get(nbytes)
             if free:
                 return free.pop()
+            while self._made + nbytes > self._budget and self._drop_one():
+                pass
+            self._made += nbytes
         return np.empty(nbytes, dtype=np.uint8)
+
+    def _drop_one(self) -> bool:
+        """Lets go of a buffer that nobody uses, where there is one."""
+        size = max((size for size, buffers in self._free.items() if buffers), default=0)
+        if size:
+            self._free[size].pop()
+            self._made -= size
+        return bool(size)
 
     def give_back(self, buffers: list[np.ndarray]) -> None:
         """Takes buffers back; their bytes may be set aside again."""

@@ -100,13 +100,23 @@ class TensorPlan:
         return [(start, min(start + step, count)) for start in range(0, count, step)]
 
     def worker_bytes(self) -> int:
-        """Memory that a worker needs for one of its blocks: storage buffers, and wide copies where made."""
+        """Memory that a worker needs at most for a block: storage buffers, and wide copies where made.
+
+        Wide are four float64 values an element for every parent, and two more, at the worst.
+        """
         largest = max((stop - start for start, stop in self.blocks()), default=0)
         storage = largest * (sum(ref.info.dtype.size for ref in self.sources()) + self.dtype.size)
         if self.strategy is None or is_fused(self.strategy):
-            return storage
-        wide = largest * 4 * (3 * len(self.parents) + 3)
+            return storage + 4 * largest  # rounded by draws, a block is float32 first
+        wide = largest * 8 * (4 * len(self.sources()) + 2)
         return storage + wide + self.strategy.survey_bytes(self.spec())
+
+    @property
+    def is_surveyed(self) -> bool:
+        """Whether its sources may be read more than once."""
+        if isinstance(self.strategy, AbstractSpanStrategy) and is_fused(self.strategy):
+            return self.strategy.needs_gram
+        return self.strategy is not None and self.strategy.survey(self.spec()) is not None
 
 
 def is_fused(strategy: AbstractStrategy) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 from merge_models.merge.checkpoint.dtypes import BY_CODE
 from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.errors import MergeError, NonFiniteError, PlanError
-from merge_models.merge.held import HeldBlocks
+from merge_models.merge.held import HOLD_BYTES, HeldBlocks
 from merge_models.merge.kernels import Span, gram_moments, is_finite, native_name, weighted_sum
 from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW
 from merge_models.merge.kernels.rounding import is_narrow, round_into, rounding_key, survival
@@ -75,6 +75,7 @@ class RunOptions:
         on_nonfinite: ``error`` stops at a NaN or Inf, ``keep`` lets it through.
         seed: key of all randomness.
         progress: called with the number of output bytes just written, from any worker.
+        held_bytes: of sources that may be held between survey and combining.
         rounding: ``nearest``, or ``stochastic`` where the output is narrower than float32.
         finished: names of tensors that are there already and are not written again.
         watch: called, from any worker, with a tensor, the number of one of its sources, and the place and
@@ -86,6 +87,7 @@ class RunOptions:
     seed: int = 0
     progress: Callable[[int], None] | None = None
     rounding: str = "nearest"
+    held_bytes: int = HOLD_BYTES
     finished: frozenset[str] = frozenset()
     watch: Callable[[TensorPlan, int, int, np.ndarray], None] | None = None
 
@@ -100,12 +102,12 @@ def execute(plan: Plan, sink: Sink, options: RunOptions) -> dict[str, Figures]:
         MergeError: a parent cannot be read or holds NaN or Inf, or the output cannot be written.
     """
     run = _Run(plan, sink, options)
-    with _one_torch_thread() if _needs_torch(plan) else nullcontext():
+    with _one_torch_thread() if needs_torch(plan) else nullcontext():
         run.work(max(1, options.threads))
     return {t.name: told for t in plan.tensors if (told := run.told(t))}
 
 
-def _needs_torch(plan: Plan) -> bool:
+def needs_torch(plan: Plan) -> bool:
     """Whether torch computes anything: not where fixed coefficients go through the compiled kernels."""
     strategies = [tensor.strategy for tensor in plan.tensors if tensor.strategy is not None]
     fixed = all(isinstance(s, AbstractSpanStrategy) and not s.needs_gram for s in strategies)
@@ -171,7 +173,8 @@ class _Run:
         self._running = 0
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
-        self._memory = HeldBlocks()
+        self._memory = HeldBlocks(options.held_bytes)
+        self._most_parts = max(1, options.threads)
         self._survival = Survival()
 
     def told(self, tensor: TensorPlan) -> Figures:
@@ -298,8 +301,14 @@ class _Run:
             self._sink.finish(tensor.name, self.told(tensor))
 
     def _fold(self, job: _Job, number: int, part: Any) -> bool:
-        """Adds parts in block order, as they become adjacent; returns whether it was the last."""
+        """Adds parts in block order, as they become adjacent; returns whether it was the last.
+
+        Parts may be large matrices: a worker whose part comes too early waits with it. The part that all wait
+        for is in work, since blocks are taken in order.
+        """
         with self._changed:
+            while len(job.parts) >= self._most_parts and number != job.folded and self._failure is None:
+                self._changed.wait()
             job.parts[number] = part
             while job.folded in job.parts:
                 part = job.parts.pop(job.folded)
@@ -307,6 +316,7 @@ class _Run:
                 job.total = part if total is None else tuple(map(iadd, total, part))
                 job.folded += job.passing.every if job.passing else 1
             job.left -= 1
+            self._changed.notify_all()
             return job.left == 0
 
     def _read(

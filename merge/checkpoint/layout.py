@@ -103,7 +103,7 @@ def _file_name(number: int, count: int) -> str:
     return f"model-{number + 1:05d}-of-{count:05d}.safetensors"
 
 
-def parse_size(text: str | int) -> int:
+def parse_size(text: str | int, what: str = "shard size") -> int:
     """Bytes from ``5GB``, ``500MiB``, ``2_000_000``; decimal units are powers of ten.
 
     Raises:
@@ -112,8 +112,8 @@ def parse_size(text: str | int) -> int:
     match = re.fullmatch(r"\s*([0-9][0-9_]{0,30}(?:\.[0-9]{1,30})?)\s*([A-Za-z]*)\s*", str(text))
     unit = _UNITS.get(match.group(2).upper()) if match else None
     if match is None or unit is None:
-        raise RecipeError(f"shard size '{text}' is not a size in bytes; write 5GB, 500MB or 2GiB")
+        raise RecipeError(f"{what} '{text}' is not a size in bytes; write 5GB, 500MB or 2GiB")
     size = int(float(match.group(1).replace("_", "")) * unit)
     if size <= 0:
-        raise RecipeError(f"shard size '{text}' is not positive; write 5GB, 500MB or 2GiB")
+        raise RecipeError(f"{what} '{text}' is not positive; write 5GB, 500MB or 2GiB")
     return size

@@ -138,6 +138,12 @@ class Adapted:
         added = (change.left, change.right, *([change.magnitude] if change.magnitude else []))
         return (*under, *added)
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of factors that are kept, in the sum's dtype, and of blocks that are added up."""
+        sizes = [c.left.count + c.right.count for c in self._changes.values() if isinstance(c, _Factors)]
+        return 8 * (_KEPT_FACTORS + 2) * max(sizes, default=0) + 8 * 4 * (1 << 18)
+
     def close(self) -> None:
         self._base.close()
         self._adapter.close()

@@ -1,0 +1,110 @@
+"""What a run needs of memory, and how it is brought within a limit: fewer workers, fewer blocks held.
+
+Blocks themselves are part of the definition of a merge (sums are folded block by block), so one worker with
+no block held is the least that a merge can do with. Estimates are upper bounds.
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from merge_models.merge.errors import PlanError
+from merge_models.merge.held import HOLD_BYTES
+from merge_models.merge.plan import Plan
+from merge_models.merge.run import needs_torch
+from merge_models.merge.strategies.base import AbstractSpanStrategy
+
+FIXED_BYTES = 32 << 20
+"""What allocators round up, threads' stacks, and the run's own lists."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Memory of a run, beyond that of the process before it.
+
+    Attributes:
+        threads: workers.
+        worker: bytes for each of them.
+        held: bytes of blocks that may be held between survey and combining.
+        sources: bytes that models keep beside (factors of adapters).
+    """
+
+    threads: int
+    worker: int
+    held: int
+    sources: int
+
+    @property
+    def total(self) -> int:
+        """Bytes at most."""
+        return self.threads * self.worker + self.held + self.sources + FIXED_BYTES
+
+
+def needed(plan: Plan, threads: int) -> Need:
+    """What a plan needs where memory is no matter."""
+    surveyed = sum(tensor.bytes_in for tensor in plan.tensors if tensor.is_surveyed)
+    sources = sum(getattr(model, "kept_bytes", 0) for model in plan.models)
+    return Need(threads, plan.worker_bytes(), min(HOLD_BYTES, surveyed), sources)
+
+
+def within(plan: Plan, threads: int, limit: int, before: int) -> Need:
+    """What fits a limit: as many workers as fit, and then as many held blocks.
+
+    Args:
+        plan: what is to be done.
+        threads: workers at most.
+        limit: bytes that the process may have in all.
+        before: bytes that it has now.
+
+    Raises:
+        PlanError: one worker does not fit; the message says what would.
+    """
+    wanted = needed(plan, threads)
+    least = Need(1, wanted.worker, 0, wanted.sources)
+    room = limit - before
+    if least.total > room:
+        raise PlanError(
+            f"memory: this merge needs {_megabytes(before + least.total)} MB with one thread"
+            f" ({_megabytes(before)} of them for the program itself), {_megabytes(limit, up=False)} MB are"
+            " allowed; allow more (--max-memory), or choose another method"
+        )
+    fitting = min(threads, 1 + (room - least.total) // max(wanted.worker, 1))
+    left = room - Need(fitting, wanted.worker, 0, wanted.sources).total
+    return Need(fitting, wanted.worker, min(wanted.held, left), wanted.sources)
+
+
+def _megabytes(nbytes: int, up: bool = True) -> int:
+    return -(-nbytes // 10**6) if up else nbytes // 10**6
+
+
+def load_libraries(plan: Plan) -> None:
+    """Loads what the plan will use, so that it counts as the program's own memory.
+
+    Some of it is loaded by the first call only: geometry is tried out on points of its own.
+    """
+    if not needs_torch(plan):
+        return
+    import torch
+
+    from merge_models.manifolds import frechet, gaussians, rotations, span
+
+    del frechet, gaussians, rotations
+    strategies = {t.strategy: len(t.parents) for t in plan.tensors if t.strategy is not None}
+    for strategy, count in strategies.items():
+        if isinstance(strategy, AbstractSpanStrategy) and strategy.needs_gram:
+            one = torch.ones((), dtype=torch.float64)
+            points = torch.eye(count, dtype=torch.float64)
+            strategy.mixture(span.Gram(one, torch.zeros(count, dtype=torch.float64), points))
+
+
+def memory_now() -> int:
+    """Bytes of memory that this process has, after letting go of what it no longer uses."""
+    gc.collect()
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
