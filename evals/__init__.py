@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from merge_models.evals.evaluate import evaluate as evaluate
     from merge_models.evals.information import o_information as o_information
+    from merge_models.evals.inspect import inspect_parents as inspect_parents
     from merge_models.evals.weights import diagnose_weights as diagnose_weights
 
 _HOMES = {
     "diagnose_weights": "merge_models.evals.weights",
     "evaluate": "merge_models.evals.evaluate",
+    "inspect_parents": "merge_models.evals.inspect",
     "o_information": "merge_models.evals.information",
 }
-__all__ = ["diagnose_weights", "evaluate", "o_information"]
+__all__ = ["diagnose_weights", "evaluate", "inspect_parents", "o_information"]
 
 
 def __getattr__(name: str) -> Any:

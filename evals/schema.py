@@ -87,6 +87,8 @@ class TensorWeights(Record):
         largest_angle: of the parents from their weighted mean, on the sphere about the origin, in radians;
         ``unique``:
             whether all lie in the ball in which the Karcher mean is unique (angle < pi / 2).
+        mean_norm_ratio: norm of the parents' weighted mean over their mean norm: what plain averaging keeps;
+            ``mean_delta_norm_ratio``: the same of their deltas.
         parent_share: coefficients of the least-squares fit of merge (- base) by the parents (- base).
         effective_parents: exp of the entropy of the normalised magnitudes of ``parent_share``, from 1 to N.
         unexplained: share of the squared norm of merge (- base) outside the span of the parents (- base).
@@ -119,6 +121,8 @@ class TensorWeights(Record):
     subspace_overlap: float | None = None
     largest_angle: float | None = None
     unique: bool | None = None
+    mean_norm_ratio: float | None = None
+    mean_delta_norm_ratio: float | None = None
     parent_share: tuple[float, ...] | None = None
     effective_parents: float | None = None
     unexplained: float | None = None
@@ -149,7 +153,8 @@ class WeightDiagnosis(Record):
         delta_norms: norm of each parent's whole delta, over the base's norm (None without a base).
         norm_ratio, delta_norm_ratio: of the whole model.
         sign_conflict: over all coordinates together.
-        parent_share, effective_parents, unexplained: of the whole model.
+        parent_share, effective_parents, unexplained: of the whole model; ``mean_norm_ratio``,
+            ``mean_delta_norm_ratio`` likewise.
         problems: what could not be compared (tensors that a model lacks, has in another shape or with NaN),
             one line each.
         seconds: wall time it took.
@@ -165,6 +170,8 @@ class WeightDiagnosis(Record):
     parent_share: tuple[float, ...] | None = None
     effective_parents: float | None = None
     unexplained: float | None = None
+    mean_norm_ratio: float | None = None
+    mean_delta_norm_ratio: float | None = None
     problems: tuple[str, ...] = ()
     seconds: float = 0.0
 
@@ -584,7 +591,8 @@ class Inspection(Record):
         each.
         tensors, depth: parent geometry, with the merge's fields empty; None when only headers were read.
         cosine, delta_norms, sign_conflict: as in ``WeightDiagnosis``.
-        curvature: largest relative gap between the plain mean's norm and the parents' mean norm (0: flat).
+        curvature: largest relative gap, over the matrices, between the plain mean's norm and the parents'
+            mean norm (0: flat).
         advice: strategies that fit, best first, each with its reason.
     """
 

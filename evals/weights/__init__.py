@@ -2,5 +2,19 @@
 
 from __future__ import annotations
 
-from merge_models.evals.weights.diagnose import diagnose_parents as diagnose_parents
-from merge_models.evals.weights.diagnose import diagnose_weights as diagnose_weights
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from merge_models.evals.weights.diagnose import diagnose_parents as diagnose_parents
+    from merge_models.evals.weights.diagnose import diagnose_weights as diagnose_weights
+
+__all__ = ["diagnose_parents", "diagnose_weights"]
+
+
+def __getattr__(name: str) -> Any:
+    """Loaded when first used: opening models and comparing their headers needs no torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from merge_models.evals.weights import diagnose
+
+    return getattr(diagnose, name)

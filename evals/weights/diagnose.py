@@ -253,6 +253,7 @@ def _whole(
     fields = geometry(total, shares, base=base, merged=merged)
     wanted = ("cosine", "norm_ratio", "delta_norm_ratio", "sign_conflict")
     wanted += ("parent_share", "effective_parents", "unexplained")
+    wanted += ("mean_norm_ratio", "mean_delta_norm_ratio")
     kept = {name: fields[name] for name in wanted if name in fields}
     if base:
         root = float(total.gram.reference.sqrt())

@@ -49,6 +49,9 @@ def geometry(moments: Moments, weights: Sequence[float], *, base: bool, merged: 
     fields["cosine"] = cosines(parents.about_reference() if base else parents)
     fields["largest_angle"] = angle
     fields["unique"] = None if angle is None else angle < math.pi / 2
+    fields["mean_norm_ratio"] = kept_by_mean(parents, weights)
+    if base:
+        fields["mean_delta_norm_ratio"] = kept_by_mean(parents.about_reference(), weights)
     if merged and fields["finite"]:
         fields |= shares(gram.about_reference() if base else gram, count)
     return fields
@@ -82,6 +85,14 @@ def largest_angle(gram: Gram, weights: Sequence[float]) -> float | None:
         return None
     gap, total = (units[:-1] - units[-1]).norm(dim=-1), (units[:-1] + units[-1]).norm(dim=-1)
     return float((2 * torch.atan2(gap, total)).max())
+
+
+def kept_by_mean(gram: Gram, weights: Sequence[float]) -> float | None:
+    """Norm of the points' weighted mean over their mean norm: 1 where they agree, None where all are zero."""
+    points = embed(gram).points
+    share = torch.tensor(weights, dtype=torch.float64)
+    mean = float(share @ points.norm(dim=-1))
+    return float((share @ points).norm()) / mean if mean > 0 else None
 
 
 def shares(gram: Gram, count: int) -> dict[str, Any]:
