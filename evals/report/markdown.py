@@ -49,9 +49,8 @@ def _verdict(evaluation: Evaluation) -> list[str]:
     if found is None:
         return [title, models]
     score = f" Score {number(found.score)}." if found.score is not None else ""
-    line = (
-        f"**{STATUS_MARKS[found.status]} {STATUS_WORDS[found.status]}.** {markdown_prose(conclusion(found))}"
-    )
+    status = f"**{STATUS_MARKS[found.status]} {STATUS_WORDS[found.status]}.**"
+    line = f"{status} {markdown_prose(conclusion(found))}".rstrip()
     basis = f"Judged by {found.basis}.{score}"
     listed = [_finding(finding) for finding in found.findings]
     return [
@@ -67,9 +66,10 @@ def _finding(finding: Finding) -> str:
     status = "remark" if finding.status == "healthy" else finding.status
     decided = decision(finding)
     source = f"{decided} ({markdown_prose(finding.source)})" if decided else markdown_prose(finding.source)
+    cause = finding.cause[:1].upper() + finding.cause[1:]
+    told = markdown_prose(f"{location(finding)} {finding.evidence}")
     return (
-        f"- **{finding.cause[:1].upper()}{finding.cause[1:]}** ({status}). {markdown_prose(location(finding))} "
-        f"{markdown_prose(finding.evidence)}\n"
+        f"- **{cause}** ({status}). {told}\n"
         f"  - {'Threshold' if decided else 'Source'}: {source}\n"
         f"  - Remedy: {markdown_prose(finding.remedy)}"
     )
