@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from merge_models.evals.encoding import Encoder
 from merge_models.evals.jsonl import read_rows, read_text
 from merge_models.evals.schema import Calibration
 from merge_models.merge.checkpoint import open_checkpoint
@@ -134,7 +135,8 @@ def calibration_batches(
     """
     text = source if isinstance(source, Text) else read_calibration(source)
     length = min(length, _longest(tokenizer))
-    encode, prefix, suffix = _encoder(tokenizer)
+    encoder = Encoder(tokenizer)
+    prefix, suffix = encoder.prefix, encoder.suffix
     room = length - len(prefix) - len(suffix)
     if room < 2 or tokens < length:
         raise MergeError(
@@ -142,7 +144,7 @@ def calibration_batches(
             f" of at least {len(prefix) + len(suffix) + 2} tokens and for one sequence or more"
         )
     streams = {
-        domain: _of_part(part, _sequences(documents, encode, room, Random(f"{seed} {domain}")))
+        domain: _of_part(part, _sequences(documents, encoder.bare, room, Random(f"{seed} {domain}")))
         for domain, documents in text.domains.items()
     }
     drawn = _take_turns(streams, tokens // length)
@@ -196,11 +198,11 @@ def check_same_tokenizer(models: Sequence[str | os.PathLike[str]], text: Text | 
     text = text or read_calibration()
     documents = [document for of_domain in text.domains.values() for document in of_domain[:_COMPARED]]
     first = _tokenizer_of(models[0])
-    expected = list(map(_encoder(first)[0], documents))
+    expected = list(map(Encoder(first).bare, documents))
     for model in models[1:]:
         tokenizer = _tokenizer_of(model)
         for document, wanted, found in zip(
-            documents, expected, map(_encoder(tokenizer)[0], documents), strict=True
+            documents, expected, map(Encoder(tokenizer).bare, documents), strict=True
         ):
             if wanted != found:
                 raise MergeError(_difference(models[0], model, tokenizer, document, wanted, found))
@@ -248,17 +250,6 @@ def _longest(tokenizer: Any) -> int:
     """The tokenizer's limit. Transformers says 10^30 where there is none."""
     longest = getattr(tokenizer, "model_max_length", None)
     return longest if isinstance(longest, int) and 0 < longest < 1 << 24 else 1 << 24
-
-
-def _encoder(tokenizer: Any) -> tuple[Callable[[str], list[int]], list[int], list[int]]:
-    """A function from text to ids without special tokens, and the special ids before and after a text."""
-
-    def encode(text: str, special: bool = False) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
-
-    bare, whole = encode("a"), encode("a", True)
-    start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
-    return encode, whole[:start], whole[start + len(bare) :]
 
 
 def _sequences(

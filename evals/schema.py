@@ -377,8 +377,11 @@ class TaskScore(Record):
     Attributes:
         task: its name (a domain for perplexity, a JSONL's ``task`` field for multiple choice); also the
         skill's.
-        metric: ``perplexity`` (lower is better), ``accuracy`` or what the external harness calls it.
+        metric: ``perplexity`` (lower is better), ``accuracy`` (by likelihood), ``accuracy per byte`` (by
+            likelihood over the choice's length), ``exact match``, or what the external harness calls it.
         model: name of the model; ``n``: items or tokens scored.
+        score: with a bootstrap interval over blocks of tokens, for shares Wilson's interval, for the harness
+            1.96 of its standard errors.
     """
 
     task: str
@@ -393,9 +396,10 @@ class Recovery(Record):
     """How much of the best parent's skill the merge kept, one task.
 
     Attributes:
-        fraction: (merge - worst reference) / (best parent - worst reference); the reference is the base
-        where there is one, else the worst
-            parent. None where best and reference do not differ.
+        fraction: (merge - reference) / (best parent - reference), of logarithms for perplexity; the reference
+            is the base where there is one, else the worst parent. None where the best parent does not beat
+            the reference beyond chance.
+        low, high: the fraction's 95 % interval, by a bootstrap over the same items for all three.
     """
 
     task: str
@@ -403,6 +407,8 @@ class Recovery(Record):
     best_parent: str
     reference: str
     fraction: float | None
+    low: float | None = None
+    high: float | None = None
 
 
 class Generation(Record):
