@@ -58,19 +58,33 @@ class Method:
     each: dict[str, float] = field(default_factory=dict)  # parameters of each model
     whole: dict[str, float] = field(default_factory=dict)  # parameters of the merge
     in_peer: bool = True
+    named: str = ""  # in the recipe, where that is another name
+    dtype: str = "bfloat16"  # that the peer computes in; results are bfloat16
 
 
 METHODS = {
     "linear": Method(base=False),
     "task_arithmetic": Method(),
     "ties": Method(each={"density": 0.5}),
-    "dare_ties": Method(each={"density": 0.5}),
     "dare_linear": Method(each={"density": 0.5}),
+    "dare_ties": Method(each={"density": 0.5}),
+    "della_linear": Method(each={"density": 0.5, "epsilon": 0.1}),
     "della": Method(each={"density": 0.5, "epsilon": 0.1}),
     "breadcrumbs": Method(each={"density": 0.9, "gamma": 0.01}),
+    "breadcrumbs_ties": Method(each={"density": 0.9, "gamma": 0.01}),
     "sce": Method(weights=False, whole={"select_topk": 0.5}),
+    "ram": Method(weights=False),
+    "ramplus_tl": Method(weights=False),
+    "nearswap": Method(parents=1, weights=False, whole={"t": 0.001}),
+    "arcee_fusion": Method(parents=1, weights=False),
+    "passthrough": Method(parents=1, base=False, weights=False),
+    "consensus": Method(in_peer=False),
+    "magmax": Method(in_peer=False),
+    "pcb": Method(in_peer=False),
+    "stochastic": Method(base=False, in_peer=False),
     "model_stock": Method(weights=False),
     "karcher": Method(base=False, weights=False),
+    "karcher_float32": Method(base=False, weights=False, named="karcher", dtype="float32"),
     "slerp": Method(parents=2, weights=False, whole={"t": 0.4}),  # from the base to a parent
     "nuslerp": Method(parents=2, base=False),
     "multislerp": Method(base=False),
@@ -199,12 +213,13 @@ def write_recipe(path: Path, name: str, base: Path, parents: list[Path]) -> Path
     for folder, weight in zip(chosen, WEIGHTS, strict=False):
         own = ({"weight": weight} if method.weights else {}) | method.each
         entries.append({"model": str(folder)} | ({"parameters": own} if own else {}))
-    recipe: dict[str, Any] = {"merge_method": name, "models": entries}
+    recipe: dict[str, Any] = {"merge_method": method.named or name, "models": entries}
     if method.base:
         recipe["base_model"] = str(base)
     if method.whole:
         recipe["parameters"] = method.whole
-    path.write_text(yaml.safe_dump(recipe | {"dtype": "bfloat16"}, sort_keys=False))
+    recipe |= {"dtype": method.dtype, "out_dtype": "bfloat16"}
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
     return path
 
 

@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 
-HOLD_BYTES = 128 << 20
+HOLD_BYTES = 256 << 20
 """Bytes of sources that may be held at a time; larger tensors are read again in every round."""
 
 

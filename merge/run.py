@@ -29,6 +29,7 @@ from merge_models.merge.plan import BLOCK_ELEMENTS, Plan, TensorPlan, is_fused
 from merge_models.merge.strategies.base import (
     AbstractSpanStrategy,
     AbstractStrategy,
+    AbstractTermStrategy,
     Block,
     Figures,
     FixedMixture,
@@ -368,6 +369,9 @@ class _Run:
                 wide = Span(np.empty(4 * parts[0].count, np.uint8), BY_CODE["F32"])
                 weighted_sum(parts, weights, wide)
                 self._sample(tensor, wide.data.view(np.float32), spans, out)
+        elif self._fuses(tensor, start):
+            block = _block(tensor, spans, start, number, self._options.seed)
+            self._check_flags(_combine_terms(tensor.strategy, job.survey, block, out), tensor, spans)
         else:
             self._check_inputs(tensor, spans)
             block = _block(tensor, spans, start, number, self._options.seed)
@@ -387,6 +391,11 @@ class _Run:
         self._sink.write(tensor.name, start * size, out.data)
         if self._options.progress:
             self._options.progress(out.data.nbytes)
+
+    def _fuses(self, tensor: TensorPlan, start: int) -> bool:
+        """Whether a block goes to its storage form at once: values before rounding are not needed."""
+        fused = isinstance(tensor.strategy, AbstractTermStrategy)
+        return fused and not self._draws(tensor) and not self._samples(tensor, start)
 
     def _draws(self, tensor: TensorPlan) -> bool:
         return self._options.rounding == "stochastic" and is_narrow(tensor.dtype)
@@ -527,3 +536,10 @@ def _block(tensor: TensorPlan, spans: list[Span], start: int, number: int, seed:
 
 def _head(span: Span) -> Span:
     return Span(span.data[: SAMPLED * span.dtype.size], span.dtype)
+
+
+def _combine_terms(strategy: AbstractStrategy | None, survey: Any, block: Block, out: Span) -> int:
+    from merge_models.merge.kernels.task_vectors import mix_into
+
+    assert isinstance(strategy, AbstractTermStrategy) and block.stored_base is not None
+    return mix_into(block.stored, block.stored_base, *strategy.terms(block, survey), out.tensor())

@@ -40,45 +40,46 @@ static void NAME(subtract)(const char *source, int type, const double *restrict 
 #undef USE
 }
 
-/* Rounds one tile of doubles, once. Returns nonzero where a stored value is not finite. */
-static int NAME(store)(const double *in, int type, size_t start, size_t count, char *target) {
+/* Rounds one tile of floats. Returns nonzero where a stored value is not finite. */
+static uint32_t NAME(store_floats)(const float *in, int type, size_t start, size_t count, char *target) {
     size_t j;
     uint32_t bad = 0;
     switch (type) {
     case T_F32: { float *p = (float *)target + start;
         for (j = 0; j < count; j++) {
-            p[j] = (float)in[j];
-            bad |= (as_bits(p[j]) & 0x7f800000u) == 0x7f800000u;
+            p[j] = in[j];
+            bad |= (as_bits(in[j]) & 0x7f800000u) == 0x7f800000u;
         }
         break; }
     case T_F16: { uint16_t *p = (uint16_t *)target + start;
         for (j = 0; j < count; j++) {
-            p[j] = bits_to_f16(as_bits((float)in[j]));
+            p[j] = bits_to_f16(as_bits(in[j]));
             bad |= (p[j] & 0x7c00u) == 0x7c00u;
         }
         break; }
     case T_BF16: { uint16_t *p = (uint16_t *)target + start;
         for (j = 0; j < count; j++) {
-            p[j] = bits_to_bf16(as_bits((float)in[j]));
+            p[j] = bits_to_bf16(as_bits(in[j]));
             bad |= (p[j] & 0x7f80u) == 0x7f80u;
         }
         break; }
     }
-    return bad != 0;
+    return bad;
 }
 
 static int NAME(weighted_sum)(int sources, const char *const *source, const int *type, const double *weight,
                               size_t count, char *target, int target_type) {
     double sum[TILE];
+    float rounded[TILE];
     int bad_in = 0, bad_out = 0;
     for (size_t start = 0; start < count; start += TILE) {
         size_t tile = count - start < TILE ? count - start : TILE, j;
         NAME(scale)(source[0], type[0], weight[0], start, tile, sum);
         for (int i = 1; i < sources; i++) NAME(add_scaled)(source[i], type[i], weight[i], start, tile, sum);
         int bad = 0;
-        for (j = 0; j < tile; j++) bad |= !(sum[j] - sum[j] == 0.0);
+        for (j = 0; j < tile; j++) bad |= !(sum[j] - sum[j] == 0.0), rounded[j] = (float)sum[j];
         bad_in |= bad;
-        bad_out |= NAME(store)(sum, target_type, start, tile, target);
+        bad_out |= NAME(store_floats)(rounded, target_type, start, tile, target) != 0;
     }
     return bad_in | (bad_out << 1);
 }

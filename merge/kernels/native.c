@@ -79,9 +79,9 @@ int merge_models_mix(int sources, const char *const *source, const int *type, co
                      const uint32_t *low, const uint32_t *high, const float *const *scale,
                      const uint32_t *const *key, const int32_t *limit, const double *factor, const double *extra,
                      const double *share, int kind, int normalize, int enough, double lambda, size_t count,
-                     float *out) {
+                     char *target, int target_type) {
     return DISPATCH(mix, sources, source, type, base, base_type, low, high, scale, key, limit, factor, extra,
-                    share, kind, normalize, enough, lambda, count, out);
+                    share, kind, normalize, enough, lambda, count, target, target_type);
 }
 
 void merge_models_draw(size_t count, const uint32_t *key, const float *probability, int32_t limit, int inverse,

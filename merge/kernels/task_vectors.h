@@ -193,10 +193,10 @@ static void NAME(draw)(size_t count, const uint32_t *key, const float *probabili
 }
 
 /* Which part of a source takes part: keys in [low, high), and those that a draw keeps (limit, below 2^31, of
- * the scrambled index: see draw); times scale where that is given. */
+ * the scrambled index: see draw); times scale where that is given. Returns the largest size of what is left. */
 typedef struct { uint32_t low, high; const float *scale; const uint32_t *key; int32_t limit; } NAME(thinning);
 
-static void NAME(thin)(const float *restrict value, const float *restrict base, size_t start, size_t count,
+static float NAME(thin)(const float *restrict value, const float *restrict base, size_t start, size_t count,
                        const NAME(thinning) *by, float *restrict out) {
     uint32_t low = by->low, span = by->high - low;
     size_t j;
@@ -212,8 +212,14 @@ static void NAME(thin)(const float *restrict value, const float *restrict base, 
         for (j = 0; j < count; j++)
             out[j] = (int32_t)NAME(scramble)(first + (uint32_t)j, by->key) < by->limit ? out[j] : 0.0f;
     }
-    if (by->scale)
-        for (j = 0; j < count; j++) out[j] *= by->scale[start + j];
+    if (!by->scale) return 1.0f;
+    uint32_t largest = 0;
+    for (j = 0; j < count; j++) {
+        out[j] *= by->scale[start + j];
+        uint32_t size = as_bits(out[j]) & 0x7fffffffu;
+        largest = size > largest ? size : largest;
+    }
+    return as_float(largest);
 }
 
 /* Which terms take part in an element's sum: all that are not thinned out (SUM, ALONE); those of the sign that
@@ -328,105 +334,133 @@ static void NAME(mix_tile)(int sources, float (*restrict value)[PART], double (*
 
 #ifdef FUSED
 /* mix_tile for the commonest rules and numbers of sources, all in registers. Called with constants, so that the
- * loops over sources are unrolled and that over elements is vectorised. */
-static inline __attribute__((always_inline)) void NAME(fused)(
-    const int sources, const int elect, const int normalize, float (*restrict value)[PART],
+ * loops over sources are unrolled and that over elements is vectorised. It leaves out what only matters where a
+ * sum nearly cancels the base; returns whether one did, and mix_tile must do the tile. */
+static inline __attribute__((always_inline)) int NAME(fused)(
+    const int sources, const int kind, const int normalize, float (*restrict value)[PART],
     float (*restrict left)[PART], const float *restrict base, size_t count, const NAME(rule) *rule,
     float *restrict out) {
-    double lambda = rule->lambda, noise = -0x1p-51 * sources;
-    double factor[sources], extra[sources], share[sources], size[sources];
-    for (int i = 0; i < sources; i++) {
-        factor[i] = rule->factor[i], extra[i] = rule->extra[i], share[i] = rule->share[i];
-        size[i] = share[i] < 0 ? -share[i] : share[i];
-    }
+    double lambda = rule->lambda, noise = -0x1p-51 * sources, enough = rule->enough;
+    double factor[4], extra[4], share[4];
+    uint32_t cancels = 0;
+    for (int i = 0; i < sources; i++) factor[i] = rule->factor[i], extra[i] = rule->extra[i], share[i] = rule->share[i];
     for (size_t j = 0; j < count; j++) {
-        double b = base[j], all = 0, sizes = 0, sum = 0, part = 0, whole = 0, total = 0, sign = 1, q = lambda;
-        double least = HUGE_VAL, most = -HUGE_VAL;
-        for (int i = 0; elect && i < sources; i++) {
-            double term = ((double)value[i][j] - b) * (factor[i] * (double)left[i][j]);
-            all += term;
-            sizes += term < 0 ? -term : term;
-        }
-        if (elect) sign = all >= noise * sizes ? 1.0 : -1.0;
+        double b = base[j], all = 0, sizes = 0, sum = 0, part = 0, number = 0, high = 0, low = 0, sign = 1, q = lambda;
+        double term[4], weight[4];
         for (int i = 0; i < sources; i++) {
-            double weight = factor[i] * (double)left[i][j], y = value[i][j], term = (y - b) * weight;
-            double takes = elect ? term * sign : weight < 0 ? -weight : weight;
-            if (elect) term *= extra[i], weight *= extra[i];
-            sum += takes > 0 ? term : 0;
-            total += takes > 0 ? weight : 0;
-            if (normalize) {
-                part += takes > 0 ? share[i] : 0;
-                whole += takes > 0 ? size[i] : 0;
-            }
-            double under = takes > 0 ? y : HUGE_VAL, over = takes > 0 ? y : -HUGE_VAL;
-            least = under < least ? under : least;
-            most = over > most ? over : most;
+            weight[i] = factor[i] * (double)left[i][j];
+            term[i] = ((double)value[i][j] - b) * weight[i];
+            if (kind == ELECT || kind == CONSENSUS) all += term[i];
+            if (kind == ELECT) sizes += term[i] < 0 ? -term[i] : term[i];
+            if (kind == LARGEST) high = term[i] > high ? term[i] : high, low = term[i] < low ? term[i] : low;
+            if (kind == ALONE) number += weight[i] != 0 ? 1.0 : 0;
         }
-        if (normalize) {
-            double absolute = part < 0 ? -part : part;
-            q = lambda / (absolute > 1e-12 * whole ? part : 1.0);
+        if (kind == ELECT) sign = all >= noise * sizes ? 1.0 : -1.0;
+        if (kind == LARGEST) high = high >= -low ? high : low;
+        for (int i = 0; kind == CONSENSUS && i < sources; i++) {
+            double rest = all - term[i], own = term[i] < 0 ? -term[i] : term[i];
+            number += own >= (rest < 0 ? -rest : rest) * extra[i] ? 1.0 : 0;
         }
-        double gap = total * q - 1.0, mixed = b + sum * q;
-        gap = gap < 0 ? -gap : gap;
-        int one = (gap <= 1e-13) & (least == most);
-        out[j] = (float)(one ? least : mixed);
+        for (int i = 0; i < sources; i++) {
+            double gained = term[i], takes = kind == ELECT ? gained * sign : weight[i] < 0 ? -weight[i] : weight[i];
+            if (kind == LARGEST) takes = gained == high ? takes : 0;
+            if (kind == CONSENSUS) takes = number >= enough ? takes : 0;
+            if (kind == ELECT) gained *= extra[i];
+            if (kind == ALONE) gained *= number == 1.0 ? extra[i] : 1.0;
+            sum += takes > 0 ? gained : 0;
+            if (normalize) part += takes > 0 ? share[i] : 0;
+        }
+        if (normalize) q = lambda / (part > 0 ? part : 1.0);
+        out[j] = (float)(b + sum * q);
     }
+    for (size_t j = 0; j < count; j++) cancels |= !(fabsf(out[j]) > fabsf(base[j]) * 0x1p-12f);
+    return cancels != 0;
 }
 
-#define FUSE(sources, elect, normalize) \
-    case 8 * sources + 4 * elect + 2 * normalize: \
-        NAME(fused)(sources, elect, normalize, value, left, base, count, rule, out); return 1;
-/* Returns 0 where it is not made for the rule. */
+#define FUSE(sources, kind, normalize) \
+    case 16 * sources + 2 * kind + normalize: \
+        return !NAME(fused)(sources, kind, normalize, value, left, base, count, rule, out);
+#define FUSE_EACH(kind, normalize) FUSE(2, kind, normalize) FUSE(3, kind, normalize) FUSE(4, kind, normalize)
+/* Returns 0 where it is not made for the rule, or for the tile. */
 static int NAME(mix_fused)(int sources, float (*restrict value)[PART], float (*restrict left)[PART],
                            const float *restrict base, size_t count, const NAME(rule) *rule, float *restrict out) {
-    switch (8 * sources + 4 * (rule->kind == ELECT) + 2 * rule->normalize + (rule->kind > ELECT)) {
-        FUSE(2, 0, 0) FUSE(2, 1, 0) FUSE(2, 1, 1)
-        FUSE(3, 0, 0) FUSE(3, 1, 0) FUSE(3, 1, 1)
-        FUSE(4, 0, 0) FUSE(4, 1, 0) FUSE(4, 1, 1)
+    switch (16 * sources + 2 * rule->kind + (rule->normalize != 0)) {
+        FUSE_EACH(SUM, 0) FUSE_EACH(SUM, 1) FUSE_EACH(ELECT, 0) FUSE_EACH(ELECT, 1)
+        FUSE_EACH(LARGEST, 1) FUSE_EACH(CONSENSUS, 0) FUSE_EACH(ALONE, 1)
     }
     return 0;
 }
 #undef FUSE
+#undef FUSE_EACH
 #else
 #define mix_fused_portable(...) 0
 #endif
 
+/* How large the coefficients of one element's terms can be together, at most; HUGE_VAL where shares may cancel.
+ * Up to MODERATE, equal sources whose coefficients sum to 1 come out equal without more ado: with |mixed| above
+ * |base| / 4096 the error of the sum is below 1e-9 of it, and so lost when it is rounded to binary32. */
+#define MODERATE 256
+static double NAME(reach)(int sources, const NAME(rule) *rule, const float *largest) {
+    double reach = 0, least = HUGE_VAL;
+    for (int i = 0; i < sources; i++) {
+        double gain = rule->kind == ELECT || rule->kind == ALONE ? fabs(rule->extra[i]) : 1.0;
+        reach += fabs(rule->factor[i]) * (gain > 1.0 || rule->kind == ELECT ? gain : 1.0) * (double)largest[i];
+        if (rule->share[i] < 0) return rule->normalize ? HUGE_VAL : reach;
+        if (rule->share[i] > 0 && rule->share[i] < least) least = rule->share[i];
+    }
+    return reach * fabs(rule->lambda) / (rule->normalize && least < HUGE_VAL ? least : 1.0);
+}
+
+static uint32_t NAME(not_finite)(const float *x, size_t count) {
+    uint32_t bad = 0;
+    for (size_t j = 0; j < count; j++) bad |= (as_bits(x[j]) & 0x7f800000u) == 0x7f800000u;
+    return bad;
+}
+
 /* Terms are factor * (what thin leaves) * (source - base); the rule says which take part.
- * out = base + lambda * sum of those that take part; normalize: over the sum of their shares. Where their
- * sources are all equal and their coefficients sum to 1, that source. Nonzero: out of memory. */
+ * target = base + lambda * sum of those that take part; normalize: over the sum of their shares. Where their
+ * sources are all equal and their coefficients sum to 1, that source. Bit 0: a source is not finite; bit 1: a
+ * stored value is not; -1: out of memory. */
 static int NAME(mix)(int sources, const char *const *source, const int *type, const char *base, int base_type,
                      const uint32_t *low, const uint32_t *high, const float *const *scale,
                      const uint32_t *const *key, const int32_t *limit, const double *factor, const double *extra,
                      const double *share, int kind, int normalize, int enough, double lambda, size_t count,
-                     float *out) {
-    double(*term)[PART] = malloc((size_t)sources * 2 * (sizeof *term + PART * sizeof(float)));
+                     char *target, int target_type) {
+    double(*term)[PART] = malloc((size_t)sources * (2 * (sizeof *term + PART * sizeof(float)) + sizeof(float)));
     double(*weight)[PART] = term + sources;
     float(*value)[PART] = (float(*)[PART])(weight + sources), (*left)[PART] = value + sources;
-    float b[PART];
+    float b[PART], out[PART], *largest = (float *)(left + sources);
     NAME(rule) rule = {factor, extra, share, lambda, kind, normalize, enough};
     NAME(sums) sums;
-    if (!term) return 1;
+    uint32_t bad = 0, overflows = 0;
+    if (!term) return -1;
     for (size_t start = 0; start < count; start += PART) {
         size_t tile = count - start < PART ? count - start : PART;
         NAME(load)(base, base_type, start, tile, b);
+        bad |= NAME(not_finite)(b, tile);
         for (int i = 0; i < sources; i++) {
             NAME(thinning) by = {low[i], high[i], scale[i], key[i], limit[i]};
             NAME(load)(source[i], type[i], start, tile, value[i]);
-            NAME(thin)(value[i], b, start, tile, &by, left[i]);
+            bad |= NAME(not_finite)(value[i], tile);
+            largest[i] = NAME(thin)(value[i], b, start, tile, &by, left[i]);
         }
-        if (NAME(mix_fused)(sources, value, left, b, tile, &rule, out + start)) continue;
-        for (int i = 0; i < sources; i++) {
-            double own = factor[i];
-            for (size_t j = 0; j < tile; j++) {
-                weight[i][j] = own * (double)left[i][j];
-                term[i][j] = ((double)value[i][j] - (double)b[j]) * weight[i][j];
+        if (!(NAME(reach)(sources, &rule, largest) <= MODERATE) ||
+            !NAME(mix_fused)(sources, value, left, b, tile, &rule, out)) {
+            for (int i = 0; i < sources; i++) {
+                double own = factor[i];
+                for (size_t j = 0; j < tile; j++) {
+                    weight[i][j] = own * (double)left[i][j];
+                    term[i][j] = ((double)value[i][j] - (double)b[j]) * weight[i][j];
+                }
             }
+            NAME(mix_tile)(sources, value, term, weight, b, tile, &rule, &sums, out);
         }
-        NAME(mix_tile)(sources, value, term, weight, b, tile, &rule, &sums, out + start);
+        overflows |= NAME(store_floats)(out, target_type, start, tile, target);
     }
     free(term);
-    return 0;
+    return (int)(bad | overflows << 1);
 }
+#undef MODERATE
 
 /* Mean rank, counted from 0, of elements that stand first to stop - 1 in order; half is 1/2 over the highest. */
 static inline float NAME(fraction)(uint32_t first, uint32_t stop, double half) {

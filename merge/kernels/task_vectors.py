@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from merge_models.merge.kernels.blocks import native_library
+from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW, native_library
 
 ALL_KEYS = 1 << 31
 """Every key is below it."""
@@ -32,6 +32,7 @@ _TYPES = {
     torch.float8_e4m3fn: 3,
     torch.float8_e5m2: 4,
 }
+_TARGETS = (torch.float32, torch.float16, torch.bfloat16)
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 _SIGNATURES = {
     "count_keys": (
@@ -47,7 +48,7 @@ _SIGNATURES = {
         _INT,
         [_INT, _POINTER, _POINTER, _POINTER, _INT]
         + [_POINTER] * 8
-        + [_INT, _INT, _INT, ctypes.c_double, _SIZE, _POINTER],
+        + [_INT, _INT, _INT, ctypes.c_double, _SIZE, _POINTER, _INT],
     ),
     "draw": (None, [_SIZE, _POINTER, _POINTER, ctypes.c_int32, _INT, _POINTER]),
     "row_ranks": (_INT, [_POINTER, _INT, _POINTER, _INT, _SIZE, _SIZE, _POINTER]),
@@ -232,7 +233,19 @@ class Mixing:
 
 
 def mix(stored: Sequence[Tensor], base: Tensor, thinned: Sequence[Thinned], mixing: Mixing) -> Tensor:
-    """``base + scale * sum_i t_i`` over the terms that take part, in float64, rounded once.
+    """:func:`mix_into` a new tensor: float32 (float64 where a source is float64), shaped as the base."""
+    exact = any(tensor.dtype == torch.float64 for tensor in (*stored, base))
+    out = torch.empty(base.shape, dtype=torch.float64 if exact else torch.float32)
+    mix_into(stored, base, thinned, mixing, out)
+    return out
+
+
+def mix_into(
+    stored: Sequence[Tensor], base: Tensor, thinned: Sequence[Thinned], mixing: Mixing, out: Tensor
+) -> int:
+    """Writes ``base + scale * sum_i t_i`` over the terms that take part into ``out``.
+
+    Sums are float64, rounded to float32 (not where a source is float64), and then to the dtype of ``out``.
 
     Terms whose coefficient is 0 never take part, nor zero terms in an election. Where the parents that take
     part are equal and their coefficients sum to 1, the result is their value, bit for bit.
@@ -242,34 +255,41 @@ def mix(stored: Sequence[Tensor], base: Tensor, thinned: Sequence[Thinned], mixi
         base: the base.
         thinned: what is left of each task vector.
         mixing: the rule.
+        out: as many elements as the base has.
 
     Returns:
-        float32 (float64 where a source is float64), shaped as the base.
+        ``NOT_FINITE`` where a source is NaN or Inf, ``OVERFLOW`` where only what is written is, else 0.
     """
     count = len(stored)
     ones = (1.0,) * count
     factors = [part.factor * factor for part, factor in zip(thinned, mixing.factors, strict=True)]
     shares, extra = mixing.shares or ones, mixing.extra or ones
     library = _library_for(*stored, base)
-    if library is None:
+    if library is None or out.dtype not in _TARGETS:
         weights = [_coefficients(*each, base) for each in zip(stored, thinned, factors, strict=True)]
-        return _torch_mix(stored, base, weights, mixing, shares, extra)
-    out = torch.empty(base.shape, dtype=torch.float32)
+        out.view(base.shape).copy_(_torch_mix(stored, base, weights, mixing, shares, extra))
+        return _flags([*stored, base], out)
     doubles, words = ctypes.c_double * count, ctypes.c_uint32 * count
     draws = [t.draw if t.draw and _limit(t.draw[1]) < 2**31 else None for t in thinned]
     keys = [None if d is None else (ctypes.c_uint32 * 3)(*d[0]) for d in draws]
     limits = [0 if d is None else _limit(d[1]) for d in draws]
-    _check(
-        library.merge_models_mix(
-            count, _addresses(stored), _codes(stored), base.data_ptr(), _TYPES[base.dtype],
-            words(*[t.low for t in thinned]), words(*[t.high for t in thinned]),
-            _addresses([t.scale for t in thinned]),
-            (_POINTER * count)(*[None if key is None else ctypes.addressof(key) for key in keys]),
-            (ctypes.c_int32 * count)(*limits), doubles(*factors), doubles(*extra), doubles(*shares),
-            mixing.rule, mixing.normalize, mixing.enough, mixing.scale, base.numel(), out.data_ptr(),
-        )
+    flags = library.merge_models_mix(
+        count, _addresses(stored), _codes(stored), base.data_ptr(), _TYPES[base.dtype],
+        words(*[t.low for t in thinned]), words(*[t.high for t in thinned]),
+        _addresses([t.scale for t in thinned]),
+        (_POINTER * count)(*[None if key is None else ctypes.addressof(key) for key in keys]),
+        (ctypes.c_int32 * count)(*limits), doubles(*factors), doubles(*extra), doubles(*shares),
+        mixing.rule, mixing.normalize, mixing.enough, mixing.scale, base.numel(), out.data_ptr(),
+        _TYPES[out.dtype],
     )  # fmt: skip
-    return out
+    _check(flags < 0)
+    return NOT_FINITE if flags & 1 else OVERFLOW if flags else 0
+
+
+def _flags(sources: Sequence[Tensor], out: Tensor) -> int:
+    if all(bool(torch.isfinite(_wide(tensor)).all()) for tensor in sources):
+        return 0 if bool(torch.isfinite(_wide(out)).all()) else OVERFLOW
+    return NOT_FINITE
 
 
 def _torch_mix(

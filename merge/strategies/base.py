@@ -11,7 +11,7 @@ import abc
 import dataclasses
 import enum
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from merge_models.manifolds.span import Gram
+    from merge_models.merge.kernels.task_vectors import Mixing, Thinned
 else:
     torch = LazyModule("torch")
 
@@ -131,6 +132,9 @@ class Pass:
 
 Survey = Generator[Pass, Moments, Any]
 """Yields passes, is sent each pass's total, returns what ``combine`` gets."""
+
+Terms = tuple["Sequence[Thinned]", "Mixing"]
+"""What is left of each parent's task vector in a block, and how that becomes one."""
 
 Figures = dict[str, float | int | bool | str]
 """What a strategy found out about a tensor, for the summary and the manifest."""
@@ -306,6 +310,24 @@ class AbstractSpanStrategy(AbstractStrategy):
         found = mixture(row_gram(block.stored, reference))
         assert isinstance(found, Mixture), "fixed coefficients are the same for all rows"
         return found
+
+
+@dataclass(frozen=True)
+class AbstractTermStrategy(AbstractStrategy):
+    """The base plus a sum of thinned task vectors, by a rule that says which take part in an element.
+
+    Subclasses give ``terms``; a block kernel does the rest, from storage bytes to storage bytes.
+    """
+
+    @abc.abstractmethod
+    def terms(self, block: Block, survey: Any) -> Terms:
+        """What is left of each parent's task vector in a block, and how that becomes one."""
+
+    def combine(self, block: Block, survey: Any) -> Tensor:
+        from merge_models.merge.kernels.task_vectors import mix
+
+        assert block.stored_base is not None
+        return mix(block.stored, block.stored_base, *self.terms(block, survey))
 
 
 def normalised(weights: tuple[float, ...], what: str = "weights") -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from merge_models.merge.kernels.task_vectors import Thinned, keys_of
-from merge_models.merge.strategies.base import Block, Figures, Pass, Survey, TensorSpec
+from merge_models.merge.strategies.base import Block, Figures, Pass, Survey, TensorSpec, Terms
 from merge_models.merge.strategies.parameters import parameter
 from merge_models.merge.strategies.select import EVERYTHING, NOTHING, Cut, Totals, largest
 from merge_models.merge.strategies.sign_consensus import AbstractTaskVectors, norms_of, ratios
@@ -59,9 +59,9 @@ class AbstractBreadcrumbs(AbstractTaskVectors):
             factors = ratios(norms)
         return Bands(tuple(cuts), factors)
 
-    def combine(self, block: Block, survey: Bands) -> Tensor:
+    def terms(self, block: Block, survey: Bands) -> Terms:
         pairs = zip(survey.cuts, survey.factors, strict=True)
-        return self.summed(block, [_thinned(block, i, cuts, f) for i, (cuts, f) in enumerate(pairs)])
+        return [_thinned(block, i, cuts, f) for i, (cuts, f) in enumerate(pairs)], self.mixing
 
     def figures(self, spec: TensorSpec, survey: Bands) -> Figures:
         del spec

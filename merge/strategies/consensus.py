@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned, mix
-from merge_models.merge.strategies.base import AbstractStrategy, BaseModel, Block
+from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned
+from merge_models.merge.strategies.base import AbstractTermStrategy, BaseModel, Block, Terms
 from merge_models.merge.strategies.parameters import parameter
 
 
 @dataclass(frozen=True)
-class Consensus(AbstractStrategy):
+class Consensus(AbstractTermStrategy):
     """Adds the weighted sum of task vectors to the base, but only where it matters to at least ``k`` parents.
 
     With the sum ``t``, an element matters to parent i where ``|t_i| >= mask_lambda_i |t - t_i|`` (its TALL
@@ -33,10 +31,9 @@ class Consensus(AbstractStrategy):
     )
     k: int = parameter(2, "to how many parents an element must matter (to all, if they are fewer)", minimum=1)
 
-    def combine(self, block: Block, survey: None) -> Tensor:
+    def terms(self, block: Block, survey: None) -> Terms:
         del survey
         assert isinstance(self.weight, tuple) and isinstance(self.mask_lambda, tuple)
-        assert block.stored_base is not None
         count = len(block.stored)
         mixing = Mixing(
             Rule.CONSENSUS,
@@ -45,4 +42,4 @@ class Consensus(AbstractStrategy):
             enough=min(self.k, count),
             scale=self.lambda_,
         )
-        return mix(block.stored, block.stored_base, [Thinned()] * count, mixing)
+        return [Thinned()] * count, mixing

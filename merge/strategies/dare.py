@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from merge_models.merge.kernels.task_vectors import Key, Thinned, draw
-from merge_models.merge.strategies.base import Block, Pass, Survey, TensorSpec
+from merge_models.merge.strategies.base import Block, Pass, Survey, TensorSpec, Terms
 from merge_models.merge.strategies.keyed_random import parent_keys
 from merge_models.merge.strategies.parameters import parameter
 from merge_models.merge.strategies.sign_consensus import AbstractTaskVectors, norms_of, ratios
@@ -31,10 +31,10 @@ class AbstractDare(AbstractTaskVectors):
         del spec
         return self._norms() if self.rescale == "l1" and any(d < 1 for d in self._densities) else None
 
-    def combine(self, block: Block, survey: Sequence[float] | None) -> Tensor:
+    def terms(self, block: Block, survey: Sequence[float] | None) -> Terms:
         factors = survey or [1 / d if self.rescale == "density" and d > 0 else 1.0 for d in self._densities]
         draws = zip(self._keys(block), self._densities, factors, strict=True)
-        return self.summed(block, [Thinned(draw=(key, p), factor=factor) for key, p, factor in draws])
+        return [Thinned(draw=(key, p), factor=factor) for key, p, factor in draws], self.mixing
 
     @property
     def _densities(self) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from merge_models.merge.errors import RecipeError
 from merge_models.merge.kernels.task_vectors import Thinned, draw, row_ranks
-from merge_models.merge.strategies.base import Block, Grain, Pass, Survey, TensorSpec
+from merge_models.merge.strategies.base import Block, Grain, Pass, Survey, TensorSpec, Terms
 from merge_models.merge.strategies.keyed_random import parent_keys
 from merge_models.merge.strategies.parameters import parameter
 from merge_models.merge.strategies.sign_consensus import AbstractTaskVectors, norms_of, ratios
@@ -53,11 +53,11 @@ class AbstractDella(AbstractTaskVectors):
         del spec
         return self._norms() if self.rescale == "l1" and any(d < 1 for d, _ in self._shares) else None
 
-    def combine(self, block: Block, survey: Sequence[float] | None) -> Tensor:
+    def terms(self, block: Block, survey: Sequence[float] | None) -> Terms:
         masks = self._masks(block, inverse=self.rescale == "density")
         factors = survey or (1.0,) * len(masks)
         pairs = zip(masks, factors, strict=True)
-        return self.summed(block, [Thinned(scale=mask, factor=factor) for mask, factor in pairs])
+        return [Thinned(scale=mask, factor=factor) for mask, factor in pairs], self.mixing
 
     @property
     def _shares(self) -> list[tuple[float, float]]:

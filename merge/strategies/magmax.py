@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned, mix
-from merge_models.merge.strategies.base import AbstractStrategy, BaseModel, Block
+from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned
+from merge_models.merge.strategies.base import AbstractTermStrategy, BaseModel, Block, Terms
 from merge_models.merge.strategies.parameters import parameter
 
 
 @dataclass(frozen=True)
-class MagMax(AbstractStrategy):
+class MagMax(AbstractTermStrategy):
     """Adds to each element of the base the task vector that is the largest there.
 
     Weights scale task vectors before they are compared; of two that differ in sign only, the positive one is
@@ -29,8 +27,8 @@ class MagMax(AbstractStrategy):
     weight: float | tuple[float, ...] = parameter(1.0, "scale of each task vector", per_model=True)
     lambda_: float = parameter(1.0, "scale of their maximum")
 
-    def combine(self, block: Block, survey: None) -> Tensor:
+    def terms(self, block: Block, survey: None) -> Terms:
         del survey
-        assert isinstance(self.weight, tuple) and block.stored_base is not None
+        assert isinstance(self.weight, tuple)
         mixing = Mixing(Rule.LARGEST, self.weight, normalize=True, scale=self.lambda_)
-        return mix(block.stored, block.stored_base, [Thinned()] * len(block.stored), mixing)
+        return [Thinned()] * len(block.stored), mixing

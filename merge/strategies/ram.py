@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from torch import Tensor
-
-from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned, count_shared, mix
+from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned, count_shared
 from merge_models.merge.strategies.base import (
-    AbstractStrategy,
+    AbstractTermStrategy,
     BaseModel,
     Block,
     Figures,
@@ -20,12 +18,13 @@ from merge_models.merge.strategies.base import (
     Pass,
     Survey,
     TensorSpec,
+    Terms,
 )
 from merge_models.merge.strategies.parameters import parameter
 
 
 @dataclass(frozen=True)
-class Ram(AbstractStrategy):
+class Ram(AbstractTermStrategy):
     """Adds what one parent alone has changed, and the mean of what several have.
 
     A parent has changed an element that differs from the base by more than ``epsilon``; what nobody has
@@ -40,13 +39,13 @@ class Ram(AbstractStrategy):
 
     epsilon: float = parameter(1e-5, "difference up to which an element counts as unchanged", minimum=0)
 
-    def combine(self, block: Block, survey: None) -> Tensor:
+    def terms(self, block: Block, survey: None) -> Terms:
         del survey
-        return _merged(block, self.epsilon, Mixing(Rule.SUM, (1.0,) * len(block.stored), normalize=True))
+        return _changes(block, self.epsilon), Mixing(Rule.SUM, (1.0,) * len(block.stored), normalize=True)
 
 
 @dataclass(frozen=True)
-class RamPlus(AbstractStrategy):
+class RamPlus(AbstractTermStrategy):
     """As ``ram``, with what one parent alone has changed amplified the more, the more it shares with others.
 
     Parent i's own changes are multiplied by ``1 + r * min(shared_i / own_i, alpha)``, its counts of shared
@@ -75,9 +74,9 @@ class RamPlus(AbstractStrategy):
         ratios = [s / o if o else 0.0 for s, o in zip(shared, own, strict=True)]
         return tuple(1 + self.r * min(ratio, self.alpha) for ratio in ratios)
 
-    def combine(self, block: Block, survey: Sequence[float]) -> Tensor:
+    def terms(self, block: Block, survey: Sequence[float]) -> Terms:
         ones = (1.0,) * len(block.stored)
-        return _merged(block, self.epsilon, Mixing(Rule.ALONE, ones, extra=survey, normalize=True))
+        return _changes(block, self.epsilon), Mixing(Rule.ALONE, ones, extra=survey, normalize=True)
 
     def figures(self, spec: TensorSpec, survey: Sequence[float]) -> Figures:
         del spec
@@ -89,10 +88,8 @@ def _counts(epsilon: float, block: Block) -> Moments:
     return (count_shared(block.stored, block.stored_base, _key(epsilon)),)
 
 
-def _merged(block: Block, epsilon: float, mixing: Mixing) -> Tensor:
-    assert block.stored_base is not None
-    changed = Thinned(low=_key(epsilon) + 1)
-    return mix(block.stored, block.stored_base, [changed] * len(block.stored), mixing)
+def _changes(block: Block, epsilon: float) -> list[Thinned]:
+    return [Thinned(low=_key(epsilon) + 1)] * len(block.stored)
 
 
 def _key(number: float) -> int:

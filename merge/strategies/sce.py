@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned, count_keys, keys_of, mix, variance
+from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned, count_keys, keys_of, variance
 from merge_models.merge.strategies.base import (
-    AbstractStrategy,
+    AbstractTermStrategy,
     BaseModel,
     Block,
     Figures,
@@ -19,6 +19,7 @@ from merge_models.merge.strategies.base import (
     Pass,
     Survey,
     TensorSpec,
+    Terms,
 )
 from merge_models.merge.strategies.parameters import parameter
 from merge_models.merge.strategies.select import EVERYTHING, NOTHING, Cut, Totals, largest
@@ -33,7 +34,7 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Sce(AbstractStrategy):
+class Sce(AbstractTermStrategy):
     """Keeps the elements on which parents differ most, weights parents by energy, and elects signs.
 
     Of the elements on which parents differ, the ``int(select_topk * n)`` of largest variance are selected
@@ -67,13 +68,12 @@ class Sce(AbstractStrategy):
     def _size(self, totals: Totals) -> list[list[int]]:
         return [[int(self.select_topk * totals.positive[0])]]
 
-    def combine(self, block: Block, survey: Selection) -> Tensor:
-        assert block.stored_base is not None
+    def terms(self, block: Block, survey: Selection) -> Terms:
         mask = _selected(block, survey.cut)
         scale = None if mask is None else mask.float()
         ones = (1.0,) * len(block.stored)
         mixing = Mixing(Rule.ELECT, ones, survey.shares, survey.shares, normalize=True)
-        return mix(block.stored, block.stored_base, [Thinned(scale=scale)] * len(ones), mixing)
+        return [Thinned(scale=scale)] * len(ones), mixing
 
     def figures(self, spec: TensorSpec, survey: Selection) -> Figures:
         del spec

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned, mix
+from merge_models.merge.kernels.task_vectors import Mixing, Rule
 from merge_models.merge.strategies.base import (
-    AbstractStrategy,
+    AbstractTermStrategy,
     BaseModel,
     Block,
     Moments,
@@ -22,7 +22,7 @@ from merge_models.merge.strategies.parameters import parameter
 
 
 @dataclass(frozen=True)
-class AbstractTaskVectors(AbstractStrategy):
+class AbstractTaskVectors(AbstractTermStrategy):
     """``base + lambda * sum_i w_i t_i`` of task vectors ``t_i`` that a subclass thins out.
 
     With ``elects``, an element's sum takes the parents whose ``w_i t_i`` has the sign of the whole sum there
@@ -49,18 +49,17 @@ class AbstractTaskVectors(AbstractStrategy):
         assert isinstance(self.weight, tuple)
         return self.weight
 
-    def summed(self, block: Block, thinned: Sequence[Thinned]) -> Tensor:
-        """The merged block, given what is left of each task vector."""
-        assert block.stored_base is not None
+    @property
+    def mixing(self) -> Mixing:
+        """How what is left of the task vectors becomes one."""
         whole = math.fsum(self.weights) if self.normalize and not self.elects else 1.0
-        mixing = Mixing(
+        return Mixing(
             Rule.ELECT if self.elects else Rule.SUM,
             self.weights,
             self.weights,
             normalize=self.normalize and self.elects,
             scale=self.lambda_ / whole,
         )
-        return mix(block.stored, block.stored_base, thinned, mixing)
 
 
 def norms_of(block: Block, masks: Sequence[Any]) -> Moments:

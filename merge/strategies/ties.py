@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from merge_models.merge.kernels.task_vectors import Thinned, count_keys, keys_of
-from merge_models.merge.strategies.base import Block, Figures, Pass, Survey, TensorSpec
+from merge_models.merge.strategies.base import Block, Figures, Pass, Survey, TensorSpec, Terms
 from merge_models.merge.strategies.parameters import parameter
 from merge_models.merge.strategies.select import EVERYTHING, NOTHING, Cut, Totals, largest
 from merge_models.merge.strategies.sign_consensus import AbstractTaskVectors, norms_of, ratios
@@ -75,9 +75,9 @@ class Ties(AbstractTaskVectors):
             factors = ratios(norms)
         return Trims(tuple(cuts), factors)
 
-    def combine(self, block: Block, survey: Trims) -> Tensor:
+    def terms(self, block: Block, survey: Trims) -> Terms:
         pairs = zip(survey.cuts, survey.factors, strict=True)
-        return self.summed(block, [trimmed_by(cut, block, i, f) for i, (cut, f) in enumerate(pairs)])
+        return [trimmed_by(cut, block, i, f) for i, (cut, f) in enumerate(pairs)], self.mixing
 
     def figures(self, spec: TensorSpec, survey: Trims) -> Figures:
         del spec
