@@ -22,7 +22,7 @@ from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.errors import MergeError, NonFiniteError, PlanError
 from merge_models.merge.held import HOLD_BYTES, HeldBlocks
 from merge_models.merge.kernels import Span, gram_moments, is_finite, native_name, weighted_sum
-from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW
+from merge_models.merge.kernels.blocks import NATIVE_TYPES, NOT_FINITE, OVERFLOW
 from merge_models.merge.kernels.rounding import is_narrow, round_into, rounding_key, survival
 from merge_models.merge.lazy import LazyModule
 from merge_models.merge.plan import BLOCK_ELEMENTS, Plan, TensorPlan, is_fused
@@ -37,6 +37,7 @@ from merge_models.merge.strategies.base import (
     Mixture,
     Pass,
 )
+from merge_models.merge.strategies.near_points import NearGram
 from merge_models.merge.survival import EVERY, SAMPLED, Survival
 
 if TYPE_CHECKING:
@@ -109,10 +110,16 @@ def execute(plan: Plan, sink: Sink, options: RunOptions) -> dict[str, Figures]:
 
 
 def needs_torch(plan: Plan) -> bool:
-    """Whether torch computes anything: not where fixed coefficients go through the compiled kernels."""
-    strategies = [tensor.strategy for tensor in plan.tensors if tensor.strategy is not None]
-    fixed = all(isinstance(s, AbstractSpanStrategy) and not s.needs_gram for s in strategies)
-    return not fixed or native_name() == "torch"
+    """Whether torch computes anything of size: not where all blocks go through the compiled kernels."""
+    merged = [tensor for tensor in plan.tensors if tensor.strategy is not None]
+    return native_name() == "torch" or not all(_is_native(tensor) for tensor in merged)
+
+
+def _is_native(tensor: TensorPlan) -> bool:
+    strategy = tensor.strategy
+    if not isinstance(strategy, AbstractSpanStrategy) or not is_fused(strategy):
+        return False
+    return not strategy.needs_gram or all(ref.info.dtype.code in NATIVE_TYPES for ref in tensor.sources())
 
 
 @contextmanager
@@ -482,6 +489,10 @@ def _span_survey(strategy: AbstractSpanStrategy, tensor: TensorPlan) -> Iterator
     if not strategy.needs_gram:
         return mixture(None)
     (moments,) = yield _GramPass(measure=lambda block: ())
+    near = NearGram.unpacked(moments, len(tensor.parents), tensor.base is not None)
+    quick = strategy.quick(near, tensor.base is not None)
+    if quick is not None:
+        return quick
     return mixture(_gram_of(torch.from_numpy(moments), len(tensor.parents), tensor.base is not None))
 
 
@@ -517,9 +528,7 @@ def _weights(mixture: Mixture | FixedMixture, tensor: TensorPlan) -> list[float]
 
 
 def _figures(strategy: AbstractStrategy | None, tensor: TensorPlan, survey: Any, seed: int) -> Figures:
-    if isinstance(survey, FixedMixture):
-        return {}
-    if isinstance(survey, Mixture):
+    if isinstance(survey, Mixture | FixedMixture):
         return survey.figures
     return strategy.figures(tensor.spec(seed), survey) if strategy is not None else {}
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch")
 
-_NATIVE_TYPES = {"F32": 0, "F16": 1, "BF16": 2, "F8_E4M3": 3, "F8_E5M2": 4}
+NATIVE_TYPES = {"F32": 0, "F16": 1, "BF16": 2, "F8_E4M3": 3, "F8_E5M2": 4}
 _NATIVE_TARGETS = ("F32", "F16", "BF16")
 NOT_FINITE = 1
 OVERFLOW = 2
@@ -96,7 +96,7 @@ def weighted_sum(sources: Sequence[Span], weights: Sequence[float], out: Span) -
     native = (
         library is not None
         and out.dtype.code in _NATIVE_TARGETS
-        and all(s.dtype.code in _NATIVE_TYPES for s, _ in used)
+        and all(s.dtype.code in NATIVE_TYPES for s, _ in used)
     )
     if native:
         flags = _native_weighted_sum(library, used, out)
@@ -112,7 +112,7 @@ def _addresses(sources: Sequence[Span]):
 
 
 def _types(sources: Sequence[Span]):
-    return (ctypes.c_int * len(sources))(*[_NATIVE_TYPES[s.dtype.code] for s in sources])
+    return (ctypes.c_int * len(sources))(*[NATIVE_TYPES[s.dtype.code] for s in sources])
 
 
 def _native_weighted_sum(library, used: list[tuple[Span, float]], out: Span) -> int:
@@ -120,7 +120,7 @@ def _native_weighted_sum(library, used: list[tuple[Span, float]], out: Span) -> 
     weights = (ctypes.c_double * len(used))(*[weight for _, weight in used])
     return library.merge_models_weighted_sum(
         len(used), _addresses(sources), _types(sources), weights, out.count,
-        out.data.ctypes.data, _NATIVE_TYPES[out.dtype.code],
+        out.data.ctypes.data, NATIVE_TYPES[out.dtype.code],
     )  # fmt: skip
 
 
@@ -175,9 +175,9 @@ def is_finite(span: Span) -> bool:
     if not span.dtype.is_float or not span.count:
         return True
     library = native_library()
-    if library is not None and span.dtype.code in _NATIVE_TYPES:
+    if library is not None and span.dtype.code in NATIVE_TYPES:
         return bool(
-            library.merge_models_is_finite(span.data.ctypes.data, _NATIVE_TYPES[span.dtype.code], span.count)
+            library.merge_models_is_finite(span.data.ctypes.data, NATIVE_TYPES[span.dtype.code], span.count)
         )
     values = span.tensor()
     return bool(torch.isfinite(values if span.dtype.size > 1 else values.float()).all())
@@ -199,9 +199,9 @@ def gram_moments(reference: Span, sources: Sequence[Span]) -> np.ndarray:
     out = np.zeros(moment_count(len(sources)))
     library = native_library()
     spans = [reference, *sources]
-    if library is not None and all(s.dtype.code in _NATIVE_TYPES for s in spans):
+    if library is not None and all(s.dtype.code in NATIVE_TYPES for s in spans):
         failed = library.merge_models_gram(
-            reference.data.ctypes.data, _NATIVE_TYPES[reference.dtype.code], len(sources),
+            reference.data.ctypes.data, NATIVE_TYPES[reference.dtype.code], len(sources),
             _addresses(sources), _types(sources), reference.count, out.ctypes.data,
         )  # fmt: skip
         if failed:

@@ -32,6 +32,13 @@ static void NAME(add_scaled)(const char *source, int type, double weight, size_t
 #undef USE
 }
 
+/* out = source, in float: exact for every type here. */
+static void NAME(load)(const char *source, int type, size_t start, size_t count, float *restrict out) {
+#define USE out[j] = (float)x
+    EACH_TYPE
+#undef USE
+}
+
 /* out = source - reference. */
 static void NAME(subtract)(const char *source, int type, const double *restrict reference, size_t start, size_t count,
                            double *restrict out) {
@@ -103,10 +110,73 @@ static double NAME(dot)(const double *a, const double *b, size_t count) {
     return total;
 }
 
+#ifdef FUSED
+static inline lanes NAME(widen)(const float *x) {
+    floats narrow;
+    memcpy(&narrow, x, sizeof narrow);
+    return __builtin_convertvector(narrow, lanes);
+}
+
+/* gram for the commonest numbers of sources of at most 16 bits, whose differences are as good in float: products
+ * of two floats are exact in double. Called with a constant, so that all sums stay in registers. */
+static inline __attribute__((always_inline)) void NAME(gram_narrow)(
+    const int sources, const float *r, float (*x)[TILE], size_t count, double *out) {
+    const int number = 1 + sources + sources * (sources + 1) / 2;
+    lanes sum[15], d[4];
+    size_t j = 0;
+    for (int k = 0; k < number; k++) sum[k] = (lanes){0};
+    for (; j + LANES <= count; j += LANES) {
+        lanes own = NAME(widen)(r + j);
+        int k = 0;
+        for (int i = 0; i < sources; i++) d[i] = NAME(widen)(x[i] + j);
+        sum[k++] += own * own;
+        for (int i = 0; i < sources; i++) sum[k++] += own * d[i];
+        for (int i = 0; i < sources; i++)
+            for (int l = i; l < sources; l++) sum[k++] += d[i] * d[l];
+    }
+    for (int k = 0; k < number; k++)
+        for (int l = 0; l < LANES; l++) out[k] += sum[k][l];
+    for (; j < count; j++) {
+        double *o = out;
+        *o++ += (double)r[j] * r[j];
+        for (int i = 0; i < sources; i++) *o++ += (double)r[j] * x[i][j];
+        for (int i = 0; i < sources; i++)
+            for (int l = i; l < sources; l++) *o++ += (double)x[i][j] * x[l][j];
+    }
+}
+
+/* Returns 0 where it is not made for the sources. */
+static int NAME(gram_fused)(const char *reference, int reference_type, int sources, const char *const *source,
+                            const int *type, size_t count, double *out) {
+    float r[TILE], x[4][TILE];
+    int narrow = reference_type != T_F32 && sources >= 1 && sources <= 4;
+    for (int i = 0; narrow && i < sources; i++) narrow = type[i] != T_F32;
+    if (!narrow) return 0;
+    for (size_t start = 0; start < count; start += TILE) {
+        size_t tile = count - start < TILE ? count - start : TILE;
+        NAME(load)(reference, reference_type, start, tile, r);
+        for (int i = 0; i < sources; i++) {
+            NAME(load)(source[i], type[i], start, tile, x[i]);
+            for (size_t j = 0; j < tile; j++) x[i][j] -= r[j];
+        }
+        switch (sources) {
+        case 1: NAME(gram_narrow)(1, r, x, tile, out); break;
+        case 2: NAME(gram_narrow)(2, r, x, tile, out); break;
+        case 3: NAME(gram_narrow)(3, r, x, tile, out); break;
+        default: NAME(gram_narrow)(4, r, x, tile, out);
+        }
+    }
+    return 1;
+}
+#else
+#define gram_fused_portable(...) 0
+#endif
+
 /* Adds to out: |r|^2, then <r, x_i - r> for each i, then <x_i - r, x_j - r> for i <= j (row by row).
  * Returns nonzero where memory is short. */
 static int NAME(gram)(const char *reference, int reference_type, int sources, const char *const *source,
                       const int *type, size_t count, double *out) {
+    if (NAME(gram_fused)(reference, reference_type, sources, source, type, count, out)) return 0;
     double *scratch = malloc(((size_t)sources + 1) * TILE * sizeof(double)), *r = scratch;
     if (!scratch) return 1;
     for (size_t start = 0; start < count; start += TILE) {

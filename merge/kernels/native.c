@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 typedef double lanes __attribute__((vector_size(64)));
+typedef float floats __attribute__((vector_size(32)));
 
 /* How terms are mixed: task_vectors.h says what each does. */
 enum { SUM, ELECT, LARGEST, CONSENSUS, ALONE };

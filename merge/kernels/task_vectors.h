@@ -3,13 +3,6 @@
 
 #define PART 128
 
-/* out = source, in float: exact for every type here. */
-static void NAME(load)(const char *source, int type, size_t start, size_t count, float *restrict out) {
-#define USE out[j] = (float)x
-    EACH_TYPE
-#undef USE
-}
-
 static int NAME(is_finite)(const char *source, int type, size_t count) {
     float x[TILE];
     for (size_t start = 0; start < count; start += TILE) {

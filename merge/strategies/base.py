@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from merge_models.manifolds.span import Gram
     from merge_models.merge.kernels.task_vectors import Mixing, Thinned
+    from merge_models.merge.strategies.near_points import NearGram
 else:
     torch = LazyModule("torch")
 
@@ -254,10 +255,11 @@ class Mixture:
 
 @dataclass(frozen=True)
 class FixedMixture:
-    """Coefficients that no geometry decides: one a parent, and the base's."""
+    """Coefficients as plain numbers, one a parent and the base's: no geometry decides them, or it is done."""
 
     parents: tuple[float, ...]
     base: float = 0.0
+    figures: Figures = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -286,6 +288,15 @@ class AbstractSpanStrategy(AbstractStrategy):
             gram: N parents, batched over leading dimensions; None where ``needs_gram`` is false, and the
                 mixture is a :class:`FixedMixture`.
         """
+
+    def quick(self, gram: NearGram, has_base: bool) -> FixedMixture | None:
+        """The same for one tensor without torch, where nothing is degenerate; None: ask ``mixture``.
+
+        Args:
+            gram: taken about the base where there is one (``has_base``), else about the first parent.
+        """
+        del gram, has_base
+        return None
 
     def mixture_with_base(self, gram: Gram | None) -> Mixture | FixedMixture:
         """``mixture`` where a base model is there, and is the Gram's reference."""

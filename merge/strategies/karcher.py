@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
-from merge_models.manifolds import angle_between, mean_coefficients
-from merge_models.manifolds.frechet import frechet_mean
-from merge_models.manifolds.unit_sphere import UnitSphere
-from merge_models.merge.strategies.base import Figures
+from merge_models.merge.lazy import LazyModule
+from merge_models.merge.strategies import near_points
+from merge_models.merge.strategies.base import Figures, FixedMixture
+from merge_models.merge.strategies.near_points import NearPoints
 from merge_models.merge.strategies.parameters import parameter
 from merge_models.merge.strategies.spherical import AbstractSphericalStrategy, Points
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from merge_models import manifolds
+else:
+    torch = LazyModule("torch")
+    manifolds = LazyModule("merge_models.manifolds")
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,13 @@ class Karcher(AbstractSphericalStrategy):
     max_iter: int = parameter(200, "steps at most", minimum=0)
     tol: float = parameter(1e-12, "stop at this residual, relative to the parents' spread", minimum=0)
 
+    def quick_mean(self, points: NearPoints) -> FixedMixture | None:
+        return near_points.karcher(points, self.tol, self.max_iter)
+
     def direction(self, points: Points) -> tuple[Tensor, Tensor, Figures]:
+        from merge_models.manifolds.frechet import frechet_mean
+        from merge_models.manifolds.unit_sphere import UnitSphere
+
         pulling = points.pulling
         units = torch.where((pulling > 0).unsqueeze(-1), points.units, torch.zeros_like(points.units))
         mean = frechet_mean(UnitSphere(), units, pulling, tolerance=self.tol, max_iterations=self.max_iter)
@@ -57,10 +69,10 @@ class Karcher(AbstractSphericalStrategy):
                 "unique": bool(mean.unique),
                 "largest_angle": _largest_angle(units, pulling),
             }
-        return points.over_points(mean_coefficients(units, mean.point, pulling)), defined, figures
+        return points.over_points(manifolds.mean_coefficients(units, mean.point, pulling)), defined, figures
 
 
 def _largest_angle(units: Tensor, pulling: Tensor) -> float:
     """The largest angle between two parents that pull."""
     units = units[pulling > 0]
-    return float(angle_between(units.unsqueeze(0), units.unsqueeze(1)).max()) if len(units) else 0.0
+    return float(manifolds.angle_between(units.unsqueeze(0), units.unsqueeze(1)).max()) if len(units) else 0.0

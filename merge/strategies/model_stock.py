@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
+import numpy as np
 
-from merge_models.manifolds import Gram
-from merge_models.merge.strategies.base import AbstractSpanStrategy, BaseModel, Figures, Mixture
+from merge_models.merge.lazy import LazyModule
+from merge_models.merge.strategies.base import (
+    AbstractSpanStrategy,
+    BaseModel,
+    Figures,
+    FixedMixture,
+    Mixture,
+)
+from merge_models.merge.strategies.near_points import NearGram
 from merge_models.merge.strategies.parameters import parameter
 from merge_models.merge.strategies.spherical import Points
+
+if TYPE_CHECKING:
+    import torch
+
+    from merge_models.manifolds import Gram
+else:
+    torch = LazyModule("torch")
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,18 @@ class ModelStock(AbstractSpanStrategy):
         rest = (1 - agreed) / (1 + (count - 1) * agreed)
         figures: Figures = {"cosine": float(cosine), "t": float(t)} if t.ndim == 0 else {}
         return Mixture(t.unsqueeze(-1) * points.shares, rest, figures)
+
+    def quick(self, gram: NearGram, has_base: bool) -> FixedMixture | None:
+        del has_base
+        own = np.diagonal(gram.differences)
+        if not (np.isfinite(gram.differences).all() and (own > 0).all()):
+            return None
+        count = len(own)
+        first, second = np.triu_indices(count, 1)
+        cosine = float((gram.differences[first, second] / np.sqrt(own[first] * own[second])).mean())
+        agreed = min(max(cosine, 0.0), 1.0)
+        t, rest = count * agreed / (1 + (count - 1) * agreed), (1 - agreed) / (1 + (count - 1) * agreed)
+        return FixedMixture((t / count,) * count, rest, {"cosine": cosine, "t": t})
 
 
 def _mean_cosine(points: Points) -> torch.Tensor:

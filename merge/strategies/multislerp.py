@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
-from merge_models.manifolds import Gram, step_coefficients
-from merge_models.merge.strategies.base import AbstractSpanStrategy, BaseModel, Mixture
+from merge_models.merge.lazy import LazyModule
+from merge_models.merge.strategies import near_points
+from merge_models.merge.strategies.base import AbstractSpanStrategy, BaseModel, FixedMixture, Mixture
+from merge_models.merge.strategies.near_points import NearGram, NearPoints
 from merge_models.merge.strategies.parameters import parameter
 from merge_models.merge.strategies.shares import shares_of
 from merge_models.merge.strategies.spherical import Points, about_base, closed
+
+if TYPE_CHECKING:
+    import torch
+
+    from merge_models import manifolds
+    from merge_models.manifolds import Gram
+else:
+    torch = LazyModule("torch")
+    manifolds = LazyModule("merge_models.manifolds")
 
 
 @dataclass(frozen=True)
@@ -52,10 +61,20 @@ class MultiSlerp(AbstractSpanStrategy):
         defined = length > self.eps
         start = pulling / torch.where(defined, length, torch.ones_like(length)).unsqueeze(-1)
         defined &= points.faces((start.unsqueeze(-1) * points.units).sum(-2))
-        direction = points.over_points(step_coefficients(points.units, start, pulling))
+        direction = points.over_points(manifolds.step_coefficients(points.units, start, pulling))
         coefficients = points.mean_norm.unsqueeze(-1) * direction
         coefficients = torch.where(defined.unsqueeze(-1), coefficients, points.shares)
         return Mixture(scale * closed(coefficients, points.shares))
+
+    def quick(self, gram: NearGram, has_base: bool) -> FixedMixture | None:
+        assert isinstance(self.weight, tuple)
+        points = NearPoints.of(gram.about_reference() if has_base else gram, shares_of(self.weight))
+        if points is None:
+            return None
+        scale = 1.0 if self.normalize_weights else sum(self.weight)
+        found = points.mixture(near_points.one_step(points))
+        found = FixedMixture(tuple(scale * c for c in found.parents))
+        return near_points.about_base(found) if has_base else found
 
     def mixture_with_base(self, gram: Gram | None) -> Mixture:
         assert gram is not None

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
-from merge_models.manifolds import Gram
-from merge_models.merge.kernels.mixing import column_gram
+from merge_models.merge.lazy import LazyModule
+from merge_models.merge.strategies import near_points
 from merge_models.merge.strategies.base import (
     AbstractSpanStrategy,
     BaseModel,
     Block,
+    FixedMixture,
     Mixture,
     Moments,
     Pass,
     Survey,
     TensorSpec,
 )
+from merge_models.merge.strategies.near_points import NearGram
 from merge_models.merge.strategies.parameters import parameter
 from merge_models.merge.strategies.shares import shares_of
-from merge_models.merge.strategies.spherical import about_base, arc_mixture
+from merge_models.merge.strategies.spherical import about_base, arc_mixture, quick_arc
+
+if TYPE_CHECKING:
+    import torch
+
+    from merge_models.manifolds import Gram
+else:
+    torch = LazyModule("torch")
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,10 @@ class NuSlerp(AbstractSpanStrategy):
         assert gram is not None
         return about_base(self.mixture(gram.about_reference()))
 
+    def quick(self, gram: NearGram, has_base: bool) -> FixedMixture | None:
+        found = quick_arc(gram.about_reference() if has_base else gram, shares_of(self.weight)[-1])
+        return near_points.about_base(found) if found is not None and has_base else found
+
     def survey(self, spec: TensorSpec) -> Survey | None:
         """One Gram matrix per column, as a sum over rows."""
         by_column = self.per == "column" and len(spec.shape) >= 2
@@ -74,12 +85,16 @@ class NuSlerp(AbstractSpanStrategy):
 
     def _column_survey(self) -> Survey:
         reference, cross, differences, has_base = yield Pass(_column_moments)
+        from merge_models.manifolds import Gram
+
         gram = Gram(reference, cross, differences)
         return self.mixture_with_base(gram) if bool(has_base) else self.mixture(gram)
 
 
 def _column_moments(block: Block) -> Moments:
     """Gram data of each column, and whether they are about a base."""
+    from merge_models.merge.kernels.mixing import column_gram
+
     base = block.stored_base
     gram = column_gram(block.stored, block.stored[0] if base is None else base)
     return gram.reference, gram.cross, gram.differences, torch.tensor(int(base is not None))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from merge_models.manifolds import Gram
-from merge_models.merge.strategies.base import AbstractSpanStrategy, Mixture
+from merge_models.merge.strategies.base import AbstractSpanStrategy, FixedMixture, Mixture
+from merge_models.merge.strategies.near_points import NearGram
 from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.spherical import arc_mixture
+from merge_models.merge.strategies.spherical import arc_mixture, quick_arc
+
+if TYPE_CHECKING:
+    from merge_models.manifolds import Gram
 
 
 @dataclass(frozen=True)
@@ -39,3 +42,7 @@ class Slerp(AbstractSpanStrategy):
     def mixture(self, gram: Gram | None) -> Mixture:
         assert gram is not None
         return arc_mixture(gram, self.t)
+
+    def quick(self, gram: NearGram, has_base: bool) -> FixedMixture | None:
+        del has_base
+        return quick_arc(gram, self.t)

@@ -11,21 +11,36 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
-
-from merge_models.manifolds import Gram, angle_between, directions, embed, slerp_coefficients
-from merge_models.merge.strategies.base import AbstractSpanStrategy, BaseModel, Figures, Mixture
+from merge_models.merge.lazy import LazyModule
+from merge_models.merge.strategies import near_points
+from merge_models.merge.strategies.base import (
+    AbstractSpanStrategy,
+    BaseModel,
+    Figures,
+    FixedMixture,
+    Mixture,
+)
+from merge_models.merge.strategies.near_points import NearGram, NearPoints
 from merge_models.merge.strategies.parameters import parameter
 from merge_models.merge.strategies.shares import base_under_origin, shares_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from merge_models import manifolds
+    from merge_models.manifolds import Gram
+else:
+    torch = LazyModule("torch")
+    manifolds = LazyModule("merge_models.manifolds")
 
 NEGLIGIBLE = 1e-6
 """A sum of unit vectors (or of points, against their mean norm) below this has no direction worth following;
 two points within this angle of opposite have no arc."""
 
-_ROUNDING = 64 * torch.finfo(torch.float64).eps
+_ROUNDING = 64 * 2.0**-52
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,7 @@ class Points:
         Where those are not finite (a parent holds NaN or Inf) all points count as zero, so that one bad
         value does not become a bad tensor.
         """
-        units, norms = directions(embed(_finite(gram)).points)
+        units, norms = manifolds.directions(manifolds.embed(_finite(gram)).points)
         return Points(units, norms, torch.tensor(shares, dtype=torch.float64).expand(norms.shape))
 
     @property
@@ -65,7 +80,7 @@ class Points:
     def faces(self, mean: Tensor) -> Tensor:
         """Whether ``[...]`` any point pulls, and one shortest arc leads to each that does from ``mean``."""
         pulls = self.pulling > 0
-        opposite = angle_between(mean.unsqueeze(-2), self.units) > math.pi - NEGLIGIBLE
+        opposite = manifolds.angle_between(mean.unsqueeze(-2), self.units) > math.pi - NEGLIGIBLE
         return pulls.any(-1) & ~(opposite & pulls).any(-1)
 
     def over_points(self, coefficients: Tensor) -> Tensor:
@@ -82,7 +97,7 @@ def _finite(gram: Gram) -> Gram:
         torch.where(finite[(...,) + (None,) * extra], field, torch.zeros_like(field))
         for extra, field in enumerate((gram.reference, gram.cross, gram.differences))
     ]
-    return Gram(*kept)
+    return manifolds.Gram(*kept)
 
 
 def closed(coefficients: Tensor, shares: Tensor) -> Tensor:
@@ -107,13 +122,19 @@ def arc_mixture(gram: Gram, t: float) -> Mixture:
     Those of the straight line where there is no arc: a point is zero, or they are opposite.
     """
     points = Points.of(gram, (1 - t, t))
-    angle = angle_between(points.units[..., 0, :], points.units[..., 1, :])
+    angle = manifolds.angle_between(points.units[..., 0, :], points.units[..., 1, :])
     arc = (points.norms > 0).all(-1) & (angle < math.pi - NEGLIGIBLE)
-    coefficients = slerp_coefficients(torch.where(arc, angle, torch.zeros_like(angle)), t)
+    coefficients = manifolds.slerp_coefficients(torch.where(arc, angle, torch.zeros_like(angle)), t)
     figures: Figures = {}
     if angle.ndim == 0:
         figures = {"angle": float(angle) if bool((points.norms > 0).all()) else 0.0, "arc": bool(arc)}
     return Mixture(closed(coefficients, points.shares), figures=figures)
+
+
+def quick_arc(gram: NearGram, t: float) -> FixedMixture | None:
+    """:func:`arc_mixture` of near points."""
+    points = NearPoints.of(gram, (1 - t, t))
+    return None if points is None else near_points.arc(points, t)
 
 
 @dataclass(frozen=True)
@@ -153,6 +174,16 @@ class AbstractSphericalStrategy(AbstractSpanStrategy):
     def mixture_with_base(self, gram: Gram | None) -> Mixture:
         assert gram is not None
         return about_base(self.mixture(gram.about_reference()))
+
+    def quick(self, gram: NearGram, has_base: bool) -> FixedMixture | None:
+        points = NearPoints.of(gram.about_reference() if has_base else gram, shares_of(self.weight))
+        found = None if points is None else self.quick_mean(points)
+        return near_points.about_base(found) if found is not None and has_base else found
+
+    def quick_mean(self, points: NearPoints) -> FixedMixture | None:
+        """``direction`` at its length, for near points; None where it is not so simple."""
+        del points
+        return None
 
     @abc.abstractmethod
     def direction(self, points: Points) -> tuple[Tensor, Tensor, Figures]:

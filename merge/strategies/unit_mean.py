@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from merge_models.merge.strategies.base import Figures
+from merge_models.merge.lazy import LazyModule
+from merge_models.merge.strategies.base import Figures, FixedMixture
+from merge_models.merge.strategies.near_points import NearPoints
 from merge_models.merge.strategies.spherical import NEGLIGIBLE, AbstractSphericalStrategy, Points
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = LazyModule("torch")
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,10 @@ class UnitMean(AbstractSphericalStrategy):
     name: ClassVar[str] = "unit_mean"
     carrier: ClassVar[str] = "sphere"
     source: ClassVar[str] = "control for karcher"
+
+    def quick_mean(self, points: NearPoints) -> FixedMixture:
+        length = float(np.linalg.norm(points.shares @ points.units))
+        return points.mixture(points.shares / length, {"length": length})
 
     def direction(self, points: Points) -> tuple[Tensor, Tensor, Figures]:
         pulling = points.pulling
