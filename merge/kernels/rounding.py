@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from merge_models.merge.checkpoint.dtypes import DType
-from merge_models.merge.kernels.blocks import _NATIVE_TYPES, OVERFLOW, Span, native_library
+from merge_models.merge.kernels.blocks import NATIVE_TYPES, OVERFLOW, Span, native_library
 from merge_models.merge.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def round_into(values: np.ndarray, out: Span, key: Key | None = None) -> int:
     if library is not None and out.dtype.code in _NATIVE_TARGETS:
         words = None if key is None else (ctypes.c_uint32 * 3)(*key)
         bad = library.merge_models_round(
-            values.ctypes.data, values.size, _NATIVE_TYPES[out.dtype.code], words, out.data.ctypes.data
+            values.ctypes.data, values.size, NATIVE_TYPES[out.dtype.code], words, out.data.ctypes.data
         )
         return OVERFLOW if bad else 0
     given = torch.from_numpy(values)
@@ -103,10 +103,10 @@ def survival(values: np.ndarray, stored: Span, reference: Span) -> np.ndarray:
     """
     out = np.zeros(5)
     library = native_library()
-    if library is not None and stored.dtype.code in _NATIVE_TARGETS and reference.dtype.code in _NATIVE_TYPES:
+    if library is not None and stored.dtype.code in _NATIVE_TARGETS and reference.dtype.code in NATIVE_TYPES:
         library.merge_models_survival(
-            values.ctypes.data, stored.data.ctypes.data, _NATIVE_TYPES[stored.dtype.code],
-            reference.data.ctypes.data, _NATIVE_TYPES[reference.dtype.code], values.size, out.ctypes.data,
+            values.ctypes.data, stored.data.ctypes.data, NATIVE_TYPES[stored.dtype.code],
+            reference.data.ctypes.data, NATIVE_TYPES[reference.dtype.code], values.size, out.ctypes.data,
         )  # fmt: skip
         return out
     kept, given = stored.tensor(), reference.tensor()
