@@ -129,7 +129,10 @@ def embed(gram: Gram) -> Embedding:
     values, vectors = torch.linalg.eigh(correlation)
     values = torch.where(values > 8 * eps, values, torch.zeros_like(values))
     sides = height.unsqueeze(-1) * vectors * values.sqrt().unsqueeze(-2)
-    points = torch.cat([(length + along).unsqueeze(-1), sides], dim=-1)
+    axis = length + along
+    # Likewise what rounding leaves of a point at zero: two sums of the same products may differ in order.
+    axis = torch.where(axis.abs() > 64 * eps * length, axis, torch.zeros_like(axis))
+    points = torch.cat([axis.unsqueeze(-1), sides], dim=-1)
     reference = torch.cat([length, torch.zeros_like(along)], dim=-1)
     return Embedding(points, reference)
 
