@@ -543,15 +543,47 @@ def methods(name: str | None, as_json: bool) -> None:
 
 @main.command()
 @click.option("--keep", type=click.Path(path_type=Path), help="Leave the merged models in this folder.")
-def demo(keep: Path | None) -> None:
-    """Merge three tiny trained experts with every strategy, and score each result.
+@click.option("--report", type=click.Path(path_type=Path), help="Write the reports as one .html page.")
+def demo(keep: Path | None, report: Path | None) -> None:
+    """Merge three tiny trained experts with every strategy, score each result, and judge two.
 
     \b
-    Example: merge-models demo
+    Example: merge-models demo --report demo.html
     """
-    from merge_models.merge.demo.run import run_demo
+    import tempfile
 
-    run_demo(keep, click.echo)
+    from merge_models.evals.outlets import check_outlets
+    from merge_models.merge.demo.run import overdo, run_demo
+
+    check_outlets([report] if report else [])
+    with tempfile.TemporaryDirectory(prefix="merge-models-demo-") as scratch:
+        folder = keep or Path(scratch)
+        run_demo(folder, click.echo)
+        click.echo(
+            "\nmerge-models eval, of a merge that went well and of deltas added up four times too strongly:"
+        )
+        _judge_demo([folder / "ties", overdo(folder)], Path(scratch), report)
+
+
+def _judge_demo(merges: Sequence[Path], scratch: Path, report: Path | None) -> None:
+    from merge_models.evals.commands import tell
+    from merge_models.evals.evaluate import evaluate
+    from merge_models.evals.outlets import write_outlets
+    from merge_models.evals.report.comparison import compare
+    from merge_models.merge.demo.skills import SKILLS, demo_folder, solved
+
+    text = scratch / "solved.jsonl"
+    rows = [{"domain": name, "text": line} for name in SKILLS for line in solved(name, 150)]
+    text.write_text("\n".join(map(json.dumps, rows)))
+    experts = [demo_folder(name) for name in SKILLS]
+    evaluations = [
+        evaluate(merge, experts, demo_folder("base"), data=text, tokens=2048, length=32) for merge in merges
+    ]
+    for evaluation in evaluations:
+        tell(evaluation)
+    if report:
+        write_outlets(compare(evaluations), [report])
+        click.echo(f"report: {printable(str(report), 2000)}")
 
 
 for _command in (eval_command, inspect_command, repair_command):

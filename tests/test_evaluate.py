@@ -36,7 +36,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
         prompts = skill.prompts("calibration", held_out=True)
         for _ in range(60):
             prompt = next(prompts)
-            rows.append(json.dumps({"domain": name, "text": f"{prompt}{skill.answer(prompt)}."}))
+            rows.append(json.dumps({"domain": name, "text": prompt + skill.answer(prompt)}))
     file.write_text("\n".join(rows))
     return file
 

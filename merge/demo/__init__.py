@@ -8,3 +8,4 @@ from merge_models.merge.demo.skills import held_out as held_out
 from merge_models.merge.demo.skills import is_held_out as is_held_out
 from merge_models.merge.demo.skills import load as load
 from merge_models.merge.demo.skills import score as score
+from merge_models.merge.demo.skills import solved as solved

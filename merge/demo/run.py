@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from merge_models.merge.api import merge
 from merge_models.merge.demo.skills import SKILLS, demo_folder, score
-from merge_models.merge.strategies import STRATEGIES, AbstractStrategy, BaseModel
+from merge_models.merge.strategies import STRATEGIES, AbstractStrategy, BaseModel, TaskArithmetic
 
 EXPERTS = ("sorting", "reversing", "adding")
 _SPARSE = ("ties", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties")
@@ -32,11 +30,11 @@ class Row:
         return sum(self.scores.values()) / len(self.scores)
 
 
-def run_demo(keep: Path | None, show: Callable[[str], None]) -> list[Row]:
+def run_demo(folder: Path, show: Callable[[str], None]) -> list[Row]:
     """Merges and scores; shows each row as it is ready.
 
     Args:
-        keep: folder to leave the merged models in; a temporary one is used and removed by default.
+        folder: gets the merged models, each in a folder named after its strategy.
         show: prints a line.
 
     Returns:
@@ -50,17 +48,23 @@ def run_demo(keep: Path | None, show: Callable[[str], None]) -> list[Row]:
     for name in ("base", *EXPERTS):
         rows.append(_show_row(Row(name, _score(demo_folder(name))), width, show))
     show("")
-    with ExitStack() as stack:
-        folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="merge-models-demo-")))
-        for kind in STRATEGIES:
-            out = folder / kind.name
-            label = _merge_experts(kind, out)
-            rows.append(_show_row(Row(label, _score(out)), width, show))
+    for kind in STRATEGIES:
+        out = folder / kind.name
+        label = _merge_experts(kind, out)
+        rows.append(_show_row(Row(label, _score(out)), width, show))
     show("")
     show(f"share of held-out prompts answered exactly; {time.monotonic() - started:.0f} s")
     show("(1), (2): merges the first experts only, as many as the method takes")
     show("lambda is 0.5 where a method adds deltas up, density 0.5 where it thins them; else defaults")
     return rows
+
+
+def overdo(folder: Path) -> Path:
+    """A merge that collapses: the experts' deltas added up four times too strongly. Returns its folder."""
+    out = folder / "overdone"
+    experts = [demo_folder(name) for name in EXPERTS]
+    merge(experts, TaskArithmetic(lambda_=4.0), base=demo_folder("base"), out=out, overwrite=True)
+    return out
 
 
 def _merge_experts(kind: type[AbstractStrategy], out: Path) -> str:

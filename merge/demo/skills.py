@@ -76,6 +76,13 @@ def held_out(skill: str, n: int) -> list[str]:
     return list(islice(SKILLS[skill].prompts("score", held_out=True), n))
 
 
+def solved(skill: str, n: int) -> list[str]:
+    """`n` held-out prompts with their answers, none of which is scored: text to measure activations on."""
+    asked = set(held_out(skill, 200))
+    prompts = (p for p in SKILLS[skill].prompts("measure", held_out=True) if p not in asked)
+    return [prompt + SKILLS[skill].answer(prompt) for prompt in islice(prompts, n)]
+
+
 def complete(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int
 ) -> list[str]:
