@@ -29,10 +29,11 @@ import numpy as np
 from benchmarks.damage_cases import Case, cases
 from benchmarks.small_nets import LANGUAGES, Language, losses, make_family, tokenizer
 from merge_models.evals.evaluate import evaluate, judged
-from merge_models.evals.schema import Evaluation, SiteActivations
+from merge_models.evals.schema import Evaluation, SiteActivations, WeightDiagnosis
 from merge_models.evals.score import drift_score
 
 FAMILIES = ("llama", "gpt2")
+MEASURED = ("activations",)
 HARMLESS, DESTROYED = 0.03, 0.7
 
 
@@ -138,7 +139,7 @@ def _outcome(
         out,
         [folders[p] for p in case.parents],
         folders[case.base] if case.base else None,
-        measure=("weights", "activations"),
+        measure=MEASURED,
         data=text,
         tokens=4096,
         length=64,
@@ -168,7 +169,7 @@ def without_predictions(evaluation: Evaluation) -> Evaluation:
 
 def measures(evaluation: Evaluation) -> dict[str, float | None]:
     """Each diagnostic as one number that should grow with damage."""
-    assert evaluation.activations is not None and evaluation.weights is not None
+    assert evaluation.activations is not None
     sites = evaluation.activations.sites
     weights = evaluation.weights
     return {
@@ -176,12 +177,17 @@ def measures(evaluation: Evaluation) -> dict[str, float | None]:
         "effective rank ratio, |log|, worst site": _worst(sites, lambda s: _log(s.effective_rank_ratio)),
         "1 - CKA to nearest parent, worst site": _worst(sites, lambda s: _far(s.cka)),
         "drift from the parents, worst site": drift_score(evaluation),
+        **(_of_weights(weights) if weights else {}),
+    }
+
+
+def _of_weights(weights: WeightDiagnosis) -> dict[str, float | None]:
+    cosines = [c for i, row in enumerate(weights.cosine or ()) for c in row[:i]]
+    return {
         "weights: norm ratio, |log|": _log(weights.norm_ratio),
         "weights: delta norm ratio, |log|": _log(weights.delta_norm_ratio),
         "weights: sign conflict": weights.sign_conflict,
-        "weights: 1 - least cosine of parents": _far(
-            [c for i, row in enumerate(weights.cosine or ()) for c in row[:i]], least=True
-        ),
+        "weights: 1 - least cosine of parents": _far(cosines, least=True),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -134,16 +135,24 @@ def _run_models(
     progress: Callable[[str], None],
 ) -> Evaluation:
     from merge_models.evals.activations import ActivationProbe
-    from merge_models.evals.calibration import calibration_batches, check_same_tokenizer
+    from merge_models.evals.calibration import calibration_batches, check_same_tokenizer, read_calibration
     from merge_models.evals.models import open_model
-    from merge_models.evals.tasks import TaskProbe
+    from merge_models.merge.checkpoint import open_checkpoint
+    from merge_models.merge.checkpoint.tokenizers import load_tokenizer
 
     folders = [*family.parents, *([family.base] if family.base else []), family.merged]
-    tokenizer = check_same_tokenizer(folders)
-    batches = calibration_batches(tokenizer, source=data, tokens=tokens, length=length, seed=seed)
+    text = read_calibration(data)
+    check_same_tokenizer([family.merged, *folders[:-1]], text)
+    with closing(open_checkpoint(family.merged)) as checkpoint:
+        tokenizer = load_tokenizer(checkpoint).tokenizer
+    batches = calibration_batches(tokenizer, source=text, tokens=tokens, length=length, seed=seed)
     wants_activations = bool({"activations", "information"} & set(measure))
     activation = ActivationProbe(batches, weights=family.weights, seed=seed) if wants_activations else None
-    task = TaskProbe(batches, tasks, seed=seed) if "tasks" in measure else None
+    task = None
+    if "tasks" in measure:
+        from merge_models.evals.tasks import TaskProbe
+
+        task = TaskProbe(batches, tasks, seed=seed)
     probes: list[Probe] = [probe for probe in (activation, task) if probe is not None]
     merge, *others = evaluation.models
     for ref, folder in zip([*others, merge], folders, strict=True):
