@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Sequence
-from contextlib import closing
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -137,14 +136,10 @@ def _run_models(
     from merge_models.evals.activations import ActivationProbe
     from merge_models.evals.calibration import calibration_batches, check_same_tokenizer, read_calibration
     from merge_models.evals.models import open_model
-    from merge_models.merge.checkpoint import open_checkpoint
-    from merge_models.merge.checkpoint.tokenizers import load_tokenizer
 
     folders = [*family.parents, *([family.base] if family.base else []), family.merged]
     text = read_calibration(data)
-    check_same_tokenizer([family.merged, *folders[:-1]], text)
-    with closing(open_checkpoint(family.merged)) as checkpoint:
-        tokenizer = load_tokenizer(checkpoint).tokenizer
+    tokenizer = check_same_tokenizer([family.merged, *folders[:-1]], text)
     batches = calibration_batches(tokenizer, source=text, tokens=tokens, length=length, seed=seed)
     wants_activations = bool({"activations", "information"} & set(measure))
     activation = ActivationProbe(batches, weights=family.weights, seed=seed) if wants_activations else None

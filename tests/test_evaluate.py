@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def test_mean_of_the_experts_is_healthy_and_finds_its_parents_itself(mean: Path,
     assert found.verdict is not None and found.verdict.status == "healthy", found.verdict.summary
     assert [p.name for p in found.parents] == list(SKILLS)
     assert [p.weight for p in found.parents] == pytest.approx([1 / 3] * 3)
-    assert set(found.verdict.by_skill) == set(SKILLS)
+    assert any("foreign" in note for note in found.notes), "they were trained on answers alone"
 
 
 def test_equal_parents_measure_as_equal(tmp_path: Path, text: Path) -> None:
@@ -111,6 +112,80 @@ def test_soup_with_a_permuted_copy_collapses_and_names_layers(tmp_path: Path, te
     assert parents[found.parents[0].name].value == pytest.approx(
         parents[found.parents[1].name].value, rel=1e-3
     )
+
+
+@pytest.fixture(scope="module")
+def speakers(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Path]:
+    """Two models, trained here: one went on with words of the alphabet's first half, one with the second's.
+
+    Returns:
+        Their folders, and calibration text of both domains.
+    """
+    place = tmp_path_factory.mktemp("speakers")
+    rng = random.Random(0)
+    letters = "abcdefghijklmnoprst"
+    domains = {"low": letters[:9], "high": letters[9:18]}
+
+    def text(domain: str, n: int) -> str:
+        """Runs along the alphabet from random starts: the next letter is known, but for the starts."""
+        runs = []
+        for _ in range(n // 6):
+            start = rng.randrange(9)
+            runs.append("".join(domains[domain][(start + i) % 9] for i in range(6)))
+        return "".join(runs)
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    model = AutoModelForCausalLM.from_pretrained(BASE).float()
+    folders = []
+    torch.set_num_threads(1)
+    base = {k: v.clone() for k, v in model.state_dict().items()}
+    for domain in domains:
+        model.load_state_dict(base)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+        mixed = [domain, domain, "low", "high"]
+        for _ in range(40):
+            rows = [tokenizer(text(mixed[i % 4], 32) + "." * 32)["input_ids"][:30] for i in range(16)]
+            ids = torch.tensor(rows)
+            model(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        shutil.copytree(BASE, place / domain)
+        model.save_pretrained(place / domain)
+        folders.append(place / domain)
+    file = place / "text.jsonl"
+    rows = [json.dumps({"domain": d, "text": text(d, 240)}) for d in domains for _ in range(6)]
+    file.write_text("\n".join(rows))
+    return folders, file
+
+
+@pytest.mark.parametrize(
+    ("noise", "status"), [(0.0, ("healthy",)), (0.02, ("healthy",)), (3.0, ("collapsed",))]
+)
+def test_predictions_decide(
+    noise: float, status: tuple[str, ...], speakers: tuple[list[Path], Path], tmp_path: Path
+) -> None:
+    """The score is the share of the parent's knowledge that is lost."""
+    folders, file = speakers
+    generator = torch.Generator().manual_seed(0)
+
+    def disturb(name: str, value: torch.Tensor) -> torch.Tensor:
+        del name
+        return value + noise * value.std() * torch.randn(value.shape, generator=generator)
+
+    out = edited(folders[0], tmp_path / "merged", disturb)
+    found = evaluate(out, [folders[0]], data=file, measure=("activations",), tokens=1024, length=30)
+    assert found.verdict is not None and found.verdict.status in status, found.verdict.summary
+    assert set(found.verdict.by_skill) == {"low", "high"}
+    assert found.activations is not None and found.activations.head is not None
+    head = found.activations.head
+    lost = [
+        head.divergences[0].kl_by_domain[d]
+        / (found.activations.calibration.unigram_entropy[d] - head.loss_by_domain["low"][d])
+        for d in ("low", "high")
+    ]
+    assert found.verdict.score == pytest.approx(sum(lost) / 2)
 
 
 def test_nan_is_a_verdict_not_a_crash(tmp_path: Path, text: Path) -> None:

@@ -43,7 +43,11 @@ def compare_predictions(
     """
     known = [ref for ref in refs if ref.name in found]
     values = _measure(found, positions, known)
-    finite = [ref for ref in known if np.isfinite(values["entropy", ref.name]).all()]
+
+    def is_finite(name: str, measures: Sequence[str]) -> bool:
+        return all(np.isfinite(values[m, name]).all() for m in measures if (m, name) in values)
+
+    finite = [ref for ref in known if is_finite(ref.name, ("entropy", "loss"))]
     group = group_of(sequences)[positions.rows]
 
     def estimate(*key: str) -> Estimate:
@@ -54,7 +58,7 @@ def compare_predictions(
 
     places = {d: np.array(positions.domains) == d for d in dict.fromkeys(positions.domains)}
     merge = next((ref for ref in finite if ref.role == "merge"), None)
-    others = [ref for ref in finite if ref.role != "merge"] if merge else []
+    others = [ref for ref in finite if ref.role != "merge" and is_finite(ref.name, list(_DISTANCES))]
     pairs = [pair for pair in parent_pairs(finite) if ("js", *pair) in values]
     return Head(
         entropy={ref.name: estimate("entropy", ref.name) for ref in finite},
@@ -68,7 +72,7 @@ def compare_predictions(
                 **{name: estimate(name, ref.name) for name in _DISTANCES},
                 kl_by_domain=by_domain("kl", ref.name),
             )
-            for ref in others
+            for ref in (others if merge else ())
         ),
         parents_js=float(np.mean([values[("js", *pair)].mean() for pair in pairs])) if pairs else None,
         predictions=len(positions),
