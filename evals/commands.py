@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,62 @@ def _evaluate(merge: str, options: dict[str, Any], say: Any) -> Evaluation:
         progress=say,
         **options,
     )
+
+
+def review_options(command: Any) -> Any:
+    """``--eval`` and what goes with it, for commands that merge."""
+    options = [
+        click.option("--eval", "evaluates", is_flag=True, help="Judge the merge; the verdict ends the card."),
+        click.option("--data", default="built-in", show_default=True, help="--eval: calibration text."),
+        click.option("--report", multiple=True, type=PATH, help="--eval: write .html, .json or .md."),
+        fail_on_option,
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+class Review:
+    """Judges a finished merge before it is published.
+
+    Attributes:
+        evaluation: what was found; None until then.
+    """
+
+    def __init__(self, data: str, outlets: Sequence[Path], fail_on: str | None, *, quiet: bool) -> None:
+        from merge_models.evals.outlets import check_outlets
+
+        check_outlets(outlets)
+        self._data, self._outlets, self._fail_on, self._quiet = data, outlets, fail_on, quiet
+        self.evaluation: Evaluation | None = None
+
+    def judge(
+        self,
+        folder: Path,
+        name: str,
+        parents: Sequence[Path],
+        base: Path | None,
+        weights: Sequence[float] | None,
+    ) -> str:
+        """Evaluates a folder; returns the section for the model card."""
+        from merge_models.evals.evaluate import evaluate
+
+        say = (lambda line: None) if self._quiet else _say
+        self.evaluation = evaluate(
+            folder, parents, base, weights=weights, data=self._data, name=name, progress=say
+        )
+        return self.evaluation.to_markdown()
+
+    def close(self) -> None:
+        """Writes the reports, tells the verdict, and ends the process with 3 if it is too bad."""
+        from merge_models.evals.outlets import write_outlets
+
+        if self.evaluation is None:
+            return
+        write_outlets(self.evaluation, self._outlets)
+        if not self._quiet:
+            tell(self.evaluation)
+        exit_by_verdict([self.evaluation.verdict] if self.evaluation.verdict else [], self._fail_on)
 
 
 def parse_weights(text: str | None) -> list[float] | None:

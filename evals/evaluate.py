@@ -36,6 +36,7 @@ def evaluate(
     seed: int = 0,
     device: str | None = None,
     threads: int | None = None,
+    name: str | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Measures a merge against its parents and judges it.
@@ -53,6 +54,7 @@ def evaluate(
         seed: of samples, shuffles and bootstraps; equal seeds give equal numbers.
         device: where models run [default: CPU].
         threads: for the weights' diagnosis [default: all cores].
+        name: what the report calls the merge [default: its folder's name].
         progress: is called with a line as each step begins.
 
     Raises:
@@ -63,7 +65,7 @@ def evaluate(
     if unknown:
         raise MergeError(f"cannot measure {sorted(unknown)}; there are {', '.join(MEASURES)}")
     family = lineage(merged, parents, base, weights)
-    refs = _refs(family)
+    refs = _refs(family, name)
     evaluation = Evaluation(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions=_versions(),
@@ -93,9 +95,9 @@ def judged(evaluation: Evaluation) -> Evaluation:
     return evaluation.model_copy(update={"verdict": judge(evaluation), "notes": notes})
 
 
-def _refs(family: Lineage) -> tuple[ModelRef, ...]:
+def _refs(family: Lineage, name: str | None) -> tuple[ModelRef, ...]:
     """Merge, parents and base under unique short names."""
-    folders = [family.merged, *family.parents, *([family.base] if family.base else [])]
+    folders = [name or family.merged, *family.parents, *([family.base] if family.base else [])]
     base_role: list[Role] = ["base"] if family.base else []
     parent_roles: list[Role] = ["parent"] * len(family.parents)
     roles: list[Role] = ["merge", *parent_roles, *base_role]

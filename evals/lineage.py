@@ -92,7 +92,7 @@ def _shares(
         if len(weights) != len(parents):
             raise MergeError(f"{len(weights)} weights for {len(parents)} parents; give one per parent")
         return _normalised(weights), ()
-    of_recipe = _recipe_weights(manifest)
+    of_recipe = recipe_weights(manifest.get("recipe"))
     if of_recipe is not None and len(of_recipe) == len(parents) == len(made_from):
         return _normalised(of_recipe), ()
     return _normalised([1.0] * len(parents)), ()
@@ -105,9 +105,8 @@ def _normalised(weights: Sequence[float]) -> tuple[float, ...]:
     return tuple(w / total for w in weights)
 
 
-def _recipe_weights(manifest: Mapping[str, Any]) -> list[float] | None:
-    """The recipe's weights where each is a plain positive number."""
-    recipe = manifest.get("recipe")
+def recipe_weights(recipe: Any) -> list[float] | None:
+    """The models' weights of a recipe's document, where each is a plain positive number."""
     models = recipe.get("models") if isinstance(recipe, dict) else None
     found = []
     for entry in models if isinstance(models, list) else ():

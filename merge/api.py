@@ -245,6 +245,7 @@ def run_recipe(
     input_digests: str = "fast",
     progress: Callable[[int], None] | None = None,
     planned: Callable[[Prepared], None] | None = None,
+    review: Callable[[Path, Prepared], str] | None = None,
     earlier: Earlier | None = None,
 ) -> MergeResult:
     """Runs a recipe; the output folder appears complete, or not at all.
@@ -265,6 +266,8 @@ def run_recipe(
             or ``strong`` (BLAKE3, which nobody can forge).
         progress: called with the bytes just written, or found written already, from any worker.
         planned: called with the plan before anything is written.
+        review: called with the finished folder before it is published, under another name; what it returns
+            (Markdown) ends the model card. If it raises, nothing is published and no work is lost.
         earlier: what earlier recipes of the same file have made.
 
     Raises:
@@ -284,7 +287,7 @@ def run_recipe(
         if planned:
             planned(prepared)
         options = _options(prepared, threads, max_memory, on_nonfinite, progress)
-        writing = _Writing(prepared, target, overwrite, before.names, _INPUT_KINDS[input_digests])
+        writing = _Writing(prepared, target, overwrite, before.names, _INPUT_KINDS[input_digests], review)
         figures = writing.run(options, restart)
     finally:
         prepared.close()
@@ -328,9 +331,15 @@ class _Writing:
     """
 
     def __init__(
-        self, prepared: Prepared, target: Path, overwrite: bool, before: tuple[Names, ...], input_kind: str
+        self,
+        prepared: Prepared,
+        target: Path,
+        overwrite: bool,
+        before: tuple[Names, ...],
+        input_kind: str,
+        review: Callable[[Path, Prepared], str] | None,
     ) -> None:
-        self._prepared, self._before = prepared, before
+        self._prepared, self._before, self._review = prepared, before, review
         self._binding = prepared.binding()
         self._staging = Staging(target, prepared.layout, overwrite)
         self._output = StagedOutput(self._staging, prepared.plan, input_kind)
@@ -392,6 +401,8 @@ class _Writing:
         ]
         library = _library(config, staging.folder)
         card = model_card([names.public for names in every], repositories, library)
+        if self._review is not None:
+            card = f"{card.rstrip()}\n\n{self._review(staging.folder, prepared).strip()}\n"
         staging.write_text("README.md", card)
         staging.write_text(MANIFEST, sealed(self._record(threads)))
 

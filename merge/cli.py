@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from merge_models.evals.commands import eval_command, inspect_command, repair_command
+from merge_models.evals.commands import (
+    Review,
+    eval_command,
+    inspect_command,
+    repair_command,
+    review_options,
+)
 from merge_models.merge.errors import MergeError, RecipeError, printable
 
 if TYPE_CHECKING:
@@ -168,6 +174,7 @@ def _strategy_options(command: Any) -> Any:
 @main.command()
 @_strategy_options
 @_write_options
+@review_options
 def merge(
     models: tuple[str, ...],
     method: str,
@@ -194,6 +201,7 @@ def merge(
     help="Where the results of a file's earlier recipes go [default: OUT.intermediate].",
 )
 @_write_options
+@review_options
 def run(recipe: Path, intermediate_dir: Path | None, **options: Any) -> None:
     """Run a recipe: a YAML file in mergekit's dialect, with one recipe or several.
 
@@ -279,17 +287,70 @@ def _run(recipe: Recipe, options: dict[str, Any]) -> None:
     from merge_models.merge.progress import Progress
 
     (recipe,) = _rounding(options, [recipe])
+    review = _review(options)
     quiet, verbose = options.pop("quiet"), options.pop("verbose")
     with Progress(quiet) as progress:
 
         def planned(prepared: Prepared) -> None:
             if verbose and not quiet:
                 click.echo(_plan_text(prepared))
+            if review:
+                _check_reviewable(prepared)
             progress.start(prepared.plan.bytes_out)
 
-        result = run_recipe(recipe, progress=progress.advance, planned=planned, **options)
+        def judge(folder: Path, prepared: Prepared) -> str:
+            assert review is not None
+            return _judge(review, folder, options["out"].name, prepared)
+
+        result = run_recipe(
+            recipe,
+            progress=progress.advance,
+            planned=planned,
+            review=judge if review else None,
+            **options,
+        )
     if not quiet:
         _tell(result, verbose)
+    if review:
+        review.close()
+
+
+def _review(options: dict[str, Any]) -> Review | None:
+    """What ``--eval`` asks for, taken out of the options."""
+    wanted, data = options.pop("evaluates"), options.pop("data")
+    outlets, fail_on = options.pop("report"), options.pop("fail_on")
+    if wanted:
+        return Review(data, outlets, fail_on, quiet=options["quiet"])
+    if outlets or fail_on:
+        raise click.UsageError(f"--{'report' if outlets else 'fail-on'} needs --eval")
+    return None
+
+
+def _check_reviewable(prepared: Prepared) -> None:
+    """Evaluation loads the parents as they stand, so adapters must be merged into their model first."""
+    from merge_models.merge.checkpoint.source import Checkpoint
+
+    for _, model in prepared.roles():
+        if not isinstance(model, Checkpoint):
+            raise MergeError(
+                f"--eval cannot load {model.label} with its adapter: merge it into its model first"
+                " (merge-models merge MODEL+ADAPTER -m passthrough -o OUT)"
+            )
+
+
+def _judge(review: Review, folder: Path, name: str, prepared: Prepared) -> str:
+    from merge_models.evals.lineage import recipe_weights
+
+    models = {role: [m.path for r, m in prepared.roles() if r == role] for role in ("parent", "base")}
+    parents = models["parent"] or models["base"]
+    weights = recipe_weights(prepared.recipe.document())
+    return review.judge(
+        folder,
+        name,
+        parents,
+        next(iter(models["base"]), None),
+        weights if weights and len(weights) == len(parents) else None,
+    )
 
 
 def _run_several(recipes: Sequence[Recipe], intermediate_dir: Path | None, options: dict[str, Any]) -> None:
@@ -297,6 +358,8 @@ def _run_several(recipes: Sequence[Recipe], intermediate_dir: Path | None, optio
     from merge_models.merge.progress import Progress
 
     recipes = _rounding(options, recipes)
+    if _review(options):
+        raise MergeError("--eval judges a file's only recipe; for several, run merge-models eval afterwards")
     quiet, verbose, out = options.pop("quiet"), options.pop("verbose"), options.pop("out")
     with Progress(quiet) as progress:
 
