@@ -212,7 +212,8 @@ class SiteStatistics(Record):
             effective_rank.
         mean_cosine: mean cosine between pairs of different tokens' (uncentred) activations.
         dead_units: share of units whose variance is under 1e-6 of the mean unit's.
-        massive_units: units left out: their largest magnitude is over 100 times the median (Sun et al. 2024).
+        massive_units: units left out: their largest magnitude is over 100 times the median of what is not
+            0, in a parent (Sun et al. 2024); the list is the model's own.
     """
 
     variance: float | None = None

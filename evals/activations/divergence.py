@@ -34,7 +34,7 @@ class Distributions:
         terms = self.p * values
         total = terms.sum(-1, dtype=torch.float64)
         if not torch.isfinite(total).all():
-            total = torch.where(self.p > 0, terms, torch.zeros_like(terms)).sum(-1, dtype=torch.float64)
+            total = torch.where(self.p == 0, torch.zeros_like(terms), terms).sum(-1, dtype=torch.float64)
         return total
 
 

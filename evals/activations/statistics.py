@@ -97,10 +97,15 @@ def samples_of(store: Store, sums: Sequence[SiteSums], parents: Sequence[int]) -
 
 
 def _massive(sums: SiteSums, values: Tensor) -> Tensor:
-    """Units whose largest magnitude is over 100 times the median of all values (Sun et al. 2024)."""
-    median = values.abs().flatten().median() if sums.finite else torch.tensor(0.0)
-    massive = sums.peak > MASSIVE * median
-    return massive if median > 0 else torch.zeros_like(massive)
+    """Units whose largest magnitude is over 100 times the median of all values (Sun et al. 2024).
+
+    Zeros do not count for the median: most values may be 0 after a ReLU.
+    """
+    magnitudes = values.abs()
+    magnitudes = magnitudes[magnitudes > 0]
+    if not sums.finite or not len(magnitudes):
+        return torch.zeros_like(sums.peak, dtype=torch.bool)
+    return sums.peak > MASSIVE * magnitudes.median()
 
 
 def spectrum(sample: Sample, groups: bool) -> Spectrum:
