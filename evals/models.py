@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from merge_models.evals.memory import release
 from merge_models.merge.checkpoint import Checkpoint, open_checkpoint, printable
 from merge_models.merge.checkpoint.guard import MAX_JSON, read_json
 from merge_models.merge.checkpoint.layers import stacks
@@ -74,6 +75,7 @@ def open_model(
                 yield Loaded(model, tokenizer, kind_of(model))
             finally:
                 model.to("meta")
+                release()
     finally:
         checkpoint.close()
 

@@ -19,6 +19,7 @@ from merge_models.evals.activations.sentences import compare_sentences
 from merge_models.evals.activations.sites import SiteSpec
 from merge_models.evals.activations.statistics import Site, samples_of, spectrum
 from merge_models.evals.activations.store import Store
+from merge_models.evals.memory import release
 from merge_models.evals.schema import ActivationDiagnosis, Calibration, ModelRef, SiteActivations
 from merge_models.merge.errors import MergeError
 
@@ -116,7 +117,9 @@ def diagnose(
         spectra = [spectrum(s, intervals) if s.finite else None for s in samples]
         rows = spread(sample, len(samples[0].values))
         site = Site(spec, samples, spectra, 0, parents, base, shares, rows)
-        return site.record(torch.from_numpy(drawn))
+        found = site.record(torch.from_numpy(drawn))
+        release()
+        return found
 
     refs = [r.ref for r in ordered]
     found = {r.ref.name: r.predictions for r in ordered if r.predictions is not None}

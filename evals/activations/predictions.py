@@ -13,6 +13,7 @@ from merge_models.evals.activations import divergence
 from merge_models.evals.activations.divergence import Distributions
 from merge_models.evals.activations.head import Positions, Predictions
 from merge_models.evals.activations.sampling import group_of, interval
+from merge_models.evals.memory import release
 from merge_models.evals.schema import Divergence, Estimate, Head, ModelRef
 
 _BYTES, _MOST_ROWS, _INNER = 256 << 20, 256, 32
@@ -129,3 +130,4 @@ def _chunks(
         for low in range(0, stop - start, _INNER):
             inner = slice(low, low + _INNER)
             yield start + low, {name: Distributions.of(own[inner]) for name, own in logits.items()}
+        release()

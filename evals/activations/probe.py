@@ -16,6 +16,7 @@ from merge_models.evals.activations.keepers import HiddenKeeper, Keeper, LogitsK
 from merge_models.evals.activations.moments import Budget, Moments
 from merge_models.evals.activations.sites import find_sites
 from merge_models.evals.activations.store import Store
+from merge_models.evals.memory import release
 from merge_models.evals.models import kind_of
 from merge_models.evals.schema import ActivationDiagnosis, ModelRef
 from merge_models.merge.errors import MergeError
@@ -87,6 +88,7 @@ class ActivationProbe:
                 passing.begin()
                 moments.begin(start, len(ids))
                 keep.take(start, ids)
+                release()
         self._recordings.append(Recording(ref, moments, keep.predictions(), keep.vectors()))
         self._seconds += time.monotonic() - started
 
