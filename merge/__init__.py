@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from merge_models.merge.api import prepare as prepare
     from merge_models.merge.api import run_recipe as run_recipe
     from merge_models.merge.api import soup as soup
+    from merge_models.merge.multi import run_recipes as run_recipes
     from merge_models.merge.recipe import Recipe as Recipe
     from merge_models.merge.recipe import load_recipe as load_recipe
+    from merge_models.merge.recipe import load_recipes as load_recipes
     from merge_models.merge.strategies import STRATEGIES as STRATEGIES
     from merge_models.merge.strategies import AbstractStrategy as AbstractStrategy
     from merge_models.merge.strategies import ArceeFusion as ArceeFusion
@@ -60,7 +62,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "api": ("MergeResult", "Prepared", "merge", "prepare", "run_recipe", "soup"),
-    "recipe": ("Recipe", "load_recipe"),
+    "multi": ("run_recipes",),
+    "recipe": ("Recipe", "load_recipe", "load_recipes"),
 }
 
 
@@ -105,9 +108,11 @@ __all__ = [
     "UnitMean",
     "Wasserstein",
     "load_recipe",
+    "load_recipes",
     "merge",
     "prepare",
     "run_recipe",
+    "run_recipes",
     "soup",
 ]
 

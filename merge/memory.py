@@ -86,7 +86,10 @@ def load_libraries(plan: Plan) -> None:
 
     Some of it is loaded by the first call only: geometry is tried out on points of its own.
     """
-    if not needs_torch(plan):
+    # Points that are not near each other need torch after all.
+    spans = (t.strategy for t in plan.tensors if isinstance(t.strategy, AbstractSpanStrategy))
+    geometry = any(strategy.needs_gram for strategy in spans)
+    if not geometry and not needs_torch(plan):
         return
     import torch
 

@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from merge_models.merge.checkpoint.dtypes import DType, parse_dtype
 from merge_models.merge.checkpoint.header import printable
@@ -29,17 +29,46 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class _Place(_Strict):
+    """A folder or Hub id, and the revision on the Hub."""
+
+    path: str
+    revision: str | None = None
+
+    def text(self) -> str:
+        return self.path if self.revision is None else f"{self.path}@{self.revision}"
+
+
+class _Reference(_Strict):
+    """A model as a map, with an adapter perhaps."""
+
+    model: _Place | str
+    lora: _Place | str | None = None
+
+    def text(self) -> str:
+        parts = [part for part in (self.model, self.lora) if part is not None]
+        return "+".join(part if isinstance(part, str) else part.text() for part in parts)
+
+
+def _reference(value: Any) -> Any:
+    return _Reference.model_validate(value).text() if isinstance(value, dict) else value
+
+
+Reference = Annotated[str, BeforeValidator(_reference)]
+"""``PATH[@REVISION][+ADAPTER[@REVISION]]``, or the same as a map ``{model: {path, revision}, lora: …}``."""
+
+
 class ModelEntry(_Strict):
     """One parent: its path or Hub id, and its own parameters."""
 
-    model: str
+    model: Reference
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
 class SliceSource(_Strict):
     """A run of layers of one model: ``layer_range`` is [first, last + 1]."""
 
-    model: str
+    model: Reference
     layer_range: tuple[int, int]
     parameters: dict[str, Any] = Field(default_factory=dict)
 
@@ -48,7 +77,7 @@ class OutputSlice(_Strict):
     """Layers of the output, merged from equally long runs of layers."""
 
     sources: tuple[SliceSource, ...]
-    base_model: str | None = None
+    base_model: Reference | None = None
     residual_weight: float | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
 
@@ -87,14 +116,14 @@ class Recipe(_Strict):
     models: tuple[ModelEntry, ...] | None = None
     slices: tuple[OutputSlice, ...] | None = None
     modules: dict[str, Module] | None = None
-    base_model: str | None = None
+    base_model: Reference | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
     only: tuple[str, ...] | None = None
     dtype: str | None = None
     out_dtype: str | None = None
     rounding: Literal["nearest", "stochastic"] = "nearest"
     seed: int = Field(default=0, ge=-(1 << 63), lt=1 << 63)
-    tokenizer_source: str | None = None
+    tokenizer_source: Reference | None = None
     tokenizer: TokenizerSettings | None = None
     chat_template: str | None = None
     name: str | None = None
