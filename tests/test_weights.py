@@ -186,7 +186,7 @@ def test_orthogonal_deltas_average_to_the_root_of_their_number() -> None:
 
 @pytest.mark.parametrize("scale", [1e-25, 1e-3, 1e18])
 def test_scale_changes_norms_alone(scale: float) -> None:
-    parents, base = siblings(2, shape=(300, 280))
+    parents, base = siblings(2, shape=(500, 400))
     states = [*parents, mean(parents), base]
     plain, scaled = (
         one(diagnose_weights(s[2], s[:2], s[3]))
@@ -395,7 +395,7 @@ def test_matrices_too_large_to_hold_are_read_again_with_the_same_result(
 ) -> None:
     from merge_models.evals.weights import matrix
 
-    tall, wide = gaussian(0, 900, 300).float(), gaussian(1, 300, 900).float()
+    tall, wide = gaussian(0, 900, 400).float(), gaussian(1, 400, 900).float()
     held = [spectrum_of(x, leading=True) for x in (tall, wide)]
     monkeypatch.setattr(matrix, "HELD", 0)
     monkeypatch.setattr(matrix, "READ", 50_000)
