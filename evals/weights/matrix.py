@@ -112,11 +112,16 @@ class Matrix:
         others = read_flat(self.minus, start, stop, buffers[1]) if self.minus else None
         dtype = torch.float64 if self._needs_double() else out.dtype
         scale = math.ldexp(1.0, self.log2_scale)
+        spare = scratch_tensor("spare", (2, min(PIECE, len(out))), dtype)
         for at in range(0, len(out), PIECE):
-            piece = values[at : at + PIECE].to(dtype)
+            target = out[at : at + PIECE]
+            piece = target if dtype == out.dtype else spare[0, : len(target)]
+            piece.copy_(values[at : at + PIECE])
             if others is not None:
-                piece = piece - others[at : at + PIECE].to(dtype)
-            out[at : at + PIECE] = piece * scale
+                piece -= spare[1, : len(target)].copy_(others[at : at + PIECE])
+            piece *= scale
+            if piece is not target:
+                target.copy_(piece)
 
     def _needs_double(self) -> bool:
         """Whether float32 could not hold the values, their difference or the scale itself."""
