@@ -28,7 +28,7 @@ class TaskSettings:
     files: Sequence[str | os.PathLike[str]] = ()
     lm_eval: Sequence[str] = ()
     limit: int | None = None
-    perplexity_tokens: int = 4096
+    perplexity_tokens: int = 2048
     window: int = 512
     stride: int = 256
     continuations: int = 32
