@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from merge_models.merge.errors import ChangedError as ChangedError
 from merge_models.merge.errors import CheckpointError as CheckpointError
 from merge_models.merge.errors import MergeError as MergeError
 from merge_models.merge.errors import NonFiniteError as NonFiniteError
@@ -72,6 +73,7 @@ __all__ = [
     "ArceeFusion",
     "Breadcrumbs",
     "BreadcrumbsTies",
+    "ChangedError",
     "CheckpointError",
     "Consensus",
     "DareLinear",

@@ -22,7 +22,7 @@ from merge_models.merge.checkpoint.lora import Places, open_model
 from merge_models.merge.checkpoint.sidecars import Sidecars, find_sidecars, output_config, stacked_config
 from merge_models.merge.checkpoint.source import DiskSource, StateDict, read_json
 from merge_models.merge.checkpoint.staging import MANIFEST, Staging, check_target, free_space, staged_bytes
-from merge_models.merge.errors import MergeError, PlanError, RecipeError, did_you_mean
+from merge_models.merge.errors import ChangedError, MergeError, PlanError, RecipeError, did_you_mean
 from merge_models.merge.identity import (
     RECIPE_DIGEST_KEY,
     RECIPE_KEY,
@@ -363,17 +363,23 @@ class _Writing:
             before = dict(self._output.figures)
             figures = {**execute(self._prepared.plan, self._output, options), **before}
             self._on_nonfinite = options.on_nonfinite
+            self._check_inputs()
             self._write_small_files(options.threads)
+            self._check_inputs()
             self._staging.publish()
         except BaseException as failure:
             self._leave(failure, len(records))
             raise
         return {t.name: figures[t.name] for t in self._prepared.plan.tensors if t.name in figures}
 
+    def _check_inputs(self) -> None:
+        for _, model in self._prepared.roles():
+            model.check_unchanged()
+
     def _leave(self, failure: BaseException, noted: int) -> None:
         """Keeps what is finished and says so in the failure's text; cleans up where nothing is."""
         done = max(len(self._output.digests), noted)
-        never = isinstance(failure, (PlanError, RecipeError))  # models that do not fit will not fit again
+        never = isinstance(failure, (PlanError, RecipeError, ChangedError))  # will not go on
         if not done or never or self._staging.is_published:
             self._staging.discard()
             return

@@ -14,6 +14,10 @@ class CheckpointError(MergeError):
     """A file or folder cannot be read as a checkpoint, or cannot be written."""
 
 
+class ChangedError(CheckpointError):
+    """An input changed while it was read: what was made of it so far is of no use."""
+
+
 class RecipeError(MergeError):
     """A recipe, strategy name or parameter is not valid."""
 

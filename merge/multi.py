@@ -56,6 +56,9 @@ class PlannedModel:
     def stored(self, info: TensorInfo) -> tuple[TensorInfo, ...]:
         return (info,)
 
+    def check_unchanged(self) -> None:
+        """Nothing has been read."""
+
     def close(self) -> None:
         """Nothing is open."""
 

@@ -15,7 +15,16 @@ import torch
 import yaml
 
 import merge_models.merge
-from merge_models.merge import CheckpointError, Linear, MergeError, RecipeError, merge, run_recipe
+from merge_models.merge import (
+    ChangedError,
+    CheckpointError,
+    Linear,
+    MergeError,
+    RecipeError,
+    TaskArithmetic,
+    merge,
+    run_recipe,
+)
 from merge_models.merge.checkpoint import open_checkpoint
 from merge_models.merge.checkpoint.guard import MAX_VALUES, is_simple, parse_json
 from merge_models.merge.checkpoint.header import MAX_NAME
@@ -243,6 +252,57 @@ def test_a_config_s_sizes_build_nothing(tmp_path: Path) -> None:
     _tokenizer().save_pretrained(folder)
     (folder / "tokenizer_config.json").unlink()
     assert load_tokenizer(open_checkpoint(folder)).ids
+
+
+# What changes while it is read
+
+
+def _cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 64)
+
+
+def _rewrite(file: Path) -> None:
+    with open(file, "r+b") as stream:
+        stream.seek(-4, os.SEEK_END)
+        stream.write(b"\0\0\0\0")
+    os.utime(file, ns=(0, 0))  # some file systems' clocks tick slower than this test runs
+
+
+def _replace(file: Path) -> None:
+    copy = file.with_name("copy")
+    copy.write_bytes(file.read_bytes())
+    os.utime(copy, ns=(0, file.stat().st_mtime_ns))
+    os.replace(copy, file)
+
+
+CHANGES: dict[str, Callable[[Path], Any]] = {
+    "cut": _cut,
+    "rewritten": _rewrite,
+    "replaced by its like": _replace,
+    "removed": Path.unlink,
+    "grown": lambda file: file.write_bytes(file.read_bytes() + b"\0"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("moment", ["at the first block", "at the last block"])
+@pytest.mark.parametrize("whose", ["m0", "m1", "base"])
+def test_a_shard_that_changes_during_a_run(change: str, moment: str, whose: str, tmp_path: Path) -> None:
+    """One clean error that names the file, no target, nothing left of what was made of it."""
+    paths = write_models(tmp_path, 2)
+    base = write_folder(tmp_path / "base", tensors(9), shards=3)
+    file = sorted((tmp_path / whose).glob("*.safetensors"))[-1]
+    done: list[int] = []
+
+    def progress(nbytes: int) -> None:
+        done.append(nbytes)
+        if len(done) == (1 if moment == "at the first block" else len(tensors(0))):
+            CHANGES[change](file)
+
+    with pytest.raises(ChangedError, match=rf"{whose}/{file.name}: (has changed|ended inside)") as caught:
+        merge(paths, TaskArithmetic(), base=base, out=tmp_path / "out", threads=1, progress=progress)
+    assert "\n" not in str(caught.value)
+    assert sorted(os.listdir(tmp_path)) == ["base", "m0", "m1"]
 
 
 # Small things that misled

@@ -74,9 +74,10 @@ class Header:
     stamp: tuple[int, ...]
 
 
-def stamp(descriptor: int) -> tuple[int, ...]:
-    """What tells whether an open file is still the one that it was: identity, size, time of change."""
-    now = os.fstat(descriptor)
+def stamp(file: int | Path) -> tuple[int, ...]:
+    """What tells whether a file, open or by its path, is still the one that it was: identity, size, time of
+    change."""
+    now = os.stat(file)
     return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
 
 

@@ -144,6 +144,10 @@ class Adapted:
         sizes = [c.left.count + c.right.count for c in self._changes.values() if isinstance(c, _Factors)]
         return 8 * (_KEPT_FACTORS + 2) * max(sizes, default=0) + 8 * 4 * (1 << 18)
 
+    def check_unchanged(self) -> None:
+        self._base.check_unchanged()
+        self._adapter.check_unchanged()
+
     def close(self) -> None:
         self._base.close()
         self._adapter.close()

@@ -131,6 +131,10 @@ class GatheredRows:
         used = ((self._models[index], table.rows.infos[index]) for index in sorted(table.rows.used()))
         return tuple(part for model, own in used if own is not None for part in model.stored(own))
 
+    def check_unchanged(self) -> None:
+        for model in self._models:
+            model.check_unchanged()
+
     def close(self) -> None:
         self._model.close()
 

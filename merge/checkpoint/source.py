@@ -16,7 +16,7 @@ from merge_models.merge.checkpoint.guard import is_file
 from merge_models.merge.checkpoint.guard import read_json as read_json
 from merge_models.merge.checkpoint.header import NO_GGUF, TensorInfo, printable, read_header, stamp
 from merge_models.merge.checkpoint.hub import resolve
-from merge_models.merge.errors import CheckpointError
+from merge_models.merge.errors import ChangedError, CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,6 +82,10 @@ class DiskSource(Source, Protocol):
         reading gives a file's own bytes."""
         ...
 
+    def check_unchanged(self) -> None:
+        """Raises ChangedError where a file is no longer what it was when its header was read."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -145,7 +149,7 @@ class Checkpoint:
                     " check the disk, or copy the file again"
                 ) from None
             if got == 0:
-                raise CheckpointError(
+                raise ChangedError(
                     f"{info.file}: ended inside tensor '{printable(info.name)}': it changed meanwhile;"
                     " run it again when it is complete"
                 )
@@ -160,11 +164,33 @@ class Checkpoint:
             if file not in self._descriptors:
                 try:
                     self._descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+                except FileNotFoundError:
+                    raise ChangedError(f"{file}: has changed: it is no longer there; run it again") from None
                 except OSError as error:
                     raise CheckpointError(f"{file}: cannot be opened: {error.strerror}") from None
                 if stamp(self._descriptors[file]) != self.stamps[file]:
-                    raise CheckpointError(f"{file}: has changed since its header was read; run it again")
+                    raise ChangedError(f"{file}: has changed since its header was read; run it again")
             return self._descriptors[file]
+
+    def check_unchanged(self) -> None:
+        """Checks that every file is the one whose header was read, under its name and where it was read.
+
+        Raises:
+            ChangedError: one was cut, rewritten, replaced or removed.
+        """
+        for file, seen in self.stamps.items():
+            places: list[int | Path] = [file]
+            with self._lock:
+                places += [self._descriptors[file]] if file in self._descriptors else []
+            for place in places:
+                try:
+                    same = stamp(place) == seen
+                except OSError:
+                    same = False
+                if not same:
+                    raise ChangedError(
+                        f"{file}: has changed while it was read; run it again when it is complete"
+                    )
 
     def close(self) -> None:
         """Closes the files that reading has opened."""
