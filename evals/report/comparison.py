@@ -12,6 +12,7 @@ from merge_models.evals.report.facts import (
     SEVERITY,
     STATUS_MARKS,
     degenerate_share,
+    furthest,
     loss_gap,
     lowest,
     nearest_parent,
@@ -31,7 +32,7 @@ class Ranked(Record):
         rank: from 1, the best; equal scores share a rank.
         name: the merge's, unique in the comparison.
         status, score, basis, summary: of its verdict.
-        variance_ratio, effective_rank_ratio: the lowest of its sites.
+        variance_ratio: the one of its sites that is furthest from 1; ``effective_rank_ratio``: the lowest.
         kl: to its nearest parent, nats; ``loss_gap``: loss above its best parent, nats.
         mean_recovery, least_recovery, least_recovered: of its tasks.
         degenerate: share of degenerate continuations.
@@ -115,7 +116,7 @@ def _key(evaluation: Evaluation) -> tuple[int, bool, float]:
 def _ranked(rank: int, label: str, evaluation: Evaluation) -> Ranked:
     verdict, tasks = evaluation.verdict, evaluation.tasks
     sites = evaluation.activations.sites if evaluation.activations else ()
-    variance, thin = lowest(sites, "variance_ratio"), lowest(sites, "effective_rank_ratio")
+    variance, thin = furthest(sites, "variance_ratio"), lowest(sites, "effective_rank_ratio")
     nearest = nearest_parent(evaluation)
     return Ranked(
         rank=rank,
@@ -139,7 +140,7 @@ def _ranked(rank: int, label: str, evaluation: Evaluation) -> Ranked:
 
 COLUMNS: tuple[tuple[str, Callable[[Ranked], str]], ...] = (
     ("Score", lambda r: number(r.score)),
-    ("Lowest variance ratio", lambda r: number(r.variance_ratio)),
+    ("Variance ratio furthest from 1", lambda r: number(r.variance_ratio)),
     ("Lowest effective-rank ratio", lambda r: number(r.effective_rank_ratio)),
     ("KL to the nearest parent", lambda r: number(r.kl)),
     ("Loss above the best parent", lambda r: number(r.loss_gap)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -19,6 +20,16 @@ class Fact(NamedTuple):
     label: str
     value: str
     note: str = ""
+
+
+def furthest(sites: Iterable[SiteActivations], field: str) -> tuple[SiteActivations, Estimate] | None:
+    """The site whose ratio is furthest from 1, by a factor: variance can shrink and blow up."""
+    found = [(site, e) for site in sites if (e := getattr(site, field)) is not None]
+    return max(found, key=lambda pair: _factor(pair[1].value)) if found else None
+
+
+def _factor(ratio: float) -> float:
+    return max(ratio, 1 / ratio) if ratio > 0 else math.inf
 
 
 def lowest(sites: Iterable[SiteActivations], field: str) -> tuple[SiteActivations, Estimate] | None:
@@ -50,11 +61,10 @@ def _activation_facts(evaluation: Evaluation) -> list[Fact]:
     if found is None:
         return []
     told = []
-    for field, label in (
-        ("variance_ratio", "Lowest variance ratio"),
-        ("effective_rank_ratio", "Lowest effective-rank ratio"),
+    for worst, label in (
+        (furthest(found.sites, "variance_ratio"), "Variance ratio furthest from 1"),
+        (lowest(found.sites, "effective_rank_ratio"), "Lowest effective-rank ratio"),
     ):
-        worst = lowest(found.sites, field)
         if worst:
             told.append(
                 Fact(label, number(worst[1].value), f"{place(worst[0])} {interval(worst[1])}".strip())
