@@ -68,12 +68,13 @@ class Worker:
             self._start()
 
 
-def campaign(first: int, count: int, jobs: int) -> int:
-    """Runs many cases and prints what became of them; returns how many ended wrongly."""
+def campaign(first: int, count: int, jobs: int, seconds: float) -> int:
+    """Runs cases, for so long at most, and prints what became of them; returns how many ended wrongly."""
     started = time.monotonic()
     workers = [Worker(list(range(first + job, first + count, jobs))) for job in range(jobs)]
     while any([worker.step() for worker in workers if worker.left]):
-        pass
+        if time.monotonic() - started > seconds:
+            break
     outcomes = [outcome for worker in workers for outcome in worker.outcomes]
     wrong = [(o.number, "; ".join(o.wrong)) for o in outcomes if o.wrong]
     wrong += [lost for worker in workers for lost in worker.lost]
@@ -86,7 +87,7 @@ def campaign(first: int, count: int, jobs: int) -> int:
     print(
         f"{len(outcomes)} cases in {time.monotonic() - started:.0f} s: {successes} successes,"
         f" {len(messages)} kinds of error, {len(wrong)} wrong;"
-        f" at most {max(o.seconds for o in outcomes):.2f} s of processor and"
-        f" {max(o.nbytes for o in outcomes) / 1e6:.0f} MB"
+        f" at most {max((o.seconds for o in outcomes), default=0):.2f} s of processor and"
+        f" {max((o.nbytes for o in outcomes), default=0) / 1e6:.0f} MB"
     )
     return len(wrong)
