@@ -37,11 +37,11 @@ _SEED = b"merge-models journal"
 
 def binding_digest(binding: Mapping[str, Any]) -> str:
     """The digest of all that an output depends on."""
-    return blake3(_text({"format": FORMAT, **binding}).encode()).hexdigest()
+    return blake3(json.dumps({"format": FORMAT, **binding}, sort_keys=True).encode()).hexdigest()
 
 
 def _text(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _line(key: bytes, text: str) -> bytes:
