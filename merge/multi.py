@@ -21,7 +21,7 @@ from merge_models.merge.checkpoint.journal import binding_digest
 from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE
 from merge_models.merge.checkpoint.lora import Places
 from merge_models.merge.checkpoint.source import DiskSource, read_json
-from merge_models.merge.checkpoint.staging import MANIFEST, check_target
+from merge_models.merge.checkpoint.staging import MANIFEST, check_target, sweep
 from merge_models.merge.errors import CheckpointError
 from merge_models.merge.identity import Names
 from merge_models.merge.recipe import Recipe
@@ -163,7 +163,9 @@ def run_recipes(
         if started:
             started(name, reused)
         result = None
-        if not reused:
+        if reused:
+            sweep(folder)
+        else:
             earlier = Earlier(tuple(before), dict(known))
             result = run_recipe(
                 recipe,

@@ -208,8 +208,8 @@ class Staging:
                 flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
                 descriptor = os.open(file, flags, 0o666)
                 self._files.append(descriptor)
-                if os.fstat(descriptor).st_size != shard.nbytes:
-                    os.ftruncate(descriptor, 0)
+                if os.fstat(descriptor).st_size > shard.nbytes:
+                    os.ftruncate(descriptor, shard.nbytes)
                 _reserve(descriptor, shard.nbytes)
                 os.pwrite(descriptor, shard.header, 0)
             except OSError as error:
@@ -404,6 +404,15 @@ def staging_home(target: Path) -> Path:
     if len(os.fsencode(name)) > 200:  # a name may have 255 bytes
         name = f"{name[:40]}-{digest_bytes(os.fsencode(name))[7:23]}"
     return target.with_name(f".{name}.merging")
+
+
+def sweep(target: Path) -> None:
+    """Removes what an interrupted merge has left beside a whole target, unless one is at work there."""
+    home = staging_home(Path(os.path.abspath(target)))
+    lock = lock_file(home / "lock") if home.is_dir() else None
+    if lock is not None:
+        shutil.rmtree(home, ignore_errors=True)
+        os.close(lock)
 
 
 def staged_bytes(target: Path, layout: Layout) -> int:

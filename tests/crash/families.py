@@ -1,4 +1,4 @@
-"""One merge of every family of strategies and of every kind of recipe, small enough to run thousands of times."""
+"""One merge of every family of strategies and kind of recipe, small enough to run thousands of times."""
 
 from __future__ import annotations
 
@@ -97,8 +97,9 @@ def write_inputs(place: Path, dtype: torch.dtype = torch.float32) -> None:
         state["steps"] = torch.tensor([7])
         write_folder(place / f"m{seed}", state, config={**CONFIG, "num_hidden_layers": 4, "vocab_size": 24})
         _write_tokenizer(place / f"m{seed}", seed)
-    adapter = {f"base_model.model.model.layers.0.mlp.up_proj.lora_{side}.weight": tensors(9, shapes={"x": shape})["x"]
-               for side, shape in {"A": (2, 16), "B": (32, 2)}.items()}  # fmt: skip
+    module = "base_model.model.model.layers.0.mlp.up_proj"
+    shapes = {f"{module}.lora_A.weight": (2, 16), f"{module}.lora_B.weight": (32, 2)}
+    adapter = tensors(9, shapes=shapes)
     write_folder(place / "adapter", adapter, config=None)
     (place / "adapter/model.safetensors").rename(place / "adapter/adapter_model.safetensors")
     settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
@@ -121,7 +122,7 @@ def run_family(family: Family, out: Path, place: Path, **options: Any) -> None:
     from merge_models.merge.multi import run_recipes
     from merge_models.merge.recipe import load_recipes
 
-    file = out.parent / f"{family.name.replace(' ', '-')}.yml"
+    file = place / f"{family.name.replace(' ', '-')}.yml"
     if not file.exists():
         file.write_text(yaml.safe_dump_all(_located(family.recipes, place), sort_keys=False))
     run_recipes(load_recipes(file), out, **options)
@@ -137,5 +138,7 @@ def _located(recipes: tuple[dict[str, Any], ...], place: Path) -> list[Any]:
 def _walk(value: Any, locate: Callable[[str], str]) -> Any:
     if isinstance(value, dict):
         named = ("model", "base_model")
-        return {k: locate(v) if k in named and isinstance(v, str) else _walk(v, locate) for k, v in value.items()}
+        return {
+            k: locate(v) if k in named and isinstance(v, str) else _walk(v, locate) for k, v in value.items()
+        }
     return [_walk(item, locate) for item in value] if isinstance(value, list) else value
