@@ -6,18 +6,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from merge_models.evals.activations import diagnose_modules as diagnose_modules
     from merge_models.evals.evaluate import evaluate as evaluate
     from merge_models.evals.information import o_information as o_information
     from merge_models.evals.inspect import inspect_parents as inspect_parents
+    from merge_models.evals.repair import repair as repair
+    from merge_models.evals.repair import repair_module as repair_module
     from merge_models.evals.weights import diagnose_weights as diagnose_weights
 
 _HOMES = {
+    "diagnose_modules": "merge_models.evals.activations",
+    "repair": "merge_models.evals.repair",
+    "repair_module": "merge_models.evals.repair",
     "diagnose_weights": "merge_models.evals.weights",
     "evaluate": "merge_models.evals.evaluate",
     "inspect_parents": "merge_models.evals.inspect",
     "o_information": "merge_models.evals.information",
 }
-__all__ = ["diagnose_weights", "evaluate", "inspect_parents", "o_information"]
+__all__ = [
+    "diagnose_modules",
+    "diagnose_weights",
+    "evaluate",
+    "inspect_parents",
+    "o_information",
+    "repair",
+    "repair_module",
+]
 
 
 def __getattr__(name: str) -> Any:

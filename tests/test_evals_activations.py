@@ -29,7 +29,7 @@ def white_inputs(count: int, width: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.linalg.svd(x, full_matrices=False)[0] * np.sqrt(count)).float()
 
 
-def mlp(seed: int, *widths: int) -> nn.Sequential:
+def mlp(seed: int, *widths: int) -> Any:
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
     for inside, outside in zip(widths, widths[1:], strict=False):

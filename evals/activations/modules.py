@@ -73,12 +73,12 @@ def diagnose_modules(
         keeper = _Logits(store, sum(counts), labels, seed) if logits is not None else None
         specs = _sites(ref, module, sites)
         moments = Moments(sum(counts), Budget(sample, len(specs)), store, seed, drop_first=False)
-        with torch.inference_mode(), _in_eval_mode(module), hooked(module, specs, moments.take) as passing:
+        with torch.inference_mode(), in_eval_mode(module), hooked(module, specs, moments.take) as passing:
             start = 0
             for batch, count in zip(batches, counts, strict=True):
                 passing.begin()
                 moments.begin(start, count)
-                output = _run(ref, forward or _call, module, batch)
+                output = _run(ref, forward or call, module, batch)
                 if keeper is not None and logits is not None:
                     keeper.take(start, logits(output))
                 start += count
@@ -148,7 +148,7 @@ def _sites(ref: ModelRef, module: nn.Module, names: Sequence[str] | None) -> lis
         ) from None
 
 
-def _call(module: nn.Module, batch: Any) -> Any:
+def call(module: nn.Module, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return module(**batch)
     return module(*batch) if isinstance(batch, (tuple, list)) else module(batch)
@@ -209,7 +209,7 @@ def _entropy(labels: Sequence[Tensor]) -> float:
 
 
 @contextmanager
-def _in_eval_mode(module: nn.Module) -> Iterator[None]:
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
     """Eval mode; afterwards each part is in the mode that it was in."""
     modes = {part: part.training for part in module.modules()}
     module.eval()

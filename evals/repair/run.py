@@ -1,0 +1,250 @@
+"""``merge-models repair``: a merge's activation scales set back, and whether that helped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from merge_models.evals.activations.head import body_of
+from merge_models.evals.calibration import Batches, calibration_batches, check_same_tokenizer
+from merge_models.evals.lineage import lineage
+from merge_models.evals.models import kind_of, open_model
+from merge_models.evals.repair.folder import stored_names, write_repaired
+from merge_models.evals.repair.rescale import (
+    STRENGTHS,
+    Mended,
+    Moments,
+    fold,
+    goals_of,
+    linear_modules,
+    measure,
+    mend,
+    unfold,
+)
+from merge_models.evals.schema import LayerRepair, RepairReport
+from merge_models.merge.checkpoint import Checkpoint, open_checkpoint
+from merge_models.merge.checkpoint.staging import check_target
+from merge_models.merge.errors import MergeError
+
+Name = str | os.PathLike[str]
+_ROWS = 8
+
+
+def repair(
+    target: Name,
+    parents: Sequence[Name] = (),
+    *,
+    out: Name,
+    weights: Sequence[float] | None = None,
+    data: Name = "built-in",
+    tokens: int = 8192,
+    length: int = 256,
+    seed: int = 0,
+    overwrite: bool = False,
+    device: str | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> RepairReport:
+    """Writes a copy of a merge whose activations have the scale of its parents' (REPAIR).
+
+    Three quarters of the text are what scales are taken from, and what chooses how far to go: all the way,
+    half, or not at all. The losses of the report are on the other quarter.
+
+    Args:
+        target: the merge; it stays as it is.
+        parents: its parents; by default those that its manifest names.
+        out: output folder; with ``overwrite`` a checkpoint that stands there is replaced.
+        weights: the parents' shares [default: the recipe's, else equal].
+        data, tokens, length, seed: the calibration text, as in ``evaluate``.
+        device: where models run.
+        progress: is called with a line as each step begins.
+
+    Returns:
+        What changed; ``repair.json`` in the folder holds the same.
+
+    Raises:
+        MergeError: a model does not load, the output cannot be written, or there is nothing to rescale.
+    """
+    family = lineage(target, parents, None, weights)
+    folders = [family.merged, *family.parents]
+    with closing(open_checkpoint(family.merged)) as checkpoint:
+        places = [open_checkpoint(folder).path for folder in folders]
+        check_target(Path(out), places, overwrite)
+        tokenizer = check_same_tokenizer(folders)
+        options: dict[str, Any] = {"source": data, "length": length, "seed": seed}
+        text = calibration_batches(tokenizer, tokens=tokens, part="fit", **options)
+        held_out = calibration_batches(tokenizer, tokens=max(tokens // 4, length), part="held-out", **options)
+        goals = _goals(family.parents, family.weights, text, device, progress)
+        progress(f"merge {Path(family.merged).name}")
+        with open_model(family.merged, device=device) as (model, _, _):
+            return _repair(checkpoint, model, goals, text, held_out, Path(out), overwrite)
+
+
+def repair_module(
+    model: nn.Module,
+    parents: Sequence[nn.Module],
+    batches: Sequence[Any],
+    *,
+    weights: Sequence[float] | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+) -> tuple[LayerRepair, ...]:
+    """REPAIR of a module in memory: its weights and biases are changed in place.
+
+    Args:
+        model, parents: modules of one architecture; they are run in eval mode and stay in the mode that they
+            were in.
+        batches: tensors, or tuples or dicts of them, that are joined to one batch along the first dimension.
+        weights: the parents' shares; equal by default.
+        forward: runs a module on the joined batch; by default ``module(*batch)``, ``module(**batch)`` or
+            ``module(batch)``.
+
+    Raises:
+        MergeError: there is no parent, or no linear module that runs in all of them.
+    """
+    from merge_models.evals.activations.modules import call, in_eval_mode
+
+    if not parents or not batches:
+        raise MergeError("a repair takes at least one parent and one batch; give both")
+    batch, run_on = _joined(batches), forward or call
+
+    def run(module: nn.Module) -> Any:
+        return run_on(module, batch)
+
+    given = [1.0] * len(parents) if weights is None else list(weights)
+    if len(given) != len(parents) or sum(given) <= 0:
+        raise MergeError(f"{len(given)} weights for {len(parents)} parents; give a positive one for each")
+    moments = []
+    for parent in parents:
+        with in_eval_mode(parent):
+            moments.append(measure(parent, linear_modules(parent), run, False))
+    goals = _checked(goals_of(moments, [w / sum(given) for w in given]), linear_modules(model))
+    with in_eval_mode(model):
+        mended = mend(model, goals, run, False)
+    fold(model, mended)
+    return _records(mended)
+
+
+def _goals(
+    parents: Sequence[str],
+    weights: Sequence[float],
+    text: Batches,
+    device: str | None,
+    progress: Callable[[str], None],
+) -> dict[str, Moments]:
+    moments = []
+    for parent in parents:
+        progress(f"parent {Path(parent).name}")
+        with open_model(parent, device=device) as (model, _, _):
+            moments.append(measure(model, linear_modules(model), _runner(text), True))
+    return goals_of(moments, weights)
+
+
+def _repair(
+    checkpoint: Checkpoint,
+    model: Any,
+    goals: dict[str, Moments],
+    text: Batches,
+    held_out: Batches,
+    out: Path,
+    overwrite: bool,
+) -> RepairReport:
+    names = stored_names(checkpoint, dict(model.named_parameters()))
+    own = {
+        name: module
+        for name, module in linear_modules(model).items()
+        if all(f"{name}.{part}" in names for part, p in module._parameters.items() if p is not None)
+    }
+    before = _loss(model, held_out)
+    mended = _choose(model, _checked(goals, own), text)
+    undo = fold(model, mended)
+    report = RepairReport(
+        layers=_records(mended),
+        loss_before=before,
+        loss_after=_loss(model, held_out),
+        calibration=text.record,
+    )
+    unfold(undo)
+    write_repaired(checkpoint, model, mended, names, out, report.model_dump_json(indent=1), overwrite)
+    return report
+
+
+def _choose(model: Any, goals: dict[str, Moments], text: Batches) -> list[Mended]:
+    """The maps of the strength whose loss on the text is least; for models without a loss, the full ones."""
+    best, least = mend(model, goals, _runner(text), True, 1.0), None
+    for strength in STRENGTHS:
+        mended = mend(model, goals, _runner(text), True, strength)
+        undo = fold(model, mended)
+        loss = _loss(model, text)
+        unfold(undo)
+        if loss is None:
+            return best
+        if least is None or loss < least:
+            best, least = mended, loss
+    return best
+
+
+def _runner(text: Batches) -> Callable[[nn.Module], Any]:
+    """Runs a model, without its head, on all of the text in one batch."""
+    ids = np.concatenate(list(text.ids.values()))
+
+    def run(model: Any) -> Any:
+        body = (body_of(model) if kind_of(model) == "causal" else None) or model
+        body(input_ids=torch.from_numpy(ids).to(next(model.parameters()).device))
+
+    return run
+
+
+@torch.inference_mode()
+def _loss(model: Any, text: Batches) -> float | None:
+    """Mean next-token cross-entropy, nats, of all but the first prediction; None for encoders."""
+    if kind_of(model) != "causal":
+        return None
+    total, count = 0.0, 0
+    device = next(model.parameters()).device
+    for _, batch in text.batches(_ROWS):
+        ids = torch.from_numpy(batch).to(device)
+        logits = model(input_ids=ids, use_cache=False).logits[:, 1:-1].float()
+        labels = ids[:, 2:]
+        losses = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+        total, count = total + float(losses), count + labels.numel()
+    value = total / max(count, 1)
+    return value if np.isfinite(value) else None
+
+
+def _checked(goals: dict[str, Moments], own: dict[str, nn.Module]) -> dict[str, Moments]:
+    shared = {name: goal for name, goal in goals.items() if name in own}
+    if not shared:
+        raise MergeError(
+            "merge and parents have no linear module in common to rescale; give the merge's parents"
+        )
+    return shared
+
+
+def _records(mended: Sequence[Mended]) -> tuple[LayerRepair, ...]:
+    return tuple(
+        LayerRepair(
+            module=step.name,
+            layer=step.layer,
+            variance_ratio_before=step.before,
+            variance_ratio_after=step.after,
+            folded_into=(f"{step.name}.weight", *([f"{step.name}.bias"] if step.shift is not None else [])),
+        )
+        for step in mended
+    )
+
+
+def _joined(batches: Sequence[Any]) -> Any:
+    first = batches[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(batches))
+    if isinstance(first, dict):
+        return {key: _joined([batch[key] for batch in batches]) for key in first}
+    if isinstance(first, (tuple, list)):
+        return tuple(_joined(list(parts)) for parts in zip(*batches, strict=True))
+    return first
