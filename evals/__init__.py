@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from merge_models.evals.evaluate import evaluate as evaluate
     from merge_models.evals.information import o_information as o_information
     from merge_models.evals.inspect import inspect_parents as inspect_parents
-    from merge_models.evals.repair import repair as repair
-    from merge_models.evals.repair import repair_module as repair_module
+    from merge_models.evals.repairs import repair as repair
+    from merge_models.evals.repairs import repair_module as repair_module
     from merge_models.evals.weights import diagnose_weights as diagnose_weights
 
 _HOMES = {
     "diagnose_modules": "merge_models.evals.activations",
-    "repair": "merge_models.evals.repair",
-    "repair_module": "merge_models.evals.repair",
+    "repair": "merge_models.evals.repairs",
+    "repair_module": "merge_models.evals.repairs",
     "diagnose_weights": "merge_models.evals.weights",
     "evaluate": "merge_models.evals.evaluate",
     "inspect_parents": "merge_models.evals.inspect",

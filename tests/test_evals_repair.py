@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from merge_models.evals.repair import repair, repair_module
-from merge_models.evals.repair.rescale import linear_modules, measure
+from merge_models.evals.repairs import repair, repair_module
+from merge_models.evals.repairs.rescale import linear_modules, measure
 from merge_models.merge import Linear, merge
 from merge_models.merge.demo import SKILLS, demo_folder, held_out
 from merge_models.merge.errors import MergeError

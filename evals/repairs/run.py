@@ -16,8 +16,8 @@ from merge_models.evals.activations.head import body_of
 from merge_models.evals.calibration import Batches, calibration_batches, check_same_tokenizer
 from merge_models.evals.lineage import lineage
 from merge_models.evals.models import kind_of, open_model
-from merge_models.evals.repair.folder import stored_names, write_repaired
-from merge_models.evals.repair.rescale import (
+from merge_models.evals.repairs.folder import stored_names, write_repaired
+from merge_models.evals.repairs.rescale import (
     STRENGTHS,
     Mended,
     Moments,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from merge_models.evals.repair.rescale import Mended, out_dimension
+from merge_models.evals.repairs.rescale import Mended, out_dimension
 from merge_models.merge.checkpoint import Checkpoint, OutputTensor, Staging, plan_layout
 from merge_models.merge.checkpoint.guard import read_json
 from merge_models.merge.checkpoint.header import TensorInfo
