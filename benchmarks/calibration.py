@@ -33,7 +33,7 @@ from merge_models.evals.schema import Evaluation, SiteActivations, WeightDiagnos
 from merge_models.evals.score import drift_score
 
 FAMILIES = ("llama", "gpt2")
-MEASURED = ("activations",)
+MEASURED = ("weights", "activations")
 HARMLESS, DESTROYED = 0.03, 0.7
 
 
@@ -66,6 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--dir", type=Path, required=True, help="where nets are kept")
     parser.add_argument("--families", default=",".join(FAMILIES))
+    parser.add_argument("--seed", type=int, default=0, help="0 chose the thresholds; others test them")
     parser.add_argument("--json", type=Path, help="also write every outcome here")
     arguments = parser.parse_args()
     import torch
@@ -75,15 +76,15 @@ def main() -> None:
     logging.disable_progress_bar()
     outcomes = []
     for family in arguments.families.split(","):
-        outcomes += run_family(family, arguments.dir)
+        outcomes += run_family(family, arguments.dir, arguments.seed)
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(o) for o in outcomes], indent=1))
     tell(outcomes)
 
 
-def run_family(family: str, folder: Path) -> list[Outcome]:
+def run_family(family: str, folder: Path, seed: int) -> list[Outcome]:
     """Every case of one family."""
-    folders = make_family(family, folder)
+    folders = make_family(family, folder, seed)
     text = calibration_file(folder / "calibration.jsonl")
     known = {name: losses(_load(path)) for name, path in folders.items()}
     entropy = {name: unigram_entropy(name) for name in LANGUAGES}

@@ -152,31 +152,37 @@ def save(model: Any, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def make_family(family: str, folder: Path) -> dict[str, Path]:
-    """Trains (once; kept in ``folder``) a family's models; returns their folders by name."""
+def make_family(family: str, folder: Path, seed: int = 0) -> dict[str, Path]:
+    """Trains (once; kept in ``folder``) a family's models; returns their folders by name.
+
+    Another ``seed`` gives other nets: other initialisations, trained on other text of the same languages.
+    """
     names = ("base", *LANGUAGES, "again", "far", "farther", "stranger")
-    folders = {name: folder / family / name for name in names}
+    folders = {name: folder / f"{family}-{seed}" / name for name in names}
     if all((path / "model.safetensors").is_file() for path in folders.values()):
         return folders
     vocabulary = len(tokenizer())
     mix = dict.fromkeys(LANGUAGES, 6)
     train_base = {"steps": BASE_STEPS[family], "rate": 3e-3}
-    base = train(new_model(family, 0, vocabulary), mix, "base", **train_base)
+    base = train(new_model(family, 2 * seed, vocabulary), mix, f"base {seed}", **train_base)
     save(base, folders["base"])
     start = {key: value.clone() for key, value in base.state_dict().items()}
 
-    def tune(name: str, languages: dict[str, int], seed: str, steps: int, rate: float) -> None:
-        model = new_model(family, 0, vocabulary)
+    def tune(name: str, languages: dict[str, int], steps: int, rate: float) -> None:
+        model = new_model(family, 2 * seed, vocabulary)
         model.load_state_dict(start)
-        save(train(model, languages, seed, steps=steps, rate=rate), folders[name])
+        save(train(model, languages, f"{name} {seed}", steps=steps, rate=rate), folders[name])
 
     for language in LANGUAGES:
         rest = {other: 2 for other in LANGUAGES if other != language}
-        tune(language, {language: 18} | rest, language, 120, 5e-4)
-    tune("again", {"red": 18, "green": 2, "blue": 2, "white": 2}, "red once more", 120, 5e-4)
-    tune("far", {"green": 24}, "far", 300, 3e-3)
-    tune("farther", {"blue": 24}, "farther", 500, 1e-2)
-    save(train(new_model(family, 1, vocabulary), mix, "stranger", **train_base), folders["stranger"])
+        tune(language, {language: 18} | rest, 120, 5e-4)
+    tune("again", {"red": 18, "green": 2, "blue": 2, "white": 2}, 120, 5e-4)
+    tune("far", {"green": 24}, 300, 3e-3)
+    tune("farther", {"blue": 24}, 500, 1e-2)
+    save(
+        train(new_model(family, 2 * seed + 1, vocabulary), mix, f"stranger {seed}", **train_base),
+        folders["stranger"],
+    )
     return folders
 
 
