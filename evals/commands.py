@@ -49,6 +49,7 @@ def fail_on_option(command: Any) -> Any:
 @click.option("--weights", help="The parents' shares: .5,.3,.2 [default: the recipe's].")
 @click.option("--weights-only", is_flag=True, help="No forward pass: screening, in seconds.")
 @click.option("--tasks", "task_files", multiple=True, type=PATH, help="JSONL of questions.")
+@click.option("--perplexity", type=click.IntRange(0), default=0, help="Tokens through a sliding window.")
 @click.option("--lm-eval", help="Tasks of lm-evaluation-harness: arc_easy,gsm8k (extra lm-eval).")
 @_measure_options
 @click.option("--report", multiple=True, type=PATH, help="Write .html, .json or .md.")
@@ -95,8 +96,11 @@ def _evaluate(merge: str, options: dict[str, Any], say: Any) -> Evaluation:
     weights = options.pop("weights")
     only = options.pop("weights_only")
     lm_eval = options.pop("lm_eval")
+    perplexity = options.pop("perplexity")
     tasks = TaskSettings(
-        files=options.pop("task_files"), lm_eval=tuple(lm_eval.split(",")) if lm_eval else ()
+        perplexity_tokens=perplexity,
+        files=options.pop("task_files"),
+        lm_eval=tuple(lm_eval.split(",")) if lm_eval else (),
     )
     return evaluate(
         merge,

@@ -50,7 +50,7 @@ def evaluate(
         measure: which diagnostics to run; ``information`` needs ``activations``.
         data: calibration text: ``built-in``, or a ``.jsonl`` or text file.
         tokens: calibration tokens; ``length``: of a sequence.
-        tasks: what to score beside perplexity and degenerate text.
+        tasks: what to score; by default degenerate text, and perplexity where activations are not measured.
         seed: of samples, shuffles and bootstraps; equal seeds give equal numbers.
         device: where models run [default: CPU].
         threads: for the weights' diagnosis [default: all cores].
@@ -147,9 +147,11 @@ def _run_models(
     activation = ActivationProbe(batches, weights=family.weights, seed=seed) if wants_activations else None
     task = None
     if "tasks" in measure:
-        from merge_models.evals.tasks import TaskProbe
+        from merge_models.evals.tasks import TaskProbe, TaskSettings
 
-        task = TaskProbe(batches, tasks, seed=seed)
+        # Loss by domain comes with the activations: perplexity through a window would cost as much again.
+        quick = TaskSettings(perplexity_tokens=0) if wants_activations else TaskSettings()
+        task = TaskProbe(batches, tasks or quick, seed=seed)
     probes: list[Probe] = [probe for probe in (activation, task) if probe is not None]
     merge, *others = evaluation.models
     for ref, folder in zip([*others, merge], folders, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from merge_models.evals.schema import Cause, Evaluation, Finding, Status, WeightDiagnosis
+from merge_models.evals.schema import Cause, Evaluation, Finding, Recovery, Status, WeightDiagnosis
 from merge_models.evals.score import DomainScore, lost_share, mean_drift, status_of
 from merge_models.evals.sites import leaving, numbers, places
 from merge_models.evals.thresholds import CALIBRATION, DEFAULT
@@ -96,7 +96,7 @@ def _parent_lost(evaluation: Evaluation, scores: Sequence[DomainScore]) -> Itera
             source=CALIBRATION,
             remedy=f"give {score.reference} more weight, or sparser deltas to all (ties, dare_ties)",
         )
-    for recovery in evaluation.tasks.recovery if evaluation.tasks else ():
+    for recovery in against_base(evaluation):
         if recovery.fraction is None or recovery.fraction >= DEFAULT.recovery_degraded:
             continue
         collapsed = recovery.fraction < DEFAULT.recovery_collapsed
@@ -113,6 +113,13 @@ def _parent_lost(evaluation: Evaluation, scores: Sequence[DomainScore]) -> Itera
             source="convention: a fifth of the gain lost is worth knowing",
             remedy=f"give {recovery.best_parent} more weight, or sparser deltas to all (ties, dare_ties)",
         )
+
+
+def against_base(evaluation: Evaluation) -> list[Recovery]:
+    """Recoveries that tell a loss: against the worst parent, for want of a base, any average loses half."""
+    base = evaluation.base
+    tasks = evaluation.tasks
+    return [r for r in tasks.recovery if r.reference == base.name] if tasks and base else []
 
 
 def _variance(evaluation: Evaluation, scores: Sequence[DomainScore]) -> Iterator[Finding]:

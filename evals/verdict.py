@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from merge_models.evals.rules import EXPLAINING, RULES
+from merge_models.evals.rules import EXPLAINING, RULES, against_base
 from merge_models.evals.schema import (
     Basis,
     Evaluation,
     Finding,
     SiteActivations,
     Status,
-    TaskDiagnosis,
     Verdict,
 )
 from merge_models.evals.score import DomainScore, domain_scores, drift_score, lost_share, status_of
@@ -37,7 +36,7 @@ def judge(evaluation: Evaluation) -> Verdict:
     status = worst(f.status for f in findings)
     findings.sort(key=lambda f: -_ORDER.index(f.status))
     by_skill: dict[str, Status] = {s.domain: status_of(s.lost) for s in scores}
-    by_skill |= _task_statuses(evaluation.tasks)
+    by_skill |= _task_statuses(evaluation)
     return Verdict(
         status=status,
         score=lost_share(scores) if decided else drift_score(evaluation),
@@ -115,9 +114,9 @@ def _site_status(site: SiteActivations) -> Status:
     return "healthy" if inside else "degraded"
 
 
-def _task_statuses(tasks: TaskDiagnosis | None) -> dict[str, Status]:
+def _task_statuses(evaluation: Evaluation) -> dict[str, Status]:
     statuses: dict[str, Status] = {}
-    for recovery in tasks.recovery if tasks else ():
+    for recovery in against_base(evaluation):
         if recovery.fraction is not None:
             if recovery.fraction < DEFAULT.recovery_collapsed:
                 statuses[recovery.task] = "collapsed"

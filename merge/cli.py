@@ -633,14 +633,23 @@ def _judge_demo(merges: Sequence[Path], scratch: Path, report: Path | None) -> N
     from merge_models.evals.evaluate import evaluate
     from merge_models.evals.outlets import write_outlets
     from merge_models.evals.report.comparison import compare
-    from merge_models.merge.demo.skills import SKILLS, demo_folder, solved
+    from merge_models.evals.tasks import TaskSettings
+    from merge_models.merge.demo.skills import SKILLS, demo_folder, held_out, solved
 
-    text = scratch / "solved.jsonl"
-    rows = [{"domain": name, "text": line} for name in SKILLS for line in solved(name, 150)]
+    text, questions = scratch / "solved.jsonl", scratch / "questions.jsonl"
+    rows = [{"domain": f"{name} (text)", "text": line} for name in SKILLS for line in solved(name, 150)]
     text.write_text("\n".join(map(json.dumps, rows)))
-    experts = [demo_folder(name) for name in SKILLS]
+    items = [
+        {"task": name, "prompt": prompt, "answer": skill.answer(prompt)}
+        for name, skill in SKILLS.items()
+        for prompt in held_out(name, 60)
+    ]
+    questions.write_text("\n".join(map(json.dumps, items)))
+    experts, base = [demo_folder(name) for name in SKILLS], demo_folder("base")
+    # Trained on answers alone, they are at a loss on running text: perplexity and continuations say nothing.
+    tasks = TaskSettings(files=(questions,), perplexity_tokens=0, continuations=0)
     evaluations = [
-        evaluate(merge, experts, demo_folder("base"), data=text, tokens=2048, length=32) for merge in merges
+        evaluate(merge, experts, base, data=text, tokens=2048, length=32, tasks=tasks) for merge in merges
     ]
     for evaluation in evaluations:
         tell(evaluation)
