@@ -210,11 +210,12 @@ def _far(values: Sequence[float | None], *, least: bool = False) -> float | None
 
 def tell(outcomes: Sequence[Outcome]) -> None:
     """The tables."""
-    from scipy.stats import spearmanr
+    from scipy.stats import rankdata
 
     def correlation(values: Sequence[float | None]) -> str:
         pairs = [(v, o.damage) for v, o in zip(values, outcomes, strict=True) if v is not None]
-        rho = spearmanr(*zip(*pairs, strict=True)).statistic if len(pairs) > 2 else float("nan")
+        ranks = [rankdata([pair[i] for pair in pairs]) for i in (0, 1)]
+        rho = float(np.corrcoef(ranks)[0, 1]) if len(pairs) > 2 else float("nan")
         return f"{rho:6.3f}  ({len(pairs)} merges)"
 
     print(f"\n{len(outcomes)} merges; rank correlation with damage:")

@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SPECIAL = ("<pad>", "<unk>", "\n")
 CONTEXT = 64
-LANGUAGES = ("red", "green", "blue", "white")
+LANGUAGES: tuple[str, ...] = ("red", "green", "blue", "white")
 BASE_STEPS = {"llama": 300, "gpt2": 900}
 """GPT-2, without rotary positions, learns the same languages to the same loss more slowly."""
 

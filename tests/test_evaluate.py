@@ -59,7 +59,8 @@ def mean(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_mean_of_the_experts_is_healthy_and_finds_its_parents_itself(mean: Path, text: Path) -> None:
     found = evaluate(mean, data=text, **QUICK)
-    assert found.verdict is not None and found.verdict.status == "healthy", found.verdict.summary
+    assert found.verdict is not None
+    assert found.verdict.status == "healthy", found.verdict.summary
     assert [p.name for p in found.parents] == list(SKILLS)
     assert [p.weight for p in found.parents] == pytest.approx([1 / 3] * 3)
     assert any("foreign" in note for note in found.notes), "they were trained on answers alone"
@@ -176,7 +177,8 @@ def test_predictions_decide(
 
     out = edited(folders[0], tmp_path / "merged", disturb)
     found = evaluate(out, [folders[0]], data=file, measure=("activations",), tokens=1024, length=30)
-    assert found.verdict is not None and found.verdict.status in status, found.verdict.summary
+    assert found.verdict is not None
+    assert found.verdict.status in status, found.verdict.summary
     assert set(found.verdict.by_skill) == {"low", "high"}
     assert found.activations is not None and found.activations.head is not None
     head = found.activations.head
