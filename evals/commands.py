@@ -13,7 +13,7 @@ import click
 from merge_models.merge.errors import MergeError, printable
 
 if TYPE_CHECKING:
-    from merge_models.evals.schema import Evaluation, Verdict
+    from merge_models.evals.schema import Evaluation, RepairReport, Verdict
 
 PATH: Any = click.Path(path_type=Path)
 FAILED = 3
@@ -239,4 +239,42 @@ def repair_command(target: str, **options: Any) -> None:
     \b
     Example: merge-models repair ./merged -o ./repaired
     """
-    raise MergeError("not yet")
+    from merge_models.evals.evaluate import evaluate
+    from merge_models.evals.lineage import lineage
+    from merge_models.evals.outlets import check_outlets, write_outlets
+    from merge_models.evals.repairs import repair
+
+    outlets, quiet = options.pop("report"), options.pop("quiet")
+    out, overwrite, threads = options.pop("out"), options.pop("overwrite"), options.pop("threads")
+    check_outlets(outlets)
+    family = lineage(target, options.pop("parents"), None, parse_weights(options.pop("weights")))
+    options["weights"] = family.weights
+    say = (lambda line: None) if quiet else _say
+    report = repair(target, family.parents, out=out, overwrite=overwrite, progress=say, **options)
+    if not quiet:
+        _tell_repair(report)
+    if outlets:
+        found = evaluate(
+            out,
+            family.parents,
+            measure=("weights", "activations"),
+            threads=threads,
+            progress=say,
+            **options,
+        )
+        write_outlets(found.model_copy(update={"repair": report}), outlets)
+
+
+def _tell_repair(report: RepairReport) -> None:
+    from statistics import median
+
+    ratios = [
+        (layer.variance_ratio_before, layer.variance_ratio_after)
+        for layer in report.layers
+        if layer.variance_ratio_before is not None and layer.variance_ratio_after is not None
+    ]
+    if ratios:
+        before, after = (median(pair[i] for pair in ratios) for i in (0, 1))
+        click.echo(f"variance ratio to the parents, median of {len(ratios)} modules: {before:.3f} -> {after:.3f}")
+    if report.loss_before is not None and report.loss_after is not None:
+        click.echo(f"loss on held-out text, nats a token: {report.loss_before:.4f} -> {report.loss_after:.4f}")

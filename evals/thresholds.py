@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CALIBRATION = "calibrated on real merges of small trained nets (python -m benchmarks.calibration)"
+CALIBRATION = "calibrated on real merges of small trained nets, python -m benchmarks.calibration"
 
 
 @dataclass(frozen=True)
