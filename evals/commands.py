@@ -275,6 +275,10 @@ def _tell_repair(report: RepairReport) -> None:
     ]
     if ratios:
         before, after = (median(pair[i] for pair in ratios) for i in (0, 1))
-        click.echo(f"variance ratio to the parents, median of {len(ratios)} modules: {before:.3f} -> {after:.3f}")
+        click.echo(
+            f"variance ratio to the parents, median of {len(ratios)} modules: {before:.3f} -> {after:.3f}"
+        )
     if report.loss_before is not None and report.loss_after is not None:
-        click.echo(f"loss on held-out text, nats a token: {report.loss_before:.4f} -> {report.loss_after:.4f}")
+        click.echo(
+            f"loss on held-out text, nats a token: {report.loss_before:.4f} -> {report.loss_after:.4f}"
+        )

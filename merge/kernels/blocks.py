@@ -6,6 +6,7 @@ import ctypes
 import importlib.util
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -50,6 +51,10 @@ class Span:
         return torch.from_numpy(self.data).view(dtype) if self.count else torch.empty(0, dtype=dtype)
 
 
+_INTERFACE = 1
+"""As in native.c. Both grow when the arguments or the arithmetic of a kernel change."""
+
+
 @lru_cache(maxsize=1)
 def native_library() -> ctypes.CDLL | None:
     """The compiled kernels, or None where they were not built (or are switched off for a test)."""
@@ -60,7 +65,15 @@ def native_library() -> ctypes.CDLL | None:
         return None
     try:
         library = ctypes.CDLL(spec.origin)
-    except OSError:
+        built_for = ctypes.c_int.in_dll(library, "merge_models_interface").value
+    except (OSError, ValueError):  # for another machine, or from before there was an interface number
+        built_for = None
+    if built_for != _INTERFACE:
+        warnings.warn(
+            "the compiled kernels are not of this version, so the slower torch kernels run;"
+            " install the package again: pip install --no-deps --force-reinstall .",
+            stacklevel=2,
+        )
         return None
     pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     library.merge_models_weighted_sum.argtypes = [

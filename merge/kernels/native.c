@@ -106,3 +106,6 @@ void merge_models_survival(const float *value, const char *stored, int type, con
                            int reference_type, size_t count, double *out) {
     DISPATCH(survival, value, stored, type, reference, reference_type, count, out);
 }
+
+/* Compared with _INTERFACE of blocks.py: a library built from other sources is not used. */
+const int merge_models_interface = 1;
