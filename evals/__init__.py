@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from merge_models.evals.activations import diagnose_modules as diagnose_modules
-    from merge_models.evals.evaluate import evaluate as evaluate
+    from merge_models.evals.evaluation import evaluate as evaluate
     from merge_models.evals.information import o_information as o_information
     from merge_models.evals.inspect import inspect_parents as inspect_parents
     from merge_models.evals.repairs import repair as repair
@@ -19,7 +19,7 @@ _HOMES = {
     "repair": "merge_models.evals.repairs",
     "repair_module": "merge_models.evals.repairs",
     "diagnose_weights": "merge_models.evals.weights",
-    "evaluate": "merge_models.evals.evaluate",
+    "evaluate": "merge_models.evals.evaluation",
     "inspect_parents": "merge_models.evals.inspect",
     "o_information": "merge_models.evals.information",
 }

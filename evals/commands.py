@@ -90,7 +90,7 @@ def _say(line: str) -> None:
 
 
 def _evaluate(merge: str, options: dict[str, Any], say: Any) -> Evaluation:
-    from merge_models.evals.evaluate import MEASURES, evaluate
+    from merge_models.evals.evaluation import MEASURES, evaluate
     from merge_models.evals.tasks import TaskSettings
 
     weights = options.pop("weights")
@@ -150,7 +150,7 @@ class Review:
         weights: Sequence[float] | None,
     ) -> str:
         """Evaluates a folder; returns the section for the model card."""
-        from merge_models.evals.evaluate import evaluate
+        from merge_models.evals.evaluation import evaluate
 
         say = (lambda line: None) if self._quiet else _say
         self.evaluation = evaluate(
@@ -239,7 +239,7 @@ def repair_command(target: str, **options: Any) -> None:
     \b
     Example: merge-models repair ./merged -o ./repaired
     """
-    from merge_models.evals.evaluate import evaluate
+    from merge_models.evals.evaluation import evaluate
     from merge_models.evals.lineage import lineage
     from merge_models.evals.outlets import check_outlets, write_outlets
     from merge_models.evals.repairs import repair

@@ -7,7 +7,7 @@ from typing import Any
 
 from merge_models.evals.advice import advise
 from merge_models.evals.compatibility import Finding, compare_headers
-from merge_models.evals.evaluate import unique_names
+from merge_models.evals.evaluation import unique_names
 from merge_models.evals.schema import Inspection, ModelRef, WeightDiagnosis
 from merge_models.evals.weights.family import normalised_weights, open_model
 from merge_models.merge.checkpoint.header import printable

@@ -630,7 +630,7 @@ def demo(keep: Path | None, report: Path | None) -> None:
 
 def _judge_demo(merges: Sequence[Path], scratch: Path, report: Path | None) -> None:
     from merge_models.evals.commands import tell
-    from merge_models.evals.evaluate import evaluate
+    from merge_models.evals.evaluation import evaluate
     from merge_models.evals.outlets import write_outlets
     from merge_models.evals.report.comparison import compare
     from merge_models.evals.tasks import TaskSettings

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from merge_models.evals.evaluate import evaluate
+from merge_models.evals.evaluation import evaluate
 from merge_models.evals.lineage import lineage
 from merge_models.evals.outlets import check_outlets, write_outlets
 from merge_models.evals.schema import Evaluation

@@ -101,7 +101,7 @@ NOT_RECIPES: dict[str, tuple[str, list[str]]] = {
         ["parameters", "a map"],
     ),
     "base is a number": (BASIC + "base_model: 5", ["'base_model'"]),
-    "base is a map": (BASIC + "base_model: {x: 1}", ["'base_model'"]),
+    "base is a map": (BASIC + "base_model: {x: 1}", ["'base_model.model'"]),
     "parameters are a number": (BASIC + "parameters: 5", ["'parameters'", "a map"]),
     "parameters by number": (BASIC + "parameters: {1: 2}", ["'parameters"]),
     "seed is a word": (BASIC + "seed: abc", ["'seed'", "integer"]),

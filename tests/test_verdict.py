@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from merge_models.evals.evaluate import judged, unique_names
+from merge_models.evals.evaluation import judged, unique_names
 from merge_models.evals.schema import (
     ActivationDiagnosis,
     Calibration,
