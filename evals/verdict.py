@@ -2,8 +2,9 @@
 
 Predictions decide where there are any: the score of ``evals.score`` follows the measured loss, while variance
 and rank can leave their bands without harm (a scaled residual stream is normalised away) and stay within them
-in a ruin. They say *where* and *why*. Without predictions (encoders, plain modules) they decide. Weights
-alone screen: they never call a merge collapsed, unless values are not finite.
+in a ruin. They say *where* and *why*. Without predictions (encoders, plain modules) the drift from the
+parents decides, and they where they are far out of their bands. Weights alone screen: they never call a merge
+collapsed, unless values are not finite.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ def judge(evaluation: Evaluation) -> Verdict:
     activations = evaluation.activations
     scores = domain_scores(activations, evaluation.parents) if activations else []
     decided = bool(scores)
-    findings = [finding for rule in RULES for finding in rule(evaluation, scores)]
-    if decided:
-        findings = [_as_explanation(f) if f.cause in EXPLAINING else f for f in findings]
+    findings = [
+        f if _decides(f, evaluation, decided=decided) else f.model_copy(update={"status": "healthy"})
+        for rule in RULES
+        for f in rule(evaluation, scores)
+    ]
     status = worst(f.status for f in findings)
     findings.sort(key=lambda f: -_ORDER.index(f.status))
     by_skill: dict[str, Status] = {s.domain: status_of(s.lost) for s in scores}
@@ -73,8 +76,13 @@ def _basis(evaluation: Evaluation) -> Basis:
     return "activations and tasks" if evaluation.tasks else "activations"
 
 
-def _as_explanation(finding: Finding) -> Finding:
-    return finding.model_copy(update={"status": "healthy"})
+def _decides(finding: Finding, evaluation: Evaluation, *, decided: bool) -> bool:
+    """Whether a finding counts, or only explains what better evidence has decided."""
+    if finding.cause not in EXPLAINING or evaluation.activations is None:
+        return True
+    if decided or finding.cause in ("norm shrinkage", "norm blow-up"):
+        return False
+    return finding.status == "collapsed"  # near their bands, variance and rank leave them without harm
 
 
 def _summary(

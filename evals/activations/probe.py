@@ -51,7 +51,7 @@ class ActivationProbe:
         *,
         seed: int = 0,
         sample: int = 1024,
-        predictions: int = 4096,
+        predictions: int = 2048,
         draws: int = 200,
     ) -> None:
         self._ids = np.concatenate(list(batches.ids.values()))
