@@ -260,9 +260,7 @@ class _Run:
 
     def _enqueue(self, job: _Job) -> None:
         tasks = [(job, number, *block) for number, block in enumerate(job.blocks())]
-        if job.passing is not None:
-            tasks = tasks[:: job.passing.every]
-        else:
+        if job.passing is None:
             tasks = self._unfinished(job, tasks)
         job.left = len(tasks)
         if not tasks and job.passing is not None:
@@ -322,7 +320,7 @@ class _Run:
                 part = job.parts.pop(job.folded)
                 total = job.total
                 job.total = part if total is None else tuple(map(iadd, total, part))
-                job.folded += job.passing.every if job.passing else 1
+                job.folded += 1
             job.left -= 1
             self._changed.notify_all()
             return job.left == 0

@@ -67,6 +67,13 @@ int merge_models_count_keys(int sources, const char *const *source, const int *t
     return DISPATCH(count_keys, sources, source, type, base, base_type, count, windows, first, shift, bins, out);
 }
 
+int merge_models_gather_keys(int sources, const char *const *source, const int *type, const char *base,
+                             int base_type, size_t count, int windows, const uint32_t *first, const uint32_t *stop,
+                             uint32_t least, uint32_t *const *list, uint32_t *const *times, int64_t *const *number) {
+    return DISPATCH(gather_keys, sources, source, type, base, base_type, count, windows, first, stop, least, list,
+                    times, number);
+}
+
 int merge_models_count_shared(int sources, const char *const *source, const int *type, const char *base,
                               int base_type, size_t count, uint32_t low, int64_t *out) {
     return DISPATCH(count_shared, sources, source, type, base, base_type, count, low, out);

@@ -2,6 +2,8 @@
  * A difference's key is the bit pattern of its magnitude in binary32: it sorts as the magnitude does. */
 
 #define PART 128
+#define TALLY_BITS 10
+#define TALLIES (1 << TALLY_BITS)
 
 static int NAME(is_finite)(const char *source, int type, size_t count) {
     float x[TILE];
@@ -108,6 +110,60 @@ static int NAME(count_keys)(int sources, const char *const *source, const int *t
 }
 #undef HIGH_SHIFT
 #undef HIGH_BINS
+
+/* Counts keys in a table with a place for some of them; lists those whose place is taken. Returns how many. */
+static size_t NAME(tally)(const uint32_t *offset, uint32_t count, uint32_t first, uint32_t (*table)[2], uint32_t *list) {
+    size_t listed = 0;
+    for (uint32_t j = 0; j < count; j++) {
+        uint32_t key = offset[j] + first, *place = table[(key * 0x9e3779b1u) >> (32 - TALLY_BITS)];
+        if (!place[1]) place[0] = key;
+        if (place[0] == key) place[1]++;
+        else list[listed++] = key;
+    }
+    return listed;
+}
+
+/* Counts each source's keys from `least` on (number[0], one a source), and for each of its windows, keys in
+ * [first, stop), those from `stop` on (number[1]) and those inside (number[2]). Of those inside it writes to
+ * key[window] and times[window] which there are and how many of each, the same key several times perhaps, and
+ * how many entries that makes (number[3]); for windows one key wide none. There is room for count + TALLIES in each.
+ * Nonzero: out of memory. */
+static int NAME(gather_keys)(int sources, const char *const *source, const int *type, const char *base,
+                             int base_type, size_t count, int windows, const uint32_t *first,
+                             const uint32_t *stop, uint32_t least, uint32_t *const *list, uint32_t *const *times,
+                             int64_t *const *number) {
+    uint32_t key[TILE], offset[TILE + 1], (*table)[TALLIES][2] = calloc((size_t)sources * windows, sizeof *table);
+    float b[TILE];
+    if (!table) return 1;
+    for (size_t start = 0; start < count; start += TILE) {
+        size_t tile = count - start < TILE ? count - start : TILE;
+        if (base) NAME(load)(base, base_type, start, tile, b);
+        for (int i = 0; i < sources; i++) {
+            NAME(keys)(source[i], type[i], base ? b : 0, start, tile, key);
+            number[0][i] += NAME(count_inside)(key, tile, least, 0x80000000u - least);
+            for (int w = i * windows; w < (i + 1) * windows; w++) {
+                uint32_t span = stop[w] - first[w], found;
+                number[1][w] += NAME(count_inside)(key, tile, stop[w], 0x80000000u - stop[w]);
+                if (span < 2) found = NAME(count_inside)(key, tile, first[w], span);
+                else {
+                    found = NAME(offsets)(key, tile, first[w], span, offset);
+                    number[3][w] += NAME(tally)(offset, found, first[w], table[w], list[w] + number[3][w]);
+                }
+                number[2][w] += found;
+            }
+        }
+    }
+    for (int w = 0; w < sources * windows; w++) {
+        for (int64_t j = 0; j < number[3][w]; j++) times[w][j] = 1;
+        for (int j = 0; j < TALLIES; j++)
+            if (table[w][j][1]) {
+                list[w][number[3][w]] = table[w][j][0];
+                times[w][number[3][w]++] = table[w][j][1];
+            }
+    }
+    free(table);
+    return 0;
+}
 
 /* Counts, for each source, the elements whose key is above `low`: in out[0][source] those where another source's
  * is too, in out[1][source] those where it is alone. Nonzero: out of memory. */
@@ -575,3 +631,5 @@ static void NAME(checksum)(const char *data, size_t bytes, uint64_t *out) {
     out[1] = placed + word * (words + 1);
 }
 #undef PART
+#undef TALLY_BITS
+#undef TALLIES

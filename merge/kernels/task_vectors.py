@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,6 +39,11 @@ _SIGNATURES = {
     "count_keys": (
         _INT,
         [_INT, _POINTER, _POINTER, _POINTER, _INT, _SIZE, _INT, _POINTER, _INT, ctypes.c_uint32, _POINTER],
+    ),
+    "gather_keys": (
+        _INT,
+        [_INT, _POINTER, _POINTER, _POINTER, _INT, _SIZE, _INT, _POINTER, _POINTER, ctypes.c_uint32]
+        + [_POINTER] * 3,
     ),
     "count_shared": (
         _INT,
@@ -131,6 +137,101 @@ def count_keys(
             inside = offsets[(offsets >= 0) & (offsets < bins)]
             out[source, window] = torch.bincount(inside, minlength=bins)
     return out
+
+
+_TALLIES = 1 << 10
+
+Tally = tuple[Tensor, Tensor]
+"""Keys, int32, and how many of each, int32; the same key may stand in several places."""
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Keys inside windows, and how many lie elsewhere, for N sources with W windows each.
+
+    Attributes:
+        inside: for each source and window, its keys.
+        within: int64 ``[N, W]``, how many they are.
+        above: int64 ``[N, W]``, how many keys lie beyond the window.
+        positive: int64 ``[N]``, how many keys are ``least`` or more.
+    """
+
+    inside: list[list[Tally]]
+    within: Tensor
+    above: Tensor
+    positive: Tensor
+
+
+def gather_keys(
+    stored: Sequence[Tensor],
+    base: Tensor | None,
+    windows: Sequence[Sequence[tuple[int, int]]],
+    least: int,
+) -> Gathered:
+    """Keys of each source's difference from the base (of the source, without one) that lie in windows.
+
+    Args:
+        stored: N sources, in their storage dtypes.
+        base: the base, or None.
+        windows: for each source, W windows ``(first, stop)``: keys from ``first`` to ``stop - 1``.
+        least: from which key on :attr:`Gathered.positive` counts.
+    """
+    library = _library_for(*(stored if base is None else [*stored, base]))
+    if library is None:
+        return _torch_gather(stored, base, windows, least)
+    shape, count = (len(stored), len(windows[0])), stored[0].numel()
+    positive, above, within, entries = (torch.zeros(n, dtype=torch.int64) for n in (shape[:1], *[shape] * 3))
+    edges = [window for row in windows for window in row]
+    words = ctypes.c_uint32 * len(edges)
+    keys, times = _room(len(edges), count + _TALLIES)
+    _check(
+        library.merge_models_gather_keys(
+            len(stored), _addresses(stored), _codes(stored), None if base is None else base.data_ptr(),
+            0 if base is None else _TYPES[base.dtype], count, shape[1], words(*[a for a, _ in edges]),
+            words(*[b for _, b in edges]), least, _addresses(keys), _addresses(times),
+            _addresses([positive, above, within, entries]),
+        )
+    )  # fmt: skip
+    numbers = entries.reshape(-1).tolist()
+    flat = [(k[:n].clone(), t[:n].clone()) for k, t, n in zip(keys, times, numbers, strict=True)]
+    inside = [flat[at : at + shape[1]] for at in range(0, len(flat), shape[1])]
+    for row, sizes, spans in zip(inside, within, windows, strict=True):
+        row[:] = [
+            (torch.tensor([first], dtype=torch.int32), size.reshape(1).int()) if stop - first == 1 else tally
+            for tally, size, (first, stop) in zip(row, sizes, spans, strict=True)
+        ]
+    return Gathered(inside, within, above, positive)
+
+
+_kept = threading.local()
+
+
+def _room(number: int, count: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """A thread's own scratch memory, kept for its next block: fresh memory costs more than its use."""
+    room: Tensor | None = getattr(_kept, "room", None)
+    if room is None or room.shape[1] < number or room.shape[2] < count:
+        room = _kept.room = torch.empty(2, number, count, dtype=torch.int32)
+    return list(room[0, :number]), list(room[1, :number])
+
+
+def _torch_gather(
+    stored: Sequence[Tensor],
+    base: Tensor | None,
+    windows: Sequence[Sequence[tuple[int, int]]],
+    least: int,
+) -> Gathered:
+    inside: list[list[Tally]] = []
+    above, within, positive = [], [], []
+    for tensor, row in zip(stored, windows, strict=True):
+        keys = keys_of(tensor, base).reshape(-1)
+        found = [keys[(keys > first - 1) & (keys <= stop - 1)] for first, stop in row]
+        tallies = [k.unique(return_counts=True) for k in found]
+        inside.append([(k, number.int()) for k, number in tallies])
+        within.append([len(k) for k in found])
+        above.append([int((keys > stop - 1).sum()) for _, stop in row])
+        positive.append(int((keys > least - 1).sum()))
+    counts = (torch.tensor(numbers, dtype=torch.int64) for numbers in (within, above, positive))
+    return Gathered(inside, *counts)
 
 
 def count_shared(stored: Sequence[Tensor], base: Tensor, low: int) -> Tensor:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from merge_models.merge.kernels.task_vectors import count_keys
 from merge_models.merge.strategies.base import (
     AbstractStrategy,
     BaseModel,
@@ -22,7 +20,8 @@ from merge_models.merge.strategies.base import (
     Survey,
     TensorSpec,
 )
-from merge_models.merge.strategies.select import Totals, largest
+from merge_models.merge.strategies.cuts import Totals
+from merge_models.merge.strategies.select import largest
 
 _FLOOR = 1e-8
 """Added to every probability of a run, as the method has it."""
@@ -64,7 +63,7 @@ class ArceeFusion(AbstractStrategy):
         if _run_length(spec) >= _LONG:
             (divergences,) = yield Pass(_all_divergences)
         ((low, middle, high),) = yield from largest(
-            1, lambda block, *window: _count(block, divergences, *window), _quartile_sizes
+            1, lambda block: ([_importances(block, divergences)], None), _quartile_sizes
         )
         quartiles = [struct.unpack("<f", struct.pack("<i", cut.key))[0] for cut in (low, middle, high)]
         return Importances(divergences, quartiles[1] + 1.5 * (quartiles[2] - quartiles[0]))
@@ -128,9 +127,3 @@ def _importances(block: Block, divergences: Tensor | None) -> Tensor:
     first = block.start // change.shape[-1]
     own = _divergences(block) if divergences is None else divergences[first : first + len(change)]
     return change.double().mul_(own.unsqueeze(-1)).float().view(parent.shape)
-
-
-def _count(
-    block: Block, divergences: Tensor | None, firsts: Sequence[Sequence[int]], shift: int, bins: int
-) -> Tensor:
-    return count_keys([_importances(block, divergences)], None, firsts, shift, bins)

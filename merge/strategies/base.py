@@ -115,7 +115,8 @@ def _widened(stored: Tensor) -> Tensor:
     return stored.to(torch.float64 if stored.dtype == torch.float64 else torch.float32, copy=True)
 
 
-Moments = tuple["Tensor", ...]
+Moments = tuple[Any, ...]
+"""Tensors, or whatever else ``+=`` adds up."""
 
 
 @dataclass(frozen=True)
@@ -123,12 +124,10 @@ class Pass:
     """One round of a survey: ``measure`` is called on every block, its results are added.
 
     ``measure`` returns a tuple of float64 or int64 tensors of fixed shapes. The loop adds them in block
-    order, so the total does not depend on threads. A sample is measured with ``every`` above 1: only
-    blocks whose number is a multiple of it.
+    order, so the total does not depend on threads.
     """
 
     measure: Callable[[Block], Moments]
-    every: int = 1
 
 
 Survey = Generator[Pass, Moments, Any]

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from merge_models.merge.kernels.task_vectors import Thinned, keys_of
 from merge_models.merge.strategies.base import Block, Figures, Pass, Survey, TensorSpec, Terms
+from merge_models.merge.strategies.cuts import EVERYTHING, NOTHING, Cut, Totals
 from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.select import EVERYTHING, NOTHING, Cut, Totals, largest
+from merge_models.merge.strategies.select import largest
 from merge_models.merge.strategies.sign_consensus import AbstractTaskVectors, norms_of, ratios
-from merge_models.merge.strategies.ties import count_deltas, magnitude
+from merge_models.merge.strategies.ties import deltas_of, magnitude
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class AbstractBreadcrumbs(AbstractTaskVectors):
             def sizes(totals: Totals) -> list[list[int]]:
                 return [_sizes(totals.elements, *self._shares[parent]) for parent in masked]
 
-            found = yield from largest(len(masked), partial(count_deltas, masked), sizes, spec.count)
+            found = yield from largest(len(masked), partial(deltas_of, masked), sizes, spec.count)
             for parent, (small, large) in zip(masked, found, strict=True):
                 cuts[parent] = (small, large)
         factors = (1.0,) * len(cuts)

@@ -25,12 +25,13 @@ from merge_models.merge.strategies.base import (
     TensorSpec,
     normalised,
 )
+from merge_models.merge.strategies.cuts import EVERYTHING, Cut
 from merge_models.merge.strategies.parameters import parameter
 from merge_models.merge.strategies.rotation_fit import DeltaMoments, angle_of, defect_of, less_identity
 from merge_models.merge.strategies.rotation_mean import rotation_mean
 from merge_models.merge.strategies.rotation_side import RotationSide
-from merge_models.merge.strategies.select import EVERYTHING, Cut, largest
-from merge_models.merge.strategies.ties import count_deltas, trimmed_by
+from merge_models.merge.strategies.select import largest
+from merge_models.merge.strategies.ties import deltas_of, trimmed_by
 
 _BLOCK_ELEMENTS = 1 << 21
 
@@ -152,11 +153,11 @@ class Orthogonal(AbstractStrategy):
         if self.density == 1.0:
             return (EVERYTHING,) * len(parents)
 
-        def count(block: Block, *window: Any) -> Tensor:
-            return count_deltas(parents, self._carried(block, found), *window)
+        def carried(block: Block) -> tuple[list[Tensor], Tensor | None]:
+            return deltas_of(parents, self._carried(block, found))
 
         kept = [max(1, int(self.density * spec.count))]
-        cuts = yield from largest(len(parents), count, lambda _: [kept] * len(parents))
+        cuts = yield from largest(len(parents), carried, lambda _: [kept] * len(parents))
         return tuple(cut for (cut,) in cuts)
 
     def combine(self, block: Block, survey: Any) -> Tensor:

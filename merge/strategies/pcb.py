@@ -6,12 +6,12 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from merge_models.merge.kernels.task_vectors import count_keys
 from merge_models.merge.strategies.base import (
     AbstractStrategy,
     BaseModel,
@@ -19,9 +19,10 @@ from merge_models.merge.strategies.base import (
     Survey,
     TensorSpec,
 )
+from merge_models.merge.strategies.cuts import Cut, Totals
 from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.select import Cut, Totals, largest
-from merge_models.merge.strategies.ties import count_deltas
+from merge_models.merge.strategies.select import largest
+from merge_models.merge.strategies.ties import deltas_of
 
 _TAIL = 1e-4
 """Share of each task vector's elements at either end whose size is clamped."""
@@ -63,12 +64,10 @@ class Pcb(AbstractStrategy):
         del spec
         assert isinstance(self.weight, tuple)
         parents = range(len(self.weight))
-        found = yield from largest(
-            len(parents), lambda block, *window: count_deltas(parents, block, *window), self._size_ranks
-        )
+        found = yield from largest(len(parents), partial(deltas_of, parents), self._size_ranks)
         sizes = tuple((_number(low), _number(high)) for low, high in found)
         found = yield from largest(
-            len(parents), lambda block, *window: _count(block, sizes, *window), self._score_ranks
+            len(parents), lambda block: (_scores(block.deltas(), sizes), None), self._score_ranks
         )
         return Ranges(sizes, tuple((_number(least), _number(most)) for least, most in found))
 
@@ -116,13 +115,3 @@ def _scores(deltas: Sequence[Tensor], sizes: Sequence[tuple[float, float]]) -> l
         own = size.square_().sub_(1).mul_(len(deltas)).exp_()
         scores.append((delta * whole).tanh_().mul_(own).clamp_(min=0.0))
     return scores
-
-
-def _count(
-    block: Block,
-    sizes: Sequence[tuple[float, float]],
-    firsts: Sequence[Sequence[int]],
-    shift: int,
-    bins: int,
-) -> Tensor:
-    return count_keys(_scores(block.deltas(), sizes), None, firsts, shift, bins)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned, count_keys, keys_of, variance
+from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned, keys_of, variance
 from merge_models.merge.strategies.base import (
     AbstractTermStrategy,
     BaseModel,
@@ -21,8 +20,9 @@ from merge_models.merge.strategies.base import (
     TensorSpec,
     Terms,
 )
+from merge_models.merge.strategies.cuts import EVERYTHING, NOTHING, Cut, Totals
 from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.select import EVERYTHING, NOTHING, Cut, Totals, largest
+from merge_models.merge.strategies.select import largest
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Sce(AbstractTermStrategy):
     def survey(self, spec: TensorSpec) -> Survey:
         cut = EVERYTHING if self.select_topk > 0 else NOTHING
         if 0 < self.select_topk < 1:
-            ((cut,),) = yield from largest(1, _count_variances, self._size, spec.count)
+            ((cut,),) = yield from largest(1, _variances, self._size, spec.count)
         (energies,) = yield Pass(lambda block: _energies(block, cut))
         total = float(energies.sum())
         count = len(energies)
@@ -80,8 +80,8 @@ class Sce(AbstractTermStrategy):
         return {f"energy share of parent {i}": share for i, share in enumerate(survey.shares)}
 
 
-def _count_variances(block: Block, firsts: Sequence[Sequence[int]], shift: int, bins: int) -> Tensor:
-    return count_keys([variance(block.stored)], None, firsts, shift, bins)
+def _variances(block: Block) -> tuple[list[Tensor], None]:
+    return [variance(block.stored)], None
 
 
 def _selected(block: Block, cut: Cut) -> Tensor | None:

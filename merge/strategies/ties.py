@@ -10,10 +10,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from merge_models.merge.kernels.task_vectors import Thinned, count_keys, keys_of
+from merge_models.merge.kernels.task_vectors import Thinned, keys_of
 from merge_models.merge.strategies.base import Block, Figures, Pass, Survey, TensorSpec, Terms
+from merge_models.merge.strategies.cuts import EVERYTHING, NOTHING, Cut, Totals
 from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.select import EVERYTHING, NOTHING, Cut, Totals, largest
+from merge_models.merge.strategies.select import largest
 from merge_models.merge.strategies.sign_consensus import AbstractTaskVectors, norms_of, ratios
 
 
@@ -66,7 +67,7 @@ class Ties(AbstractTaskVectors):
                 return [[max(1, int(densities[parent] * totals.elements))] for parent in trimmed]
 
             elements = 0 if self.model_scope else spec.count
-            found = yield from largest(len(trimmed), partial(count_deltas, trimmed), sizes, elements)
+            found = yield from largest(len(trimmed), partial(deltas_of, trimmed), sizes, elements)
             for parent, (cut,) in zip(trimmed, found, strict=True):
                 cuts[parent] = cut
         factors = (1.0,) * len(cuts)
@@ -85,11 +86,9 @@ class Ties(AbstractTaskVectors):
         return {f"threshold of parent {i}": magnitude(cut.key) for i, cut in found.items()}
 
 
-def count_deltas(
-    parents: Sequence[int], block: Block, firsts: Sequence[Sequence[int]], shift: int, bins: int
-) -> Tensor:
-    """A :data:`merge_models.merge.strategies.select.Counter` of some parents' task vectors."""
-    return count_keys([block.stored[p] for p in parents], block.stored_base, firsts, shift, bins)
+def deltas_of(parents: Sequence[int], block: Block) -> tuple[list[Tensor], Tensor | None]:
+    """A :data:`merge_models.merge.strategies.cuts.Series` of some parents' task vectors."""
+    return [block.stored[p] for p in parents], block.stored_base
 
 
 def chosen(block: Block, cuts: Sequence[Cut]) -> list[Tensor]:

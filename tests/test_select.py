@@ -1,0 +1,125 @@
+"""The k largest of a stream: cuts by samples and by rounds of histograms, against a stable sort."""
+
+from __future__ import annotations
+
+from functools import partial
+from operator import iadd
+
+import pytest
+import torch
+from torch import Tensor
+
+from merge_models.merge.kernels import task_vectors
+from merge_models.merge.kernels.task_vectors import gather_keys, keys_of
+from merge_models.merge.strategies.base import Block, TensorSpec
+from merge_models.merge.strategies.cuts import Cut, Totals
+from merge_models.merge.strategies.select import largest
+from merge_models.merge.strategies.ties import deltas_of
+
+BLOCK = 1 << 16
+COUNT = 5 * BLOCK - 123
+
+
+def siblings(kind: str) -> tuple[list[Tensor], Tensor]:
+    """A base and two parents; ``drifting`` ones change more and more, ``stepped`` ones by few values."""
+    generator = torch.Generator().manual_seed(1)
+    base = 0.02 * torch.randn(COUNT, generator=generator)
+    parents = []
+    for _ in range(2):
+        change = 0.002 * torch.randn(COUNT, generator=generator)
+        if kind == "drifting":
+            change *= torch.linspace(0.0, 10, COUNT) ** 2
+        if kind == "sparse":
+            change *= torch.rand(COUNT, generator=generator) < 0.3
+        if kind == "stepped":
+            change = (change * 700).round() / 700
+        parents.append(base + change)
+    return (parents, base) if kind == "wide" else ([p.bfloat16() for p in parents], base.bfloat16())
+
+
+def blocks_of(parents: list[Tensor], base: Tensor) -> list[Block]:
+    spec = TensorSpec("w", (COUNT,))
+    return [
+        Block(tuple(p[at : at + BLOCK] for p in parents), base[at : at + BLOCK], at, spec, number)
+        for number, at in enumerate(range(0, COUNT, BLOCK))
+    ]
+
+
+def found(blocks: list[Block], sizes: list[list[int]], elements: int) -> tuple[list[list[Cut]], int]:
+    """The cuts, and how many rounds they took."""
+    rounds, total, passes = largest(2, partial(deltas_of, range(2)), lambda _: sizes, elements), None, 0
+    try:
+        while True:
+            measure = rounds.send(total).measure  # type: ignore[arg-type]
+            parts = [measure(block) for block in blocks]
+            total, passes = parts[0], passes + 1
+            for part in parts[1:]:
+                total = tuple(map(iadd, total, part))
+    except StopIteration as done:
+        return done.value, passes
+
+
+@pytest.mark.parametrize("kind", ["wide", "narrow", "drifting", "sparse", "stepped"])
+@pytest.mark.parametrize(
+    "sizes", [(COUNT // 2, COUNT // 5), (COUNT - 3000, 3000), (1, COUNT - 1), (0, COUNT), (70, COUNT - 70)]
+)
+def test_cuts_choose_what_a_stable_sort_puts_first(kind: str, sizes: tuple[int, int]) -> None:
+    parents, base = siblings(kind)
+    blocks = blocks_of(parents, base)
+    for elements in (0, COUNT):
+        cuts, passes = found(blocks, [list(sizes)] * 2, elements)
+        assert passes <= (4 if elements == 0 else 6)
+        for parent, row in zip(parents, cuts, strict=True):
+            keys = keys_of(parent, base)
+            order = keys.sort(descending=True, stable=True).indices
+            for size, cut in zip(sizes, row, strict=True):
+                wanted = torch.zeros(COUNT, dtype=torch.bool)
+                wanted[order[:size]] = True
+                parts = keys.split(BLOCK)
+                chosen = torch.cat([cut.chosen(part, number) for number, part in enumerate(parts)])
+                assert torch.equal(chosen, wanted)
+
+
+@pytest.mark.parametrize("kind", ["wide", "narrow", "sparse", "stepped"])
+def test_a_sample_of_like_blocks_saves_the_third_round(kind: str) -> None:
+    blocks = blocks_of(*siblings(kind))
+    assert found(blocks, [[COUNT // 3, COUNT // 100]] * 2, COUNT)[1] == 2
+
+
+@pytest.mark.parametrize("kind", ["wide", "stepped"])
+def test_compiled_and_torch_kernels_gather_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if task_vectors._library() is None:
+        pytest.skip("no compiled kernels here")
+    parents, base = siblings(kind)
+    middle = int(keys_of(parents[0], base).median())
+    windows = [[(middle, middle + 1), (middle - (1 << 20), middle + (1 << 22)), (5, 5)]] * 2
+    compiled = gather_keys(parents, base, windows, 1 << 19)
+    monkeypatch.setattr(task_vectors, "_library", lambda: None)
+    plain = gather_keys(parents, base, windows, 1 << 19)
+    for name in ("within", "above", "positive"):
+        assert torch.equal(getattr(compiled, name), getattr(plain, name))
+    for ours, theirs in zip(compiled.inside, plain.inside, strict=True):
+        for (keys, times), (other, counts) in zip(ours, theirs, strict=True):
+            listed, expected = keys.repeat_interleave(times), other.repeat_interleave(counts)
+            assert torch.equal(listed.sort().values, expected.sort().values)
+
+
+def test_totals_are_what_sizes_are_told() -> None:
+    told: list[Totals] = []
+
+    def sizes(totals: Totals) -> list[list[int]]:
+        told.append(totals)
+        return [[9], [9]]
+
+    parents, base = siblings("sparse")
+    blocks = blocks_of(parents, base)
+    rounds = largest(2, partial(deltas_of, range(2)), sizes, COUNT)
+    total = None
+    with pytest.raises(StopIteration):
+        while True:
+            passing = rounds.send(total)  # type: ignore[arg-type]
+            total = passing.measure(blocks[0])
+            for block in blocks[1:]:
+                total = tuple(map(iadd, total, passing.measure(block)))
+    positive = tuple(int((keys_of(p, base) >= 1 << 19).sum()) for p in parents)
+    assert told[-1] == Totals(COUNT, positive, len(blocks))
