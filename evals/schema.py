@@ -491,13 +491,15 @@ class Verdict(Record):
     Attributes:
         status: the worst of the findings that the calibration lets decide.
         score: predicted damage from 0 (as the parents) up, by which merges rank; calibrated against measured
-        loss.
+            loss. ``score_kind``: ``lost share`` of what the parents know, where predictions tell; else
+            ``drift``, the largest mean distance from the parents' residual streams over their norms.
         basis: ``weights`` (screening only), ``activations`` or ``activations and tasks``.
         by_skill: status of each task or domain; ``by_layer``: of each layer.
     """
 
     status: Status
     score: float | None = None
+    score_kind: Literal["lost share", "drift"] | None = None
     basis: Basis
     summary: str
     findings: tuple[Finding, ...] = ()

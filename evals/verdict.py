@@ -40,9 +40,12 @@ def judge(evaluation: Evaluation) -> Verdict:
     findings.sort(key=lambda f: -_ORDER.index(f.status))
     by_skill: dict[str, Status] = {s.domain: status_of(s.lost) for s in scores}
     by_skill |= _task_statuses(evaluation)
+    score = lost_share(scores) if decided else drift_score(evaluation)
+    kind = "lost share" if decided else "drift"
     return Verdict(
         status=status,
-        score=lost_share(scores) if decided else drift_score(evaluation),
+        score=score,
+        score_kind=kind if score is not None else None,
         basis=_basis(evaluation),
         summary=_summary(evaluation, status, scores, findings),
         findings=tuple(findings),

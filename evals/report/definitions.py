@@ -130,6 +130,8 @@ DEFINITIONS: dict[str, Definition] = {
         "Score",
         "Share of what the parents know that the merge lost: on each domain, KL from the parent that "
         "knows it best, over what that parent saves against guessing by frequency; mean over the domains "
-        "that a parent knows. 0: as the best parent; 1: as much lost as there was to know.",
+        "that a parent knows. 0: as the best parent; 1: as much lost as there was to know. Where models "
+        "predict no tokens, or no parent knows the text, it is the drift: the largest distance from the "
+        "parents' residual streams over their norms, parents' mean.",
     ),
 }

@@ -47,7 +47,9 @@ def place(site: SiteActivations) -> str:
 def facts(evaluation: Evaluation) -> list[Fact]:
     """Key figures in the order in which they decide."""
     score = evaluation.verdict.score if evaluation.verdict else None
-    damage = [Fact("Score", number(score), "0 is as the parents; merges rank by it")]
+    by_drift = evaluation.verdict is not None and evaluation.verdict.score_kind == "drift"
+    name = "Score (drift)" if by_drift else "Score (lost share)"
+    damage = [Fact(name, number(score), "0 is as the parents; merges rank by it")]
     return [
         *(damage if score is not None else []),
         *_activation_facts(evaluation),
