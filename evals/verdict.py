@@ -98,6 +98,10 @@ def _summary(
         text += f"; {lost:.0%} of what the best parent of each domain knows is lost"
     elif evaluation.activations is None:
         text += "; from weights alone, which screen and do not decide"
+    else:
+        drift = drift_score(evaluation)
+        known = f" ({drift:.2f} of their norm)" if drift is not None else ""
+        text += f"; judged by the distance from the parents' activations{known}, for want of predictions"
     explained = [f for f in findings if f.status != status and f.cause in EXPLAINING]
     if explained and status != "healthy":
         text += "; seen as " + ", ".join(dict.fromkeys(f"{f.cause} in {f.where}" for f in explained))
