@@ -71,6 +71,7 @@ class Prepared:
         alignment: the output's tokenizer and the models brought to it, where the recipe asks for one.
         chat_template: Jinja text, where the recipe asks for one.
         shard_size: bytes per output file at most.
+        allow_pickle: whether files of ``torch.save`` were allowed.
     """
 
     recipe: Recipe
@@ -83,6 +84,7 @@ class Prepared:
     alignment: Alignment | None = None
     chat_template: str | None = None
     shard_size: int = DEFAULT_SHARD_SIZE
+    allow_pickle: bool = False
 
     @property
     def donor(self) -> DiskSource:
@@ -176,6 +178,8 @@ def prepare(
     shard_size: int | str = DEFAULT_SHARD_SIZE,
     places: Places | None = None,
     results: Sequence[str] = (),
+    *,
+    allow_pickle: bool = False,
 ) -> Prepared:
     """Opens a recipe's checkpoints and plans the merge, from headers and configs alone.
 
@@ -184,14 +188,15 @@ def prepare(
         shard_size: bytes per output file at most.
         places: where models are that are not at the path that their name is: results of earlier recipes.
         results: which of these names are those of earlier recipes.
+        allow_pickle: read files of ``torch.save`` too; without code, by ``torch.load(weights_only=True)``.
 
     Raises:
         MergeError: the recipe, a checkpoint, or their fit is wrong.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     out_dtype = loaded.output_dtype()
-    models = tuple(open_model(name, places) for name in loaded.model_names())
-    aides = tuple(open_model(name, places) for name in loaded.aide_names())
+    models = tuple(open_model(n, places, allow_pickle=allow_pickle) for n in loaded.model_names())
+    aides = tuple(open_model(n, places, allow_pickle=allow_pickle) for n in loaded.aide_names())
     opened = {model.label: model for model in (*models, *aides)}
     names = names_of(loaded, opened, results)
     assembly = assemble(loaded, models)
@@ -220,7 +225,9 @@ def prepare(
     sidecars = _sidecars(donor)
     if alignment is not None:
         sidecars = sidecars.without_tokenizer()
-    return Prepared(loaded, names, models, plan, layout, sidecars, aides, alignment, template, limit)
+    return Prepared(
+        loaded, names, models, plan, layout, sidecars, aides, alignment, template, limit, allow_pickle
+    )
 
 
 def _sidecars(donor: DiskSource) -> Sidecars:
@@ -243,6 +250,7 @@ def run_recipe(
     max_memory: int | str | None = None,
     on_nonfinite: str = "error",
     input_digests: str = "fast",
+    allow_pickle: bool = False,
     progress: Callable[[int], None] | None = None,
     planned: Callable[[Prepared], None] | None = None,
     review: Callable[[Path, Prepared], str] | None = None,
@@ -264,6 +272,8 @@ def run_recipe(
         on_nonfinite: ``error`` or ``keep``, for NaN and Inf.
         input_digests: how the manifest tells the inputs that were read: ``fast`` (XXH3, finds every accident)
             or ``strong`` (BLAKE3, which nobody can forge).
+        allow_pickle: read files of ``torch.save`` too, such as ``pytorch_model.bin``; nothing of them is run
+            (``torch.load(weights_only=True)``), and their tensors are read by block like all others.
         progress: called with the bytes just written, or found written already, from any worker.
         planned: called with the plan before anything is written.
         review: called with the finished folder before it is published, under another name; what it returns
@@ -280,7 +290,7 @@ def run_recipe(
     started = time.monotonic()
     target, before = Path(out), earlier or Earlier()
     results = [str(names.located.name) for names in before.names]
-    prepared = prepare(recipe, shard_size, before.places, results)
+    prepared = prepare(recipe, shard_size, before.places, results, allow_pickle=allow_pickle)
     try:
         check_target(target, prepared.paths(), overwrite)
         _check_space(target, prepared)
@@ -423,7 +433,7 @@ class _Writing:
             record["earlier_recipes"] = [names.located.document() for names in self._before]
             parts = {text: part for names in self._before for text, part in names.parts.items()}
             record["models"] = {**described(parts), **record["models"]}
-        record["options"] = {"on_nonfinite": self._on_nonfinite}
+        record["options"] = {"on_nonfinite": self._on_nonfinite, "allow_pickle": prepared.allow_pickle}
         record["output"]["shard_size"] = prepared.shard_size
         record["digest"] = binding_digest(self._binding)
         record["digests"] = {

@@ -13,6 +13,7 @@ import yaml
 
 from merge_models.merge.checkpoint.digest import digest_bytes, digest_file, digest_header
 from merge_models.merge.checkpoint.layout import Layout
+from merge_models.merge.checkpoint.pickled import is_pickled
 from merge_models.merge.checkpoint.source import DiskSource
 from merge_models.merge.checkpoint.text import code_span, fenced, visible
 from merge_models.merge.identity import Names, Part, parameters, small_files, version, versions
@@ -24,6 +25,9 @@ from merge_models.merge.strategies.base import Figures
 from merge_models.merge.survival import rounded
 
 MANIFEST_FORMAT = 2
+PICKLE = "torch.save"
+"""``format`` of an input's weight file that is none of safetensors."""
+
 SEAL = "manifest_digest"
 
 
@@ -141,6 +145,7 @@ def _input(role: str, model: DiskSource, read: Mapping[tuple[str, str], str]) ->
             "path": str(file.absolute()),
             "bytes": file.stat().st_size,
             **_hub_claim(file),
+            **({"format": PICKLE} if is_pickled(file) else {}),
             "header": digest_header(file),
             "read": {name: digest for (place, name), digest in read.items() if place == str(file)},
         }

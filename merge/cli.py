@@ -121,6 +121,11 @@ def main() -> None:
     """
 
 
+_allow_pickle = click.option(
+    "--allow-pickle", is_flag=True, help="Read files of torch.save too (.bin, .pt); no code in them is run."
+)
+
+
 def _write_options(command: Any) -> Any:
     options = [
         click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Output folder."),
@@ -148,6 +153,7 @@ def _write_options(command: Any) -> Any:
             show_default=True,
             help="What the manifest tells inputs by: XXH3, or BLAKE3 (slower, cannot be forged).",
         ),
+        _allow_pickle,
         click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
         click.option("-v", "--verbose", is_flag=True, help="Print the plan, and figures by tensor."),
     ]
@@ -327,10 +333,16 @@ def _review(options: dict[str, Any]) -> Review | None:
 
 
 def _check_reviewable(prepared: Prepared) -> None:
-    """Evaluation loads the parents as they stand, so adapters must be merged into their model first."""
+    """Evaluation loads the parents as they stand: adapters must be merged, and pickles converted, before."""
+    from merge_models.merge.checkpoint.pickled import is_pickled
     from merge_models.merge.checkpoint.source import Checkpoint
 
     for _, model in prepared.roles():
+        if any(map(is_pickled, model.files)):
+            raise MergeError(
+                f"--eval cannot load the pickled weights of {model.label}: convert them first"
+                " (merge-models merge MODEL -m passthrough --allow-pickle -o OUT)"
+            )
         if not isinstance(model, Checkpoint):
             raise MergeError(
                 f"--eval cannot load {model.label} with its adapter: merge it into its model first"
@@ -443,7 +455,8 @@ def _short(value: Any, digits: int = 4) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--shard-size", default="5GB", show_default=True, help="Bytes per output file.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Workers [default: cores].")
-def plan(recipe: Path, as_json: bool, shard_size: str, threads: int | None) -> None:
+@_allow_pickle
+def plan(recipe: Path, as_json: bool, shard_size: str, threads: int | None, allow_pickle: bool) -> None:
     """Show what a recipe would do, from headers alone; nothing is written.
 
     \b
@@ -456,7 +469,8 @@ def plan(recipe: Path, as_json: bool, shard_size: str, threads: int | None) -> N
     workers = threads or default_threads()
     with _naming(recipe):
         recipes = load_recipes(recipe)
-        with plan_recipes(recipes, targets(recipes, Path("OUT")), shard_size) as plans:
+        places = targets(recipes, Path("OUT"))
+        with plan_recipes(recipes, places, shard_size, allow_pickle=allow_pickle) as plans:
             documents = [_plan_document(prepared, workers) for prepared in plans]
             texts = [_plan_text(prepared, workers) for prepared in plans]
     if as_json:

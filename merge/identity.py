@@ -189,6 +189,7 @@ def _inputs(roles: list[tuple[str, DiskSource]], sidecars: Sidecars) -> dict[str
     found: dict[str, str] = {}
     try:
         for role, model in roles:
+            model.check_unchanged()
             for file in model.files:
                 status = file.stat()
                 head = digest_header(file)[7:39]

@@ -90,6 +90,8 @@ def plan_recipes(
     places: Sequence[Path],
     shard_size: int | str = DEFAULT_SHARD_SIZE,
     found: Places | None = None,
+    *,
+    allow_pickle: bool = False,
 ) -> Iterator[list[Prepared]]:
     """Plans every recipe, the later ones on the plans of the earlier.
 
@@ -102,7 +104,7 @@ def plan_recipes(
     with tempfile.TemporaryDirectory() as scratch:
         try:
             for recipe, target in zip(recipes, places, strict=True):
-                prepared = prepare(recipe, shard_size, known, results)
+                prepared = prepare(recipe, shard_size, known, results, allow_pickle=allow_pickle)
                 made.append(prepared)
                 folder = prepared.donor.tokenizer_folder
                 if prepared.alignment is not None:
@@ -128,6 +130,7 @@ def run_recipes(
     shard_size: int | str = DEFAULT_SHARD_SIZE,
     started: Callable[[str, bool], None] | None = None,
     places: Mapping[str, Path] | None = None,
+    allow_pickle: bool = False,
     **options: Any,
 ) -> list[Step]:
     """Runs recipes one after the other; a later one may name an earlier one as a model.
@@ -143,13 +146,14 @@ def run_recipes(
         shard_size: bytes per output file at most.
         started: called with each recipe's name and whether an earlier result serves.
         places: where models are that are not at the path that their name is.
+        allow_pickle: read files of ``torch.save`` too.
         **options: further options of :func:`run_recipe`.
 
     Raises:
         MergeError: anything is wrong with a recipe, the models, or the place for an output.
     """
     folders = targets(recipes, out, intermediate_dir)
-    with plan_recipes(recipes, folders, shard_size, places) as plans:
+    with plan_recipes(recipes, folders, shard_size, places, allow_pickle=allow_pickle) as plans:
         for number, (prepared, folder) in enumerate(zip(plans, folders, strict=True)):
             check_target(folder, prepared.paths(), overwrite or number < len(recipes) - 1)
     known: dict[str, Path] = dict(places or {})
@@ -157,7 +161,8 @@ def run_recipes(
     steps: list[Step] = []
     for recipe, folder in zip(recipes, folders, strict=True):
         name, is_last = recipe.name or folder.name, folder is folders[-1]
-        prepared = prepare(recipe, shard_size, known, [step.name for step in steps])
+        names = [step.name for step in steps]
+        prepared = prepare(recipe, shard_size, known, names, allow_pickle=allow_pickle)
         prepared.close()
         reused = not is_last and _is_made(folder, prepared)
         if started:
@@ -173,6 +178,7 @@ def run_recipes(
                 overwrite=overwrite or not is_last,
                 shard_size=shard_size,
                 earlier=earlier,
+                allow_pickle=allow_pickle,
                 **options,
             )
         known[name] = folder

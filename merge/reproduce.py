@@ -73,6 +73,7 @@ def reproduce(
                 places=_places(record["models"]),
                 shard_size=record["output"]["shard_size"],
                 on_nonfinite=record["options"]["on_nonfinite"],
+                allow_pickle=record["options"].get("allow_pickle", False) is True,
                 threads=threads,
                 progress=progress,
             )

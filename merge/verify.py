@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merge_models.merge.card import MANIFEST_FORMAT, SEAL, sealed
+from merge_models.merge.card import MANIFEST_FORMAT, PICKLE, SEAL, sealed
 from merge_models.merge.checkpoint.digest import digest_file, digest_header, digest_stored, kind_of
 from merge_models.merge.checkpoint.header import TensorInfo, printable, read_header
+from merge_models.merge.checkpoint.pickled import read_pickled
 from merge_models.merge.checkpoint.source import read_json
 from merge_models.merge.checkpoint.staging import MANIFEST
 from merge_models.merge.errors import CheckpointError, MergeError
@@ -111,7 +112,7 @@ class _Checks:
             self._small(Path(small["path"]), small["digest"])
         for weight in given["files"]:
             file = Path(weight["path"])
-            found = self._shard(file, weight["header"])
+            found = self._shard(file, weight["header"], pickled=weight.get("format") == PICKLE)
             for name, digest in weight["read"].items():
                 if name in found:
                     self._tensor(found[name], digest)
@@ -122,14 +123,14 @@ class _Checks:
         self.files += 1
         self.pending.append(lambda: _compare_file(file, digest))
 
-    def _shard(self, file: Path, digest: str) -> dict[str, TensorInfo]:
+    def _shard(self, file: Path, digest: str, *, pickled: bool = False) -> dict[str, TensorInfo]:
         """A shard's tensors; its header is compared at once."""
         self.files += 1
         if not file.is_file():
             self.problems.append(f"{file}: is missing")
             return {}
         try:
-            tensors = read_header(file).tensors
+            tensors = read_pickled(file).stored() if pickled else read_header(file).tensors
             if digest_header(file) != digest:
                 self.problems.append(f"{file}: its header has changed")
         except (MergeError, OSError) as error:

@@ -27,6 +27,7 @@ import numpy as np
 from blake3 import blake3
 from xxhash import xxh3_128
 
+from merge_models.merge.checkpoint.archive import is_archive, read_archive
 from merge_models.merge.checkpoint.header import TensorInfo, printable
 from merge_models.merge.errors import CheckpointError
 
@@ -154,7 +155,21 @@ def _chunks(file: Path, limit: int | None) -> Iterator[bytes]:
 
 
 def digest_header(file: Path) -> str:
-    """The plain digest of a safetensors file's first bytes: the header's length and the header."""
+    """The plain digest of what a weight file says of itself.
+
+    Of a safetensors file that is the header's length and the header; of a zip file of ``torch.save`` its
+    ``data.pkl``, and its directory with a checksum of every entry.
+
+    Raises:
+        CheckpointError: a zip file is broken.
+        OSError: it cannot be read.
+    """
     with open(file, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-    return digest_file(file, 8 + length)
+        start = stream.read(9)
+        if is_archive(start):
+            archive = read_archive(file, stream.fileno())
+            pickled = archive.find("data.pkl")
+            parts = [(pickled.start, pickled.nbytes)] if pickled else []
+            texts = [os.pread(stream.fileno(), n, at) for at, n in (*parts, archive.directory)]
+            return digest_bytes(b"".join(texts))
+    return digest_file(file, 8 + int.from_bytes(start[:8], "little"))

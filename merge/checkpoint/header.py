@@ -23,6 +23,8 @@ MAX_HEADER = 100_000_000
 MAX_DIMENSIONS = 64
 MAX_NAME = 1000
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+ALLOW_PICKLE = "merge, run and plan read files of torch.save with --allow-pickle (allow_pickle=True)"
 NO_GGUF = "which is not supported as an input; convert it to safetensors first, or take the original model"
 _AGAIN = "download or save it again"
 
@@ -113,8 +115,9 @@ def read_header(file: Path) -> Header:
 def _refuse_other_formats(file: Path, start: bytes) -> None:
     """Names what else a file may be. First bytes alone prove nothing: a header may be 0x280 bytes long."""
     if start.startswith(_PICKLE_STARTS):
+        may = f"{ALLOW_PICKLE}, or " if file.suffix in PICKLE_SUFFIXES else ""
         raise CheckpointError(
-            f"{file}: is a pickle, not safetensors; load it with transformers and save_pretrained it"
+            f"{file}: is a pickle, not safetensors; {may}load it with transformers and save_pretrained it"
         )
     if start.startswith(b"GGUF"):
         raise CheckpointError(f"{file}: is a GGUF file, {NO_GGUF}")

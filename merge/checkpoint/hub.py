@@ -12,11 +12,16 @@ from merge_models.merge.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _FILES = ["*.safetensors", *WANTED]
+_PICKLED = ["pytorch_model*.bin"]
 _OTHERS = ["*/*.safetensors", "onnx/*", "openvino/*", "original/*"]
 
 
-def resolve(name: str | os.PathLike[str]) -> Path:
+def resolve(name: str | os.PathLike[str], *, allow_pickle: bool = False) -> Path:
     """The local path of a checkpoint; Hub ids are fetched into, or found in, huggingface_hub's cache.
+
+    Args:
+        name: what the user typed.
+        allow_pickle: whether a repository without safetensors may give ``pytorch_model*.bin``.
 
     Raises:
         CheckpointError: there is no such path, and it is no Hub id or cannot be fetched.
@@ -33,7 +38,10 @@ def resolve(name: str | os.PathLike[str]) -> Path:
         raise CheckpointError(f"{printable(text)}: cannot be looked up: {reason}; check the path") from None
     if not _HUB_ID.fullmatch(text):
         raise CheckpointError(f"{printable(text)}: no such file or folder; check the path")
-    return _from_hub(text)
+    folder = _from_hub(text, _FILES)
+    if allow_pickle and not any(folder.glob("*.safetensors")):
+        folder = _from_hub(text, [*_FILES, *_PICKLED])
+    return folder
 
 
 def hub_repositories(name: str) -> list[str]:
@@ -48,14 +56,14 @@ def hub_revision(path: Path) -> str | None:
     return path.name if found and path.parent.name == "snapshots" else None
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, wanted: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repository, _, revision = name.partition("@")
     try:
         folder = snapshot_download(
-            repository, revision=revision or None, allow_patterns=_FILES, ignore_patterns=_OTHERS
+            repository, revision=revision or None, allow_patterns=wanted, ignore_patterns=_OTHERS
         )
     except LocalEntryNotFoundError:
         raise CheckpointError(

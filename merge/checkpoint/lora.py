@@ -142,7 +142,8 @@ class Adapted:
     def kept_bytes(self) -> int:
         """Bytes of factors that are kept, in the sum's dtype, and of blocks that are added up."""
         sizes = [c.left.count + c.right.count for c in self._changes.values() if isinstance(c, _Factors)]
-        return 8 * (_KEPT_FACTORS + 2) * max(sizes, default=0) + 8 * 4 * (1 << 18)
+        own = 8 * (_KEPT_FACTORS + 2) * max(sizes, default=0) + 8 * 4 * (1 << 18)
+        return own + getattr(self._base, "kept_bytes", 0)
 
     def check_unchanged(self) -> None:
         self._base.check_unchanged()
@@ -245,12 +246,13 @@ def _as_tensor(data: np.ndarray, info: TensorInfo) -> Tensor:
     return torch.from_numpy(data).view(dtype) if data.nbytes else torch.empty(0, dtype=dtype)
 
 
-def open_model(name: str, places: Places | None = None) -> DiskSource:
+def open_model(name: str, places: Places | None = None, *, allow_pickle: bool = False) -> DiskSource:
     """Opens a checkpoint, or a checkpoint with an adapter on it (``BASE+ADAPTER``); headers and configs only.
 
     Args:
         name: what the user typed.
         places: where models are that have names of their own: their folders, or themselves.
+        allow_pickle: whether the checkpoint may be one of ``torch.save``; adapters never are.
 
     Raises:
         CheckpointError: something is not there, is not plain LoRA, or does not fit.
@@ -258,7 +260,10 @@ def open_model(name: str, places: Places | None = None) -> DiskSource:
     known = places or {}
     base_name, adapter = split_adapter(name, known)
     place = known.get(base_name, base_name)
-    base = replace(open_checkpoint(place), label=base_name) if isinstance(place, (str, Path)) else place
+    if isinstance(place, (str, Path)):
+        base: DiskSource = replace(open_checkpoint(place, allow_pickle=allow_pickle), label=base_name)
+    else:
+        base = place
     return base if adapter is None else _open_adapted(name, base, known.get(adapter, adapter))
 
 

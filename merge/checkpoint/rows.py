@@ -124,6 +124,11 @@ class GatheredRows:
     def nbytes(self) -> int:
         return self._model.nbytes
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that the model keeps beside; see :func:`merge_models.merge.memory.needed`."""
+        return getattr(self._model, "kept_bytes", 0)
+
     def stored(self, info: TensorInfo) -> tuple[TensorInfo, ...]:
         table = self._tables.get(info.name)
         if table is None:

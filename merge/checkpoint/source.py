@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -14,14 +14,23 @@ import numpy as np
 from merge_models.merge.checkpoint.dtypes import BY_TORCH_NAME
 from merge_models.merge.checkpoint.guard import is_file
 from merge_models.merge.checkpoint.guard import read_json as read_json
-from merge_models.merge.checkpoint.header import NO_GGUF, TensorInfo, printable, read_header, stamp
+from merge_models.merge.checkpoint.header import (
+    ALLOW_PICKLE,
+    NO_GGUF,
+    PICKLE_SUFFIXES,
+    TensorInfo,
+    printable,
+    read_header,
+    stamp,
+)
 from merge_models.merge.checkpoint.hub import resolve
 from merge_models.merge.errors import ChangedError, CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_INDEX_SUFFIX = ".safetensors.index.json"
+_INDEX_SUFFIX, _PICKLED_INDEX = ".safetensors.index.json", "pytorch_model.bin.index.json"
+_NO_WEIGHTS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "*_states.pt")
 
 
 class Source(Protocol):
@@ -200,21 +209,47 @@ class Checkpoint:
             self._descriptors.clear()
 
 
-def open_checkpoint(name: str | os.PathLike[str]) -> Checkpoint:
-    """Opens a folder, a ``.safetensors`` file or a Hub id; reads headers only.
+def open_checkpoint(name: str | os.PathLike[str], *, allow_pickle: bool = False) -> Checkpoint:
+    """Opens a folder, a weight file or a Hub id; reads headers only.
+
+    Args:
+        name: the folder, file or Hub id.
+        allow_pickle: open files of ``torch.save`` too (``.bin``, ``.pt``, ``.pth``), with
+            ``weights_only=True``.
 
     Raises:
-        CheckpointError: it is not there, holds no safetensors, or its headers are wrong.
+        CheckpointError: it is not there, holds no weights that may be opened, or its headers are wrong.
     """
-    path = resolve(name)
+    path = resolve(name, allow_pickle=allow_pickle)
     try:
-        files = weight_files(path)
+        files = weight_files(path, allow_pickle=allow_pickle)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}; check its permissions") from None
+    if allow_pickle and files[0].suffix in PICKLE_SUFFIXES:
+        from merge_models.merge.checkpoint.pickled import PickledCheckpoint, is_pickled, read_pickled
+
+        if is_pickled(files[0]):
+            read = [read_pickled(file) for file in files]
+            tensors = _joined(path, [pickled.tensors for pickled in read])
+            stamps = {file: pickled.stamp for file, pickled in zip(files, read, strict=True)}
+            views = {key: view for pickled in read for key, view in pickled.views.items()}
+            config = read_json(path / "config.json") if path.is_dir() else {}
+            opened = PickledCheckpoint(
+                os.fspath(name), path, tuple(files), tensors, config, {}, stamps, views=views
+            )
+            return cast("Checkpoint", opened)  # type checkers know this very module by two names
     headers = [read_header(file) for file in files]
+    tensors = _joined(path, [header.tensors for header in headers])
+    config = read_json(path / "config.json") if path.is_dir() else {}
+    stamps = {file: header.stamp for file, header in zip(files, headers, strict=True)}
+    return Checkpoint(os.fspath(name), path, tuple(files), tensors, config, headers[0].metadata, stamps)
+
+
+def _joined(path: Path, files: Sequence[Mapping[str, TensorInfo]]) -> dict[str, TensorInfo]:
+    """The tensors of all files of a checkpoint."""
     tensors: dict[str, TensorInfo] = {}
-    for header in headers:
-        for key, info in header.tensors.items():
+    for found in files:
+        for key, info in found.items():
             if key in tensors:
                 raise CheckpointError(
                     f"{path}: tensor '{printable(key)}' is in both {tensors[key].file.name}"
@@ -222,13 +257,13 @@ def open_checkpoint(name: str | os.PathLike[str]) -> Checkpoint:
                 )
             tensors[key] = info
     _check_index(path, tensors)
-    config = read_json(path / "config.json") if path.is_dir() else {}
-    stamps = {file: header.stamp for file, header in zip(files, headers, strict=True)}
-    return Checkpoint(os.fspath(name), path, tuple(files), tensors, config, headers[0].metadata, stamps)
+    return tensors
 
 
-def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint: as transformers looks, a single file before an index.
+def weight_files(path: Path, *, allow_pickle: bool = False) -> list[Path]:
+    """The weight files of a checkpoint: as transformers looks, a single file before an index.
+
+    Pickles are found only where they are allowed and there are no safetensors.
 
     Raises:
         CheckpointError: there are none, or the index names files that it may not or that are missing.
@@ -239,7 +274,7 @@ def weight_files(path: Path) -> list[Path]:
         return [path / "model.safetensors"]
     index = _index_file(path)
     if index is not None:
-        return _files_of_index(path, index)
+        return _files_of_index(path, index, (".safetensors",))
     found = sorted(path.glob("*.safetensors"))
     if len(found) == 1:
         return found
@@ -248,10 +283,12 @@ def weight_files(path: Path) -> list[Path]:
         raise CheckpointError(
             f"{path}: several weight files ({names}) and no index; name one file, or add the index"
         )
-    pickles = sorted([*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth"), *path.glob("*.ckpt")])
+    pickles = sorted(file for suffix in PICKLE_SUFFIXES for file in path.glob(f"*{suffix}"))
+    if pickles and allow_pickle:
+        return _pickled_files(path, pickles)
     if pickles:
         raise CheckpointError(
-            f"{path}: only pickled weights ({pickles[0].name}), which are not opened; convert them:"
+            f"{path}: only pickled weights ({printable(pickles[0].name)}); {ALLOW_PICKLE}, or convert them:"
             " AutoModel.from_pretrained(FOLDER).save_pretrained(NEW) writes safetensors"
         )
     if any(path.glob("*.gguf")):
@@ -259,6 +296,19 @@ def weight_files(path: Path) -> list[Path]:
     deeper = next(iter(sorted(path.glob("*/*.safetensors"))), None)
     fix = f"did you mean {deeper.parent}?" if deeper else "name the folder that holds model.safetensors"
     raise CheckpointError(f"{path}: no .safetensors file in this folder; {fix}")
+
+
+def _pickled_files(path: Path, found: list[Path]) -> list[Path]:
+    """The same of a folder with files of ``torch.save``: what a training run keeps beside does not count."""
+    if (path / "pytorch_model.bin").is_file():
+        return [path / "pytorch_model.bin"]
+    if (path / _PICKLED_INDEX).is_file():
+        return _files_of_index(path, path / _PICKLED_INDEX, PICKLE_SUFFIXES)
+    weights = [file for file in found if not any(map(file.match, _NO_WEIGHTS))]
+    if len(weights) != 1:
+        names = ", ".join(printable(file.name) for file in weights[:4]) or "none is a model's"
+        raise CheckpointError(f"{path}: several pickled files and no index ({names}); name one file")
+    return weights
 
 
 def _index_file(path: Path) -> Path | None:
@@ -281,7 +331,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     return found
 
 
-def _files_of_index(path: Path, index: Path) -> list[Path]:
+def _files_of_index(path: Path, index: Path, suffixes: tuple[str, ...]) -> list[Path]:
     names = sorted(set(_weight_map(index).values()))
     for name in names:
         shown = printable(name)
@@ -289,9 +339,9 @@ def _files_of_index(path: Path, index: Path) -> list[Path]:
             raise CheckpointError(
                 f"{index}: names '{shown}', which is outside its folder; refused: put all files beside it"
             )
-        if not name.endswith(".safetensors"):
+        if not name.endswith(suffixes):
             raise CheckpointError(
-                f"{index}: names '{shown}', which is not a .safetensors file; convert it first"
+                f"{index}: names '{shown}', which is not a {suffixes[0]} file; convert it first"
             )
         if not is_file(path / name):
             raise CheckpointError(f"{index}: names '{shown}', which is missing; download it again")
@@ -300,7 +350,10 @@ def _files_of_index(path: Path, index: Path) -> list[Path]:
 
 def _check_index(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
     files = {info.file.name for info in tensors.values()}
-    index = None if not path.is_dir() or "model.safetensors" in files else _index_file(path)
+    whole = not path.is_dir() or files & {"model.safetensors", "pytorch_model.bin"}
+    index = None if whole else _index_file(path)
+    if index is None and not whole and (path / _PICKLED_INDEX).is_file():
+        index = path / _PICKLED_INDEX
     if index is None:
         return
     for name, file in _weight_map(index).items():
