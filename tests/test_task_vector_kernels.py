@@ -8,7 +8,7 @@ from torch import Tensor
 
 from merge_models.merge.kernels import task_vectors
 from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW
-from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned, mix_into
+from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned, energies, mix_into
 
 COUNT = 3000
 WEIGHTS = (0.5, 0.3, -0.2, 0.4, 0.1)
@@ -68,6 +68,24 @@ def test_equal_parents_come_back_equal_where_the_base_is_far_larger(rule: Rule) 
         mix_into(stored, torch.full((COUNT,), 1e3), [Thinned()] * 3, mixing, out)
         if min(weights) > 0 or rule is Rule.SUM:
             assert torch.equal(out.view(torch.int32), parent.view(torch.int32))
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_energies_are_sums_of_squares_of_what_is_finite(
+    native: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native:
+        monkeypatch.setattr(task_vectors, "_library", lambda: None)
+    stored, base = parents(3, dtype)
+    stored[1][5], stored[2][700] = float("nan"), float("inf")
+    mask = torch.rand(COUNT, generator=torch.Generator().manual_seed(0)) < 0.6
+    for chosen in (None, mask):
+        wanted = [(tensor.double() - base.double()).square() for tensor in stored]
+        for squares in wanted:
+            squares[~squares.isfinite() | (torch.zeros(COUNT) if chosen is None else ~chosen).bool()] = 0
+        sums = torch.stack([squares.sum() for squares in wanted])
+        torch.testing.assert_close(energies(stored, base, chosen), sums, rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -51,7 +51,7 @@ class Span:
         return torch.from_numpy(self.data).view(dtype) if self.count else torch.empty(0, dtype=dtype)
 
 
-_INTERFACE = 1
+_INTERFACE = 2
 """As in native.c. Both grow when the arguments or the arithmetic of a kernel change."""
 
 
@@ -63,12 +63,13 @@ def native_library() -> ctypes.CDLL | None:
     spec = importlib.util.find_spec("merge_models.merge.kernels._native")
     if spec is None or spec.origin is None:
         return None
+    library = None
     try:
         library = ctypes.CDLL(spec.origin)
         built_for = ctypes.c_int.in_dll(library, "merge_models_interface").value
     except (OSError, ValueError):  # for another machine, or from before there was an interface number
         built_for = None
-    if built_for != _INTERFACE:
+    if library is None or built_for != _INTERFACE:
         warnings.warn(
             "the compiled kernels are not of this version, so the slower torch kernels run;"
             " install the package again: pip install --no-deps --force-reinstall .",

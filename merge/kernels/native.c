@@ -83,6 +83,11 @@ int merge_models_variance(int sources, const char *const *source, const int *typ
     return DISPATCH(variance, sources, source, type, count, out);
 }
 
+void merge_models_energies(int sources, const char *const *source, const int *type, const char *base, int base_type,
+                           const uint8_t *mask, size_t count, double *out) {
+    DISPATCH(energies, sources, source, type, base, base_type, mask, count, out);
+}
+
 int merge_models_mix(int sources, const char *const *source, const int *type, const char *base, int base_type,
                      const uint32_t *low, const uint32_t *high, const float *const *scale,
                      const uint32_t *const *key, const int32_t *limit, const double *factor, const double *extra,
@@ -115,4 +120,4 @@ void merge_models_survival(const float *value, const char *stored, int type, con
 }
 
 /* Compared with _INTERFACE of blocks.py: a library built from other sources is not used. */
-const int merge_models_interface = 1;
+const int merge_models_interface = 2;

@@ -215,6 +215,29 @@ static int NAME(variance)(int sources, const char *const *source, const int *typ
     return 0;
 }
 
+/* out[i] = the sum of squares of source i - base where mask is 1 (everywhere without one); what is not finite counts
+ * as 0. */
+static void NAME(energies)(int sources, const char *const *source, const int *type, const char *base, int base_type,
+                           const uint8_t *mask, size_t count, double *out) {
+    double b[TILE], d[TILE];
+    for (int i = 0; i < sources; i++) out[i] = 0;
+    for (size_t start = 0; start < count; start += TILE) {
+        size_t tile = count - start < TILE ? count - start : TILE, j;
+        NAME(scale)(base, base_type, 1.0, start, tile, b);
+        for (int i = 0; i < sources; i++) {
+            NAME(subtract)(source[i], type[i], b, start, tile, d);
+            if (mask)
+                for (j = 0; j < tile; j++) d[j] = mask[start + j] ? d[j] : 0;
+            double energy = NAME(dot)(d, d, tile);
+            if (!(energy - energy == 0)) {
+                for (j = 0; j < tile; j++) d[j] = d[j] - d[j] == 0 ? d[j] : 0;
+                energy = NAME(dot)(d, d, tile);
+            }
+            out[i] += energy;
+        }
+    }
+}
+
 /* Chris Wellons' triple32 bijection of 32-bit words (public domain), with key words added between its rounds. */
 static inline uint32_t NAME(scramble)(uint32_t x, const uint32_t *key) {
     x += key[0];

@@ -50,6 +50,7 @@ _SIGNATURES = {
         [_INT, _POINTER, _POINTER, _POINTER, _INT, _SIZE, ctypes.c_uint32, _POINTER],
     ),
     "variance": (_INT, [_INT, _POINTER, _POINTER, _SIZE, _POINTER]),
+    "energies": (None, [_INT, _POINTER, _POINTER, _POINTER, _INT, _POINTER, _SIZE, _POINTER]),
     "mix": (
         _INT,
         [_INT, _POINTER, _POINTER, _POINTER, _INT]
@@ -274,6 +275,32 @@ def variance(stored: Sequence[Tensor]) -> Tensor:
     for difference in differences:
         total += (difference - mean).square_()
     return (total / len(stored)).float()
+
+
+def energies(stored: Sequence[Tensor], base: Tensor, mask: Tensor | None) -> Tensor:
+    """Sums of squares of each source's difference from the base, float64 ``[N]``.
+
+    Compiled and torch sums agree to rounding, not to the bit.
+
+    Args:
+        stored: N sources, in their storage dtypes.
+        base: the base.
+        mask: bool, which elements count; all without it. Those that are not finite never do.
+    """
+    out = torch.zeros(len(stored), dtype=torch.float64)
+    library = _library_for(*stored, base)
+    if library is not None:
+        library.merge_models_energies(
+            len(stored), _addresses(stored), _codes(stored), base.data_ptr(), _TYPES[base.dtype],
+            None if mask is None else mask.data_ptr(), base.numel(), out.data_ptr(),
+        )  # fmt: skip
+        return out
+    for energy, tensor in zip(out, stored, strict=True):
+        delta = (tensor.double() - base.double()).reshape(-1)
+        counts = delta.isfinite() if mask is None else delta.isfinite() & mask.reshape(-1)
+        delta.masked_fill_(~counts, 0.0)
+        energy.copy_(delta @ delta)
+    return out
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned, keys_of, variance
+from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned, energies, keys_of, variance
 from merge_models.merge.strategies.base import (
     AbstractTermStrategy,
     BaseModel,
@@ -59,10 +58,10 @@ class Sce(AbstractTermStrategy):
         cut = EVERYTHING if self.select_topk > 0 else NOTHING
         if 0 < self.select_topk < 1:
             ((cut,),) = yield from largest(1, _variances, self._size, spec.count)
-        (energies,) = yield Pass(lambda block: _energies(block, cut))
-        total = float(energies.sum())
-        count = len(energies)
-        shares = (energies / total).tolist() if total > 0 else [1 / count] * count
+        (found,) = yield Pass(lambda block: _energies(block, cut))
+        total = float(found.sum())
+        count = len(found)
+        shares = (found / total).tolist() if total > 0 else [1 / count] * count
         return Selection(cut, tuple(shares))
 
     def _size(self, totals: Totals) -> list[list[int]]:
@@ -91,16 +90,4 @@ def _selected(block: Block, cut: Cut) -> Tensor | None:
 def _energies(block: Block, cut: Cut) -> Moments:
     """Sum of squares of each task vector over the selected elements, NaN and Inf left out."""
     assert block.stored_base is not None
-    base, mask = block.stored_base.double().reshape(-1), _selected(block, cut)
-    weights = None if mask is None else mask.double().reshape(-1)
-    energies = torch.zeros(len(block.stored), dtype=torch.float64)
-    for number, stored in enumerate(block.stored):
-        delta = stored.reshape(-1).double() - base
-        if weights is not None:
-            delta *= weights
-        energy = delta @ delta
-        if not energy.isfinite():
-            delta.nan_to_num_(0.0, 0.0, 0.0)
-            energy = delta @ delta
-        energies[number] = energy
-    return (energies,)
+    return (energies(block.stored, block.stored_base, _selected(block, cut)),)
