@@ -438,7 +438,7 @@ def test_predictions_are_those_of_the_model(make: Callable[[], Any]) -> None:
     js = ((p * (theirs - m)).sum(-1) + (q * (ours - m)).sum(-1)) / 2
     angle = 2 * torch.arccos((p * q).sqrt().sum(-1).clamp(max=1))
     (divergence,) = head.divergences
-    tolerance = {"rel": 2e-3, "abs": 1e-7}
+    tolerance: dict[str, Any] = {"rel": 2e-3, "abs": 1e-7}
     assert divergence.kl.value == pytest.approx((p * (theirs - ours)).sum(-1).mean().item(), **tolerance)
     assert divergence.js.value == pytest.approx(js.mean().item(), **tolerance)
     assert divergence.fisher_rao.value == pytest.approx(angle.mean().item(), **tolerance)

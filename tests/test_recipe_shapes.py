@@ -24,6 +24,9 @@ TEXT: dict[str, Any] = {
     "max_position_embeddings": 64,
 }
 
+START: dict[str, Any] = {"decoder_start_token_id": 0}
+LAMBDA: dict[str, Any] = {"lambda": 0.5}
+
 
 def causal(model_type: str, **own: Any) -> Callable[[], Any]:
     def make() -> Any:
@@ -45,7 +48,7 @@ def t5() -> Any:
     from transformers import T5Config, T5ForConditionalGeneration
 
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 64}
-    return T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0))
+    return T5ForConditionalGeneration(T5Config(**sizes, **START))
 
 
 def llava() -> Any:
@@ -123,7 +126,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "dare_ties": weighted("dare_ties", {"density": 0.66}),
     "breadcrumbs": weighted("breadcrumbs", {"density": 0.9, "gamma": 0.01}),
     "breadcrumbs_ties": weighted("breadcrumbs_ties", {"density": 0.9, "gamma": 0.01}),
-    "della": weighted("della", {"density": 0.66, "epsilon": 0.05}, **{"lambda": 0.5}),
+    "della": weighted("della", {"density": 0.66, "epsilon": 0.05}, **LAMBDA),
     "della_linear": weighted("della_linear", {"density": 0.66, "epsilon": 0.05}),
     "sce": unweighted("sce", "A", "B", select_topk=0.5),
     "ram": unweighted("ram", "A", "B"),
@@ -186,7 +189,7 @@ def run(recipe: dict[str, Any], place: Path, tmp_path: Path) -> Any:
     file.write_text(yaml.safe_dump(at(copy.deepcopy(recipe), place)))
     assert not prepare(load_recipe(file)).plan.dropped
     run_recipe(file, out)
-    (architecture,) = transformers.AutoConfig.from_pretrained(out).architectures
+    (architecture,) = transformers.AutoConfig.from_pretrained(out).architectures or ()
     kind = getattr(transformers, architecture)
     model, told = kind.from_pretrained(out, output_loading_info=True)
     assert not told["missing_keys"] and not told["unexpected_keys"] and not told["mismatched_keys"]
