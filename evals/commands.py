@@ -82,6 +82,7 @@ def eval_command(merges: tuple[str, ...], **options: Any) -> None:
     elif not quiet:
         for evaluation in evaluations:
             tell(evaluation)
+        tell_outlets(outlets)
     exit_by_verdict([e.verdict for e in evaluations if e.verdict], fail_on)
 
 
@@ -141,6 +142,12 @@ class Review:
         self._data, self._outlets, self._fail_on, self._quiet = data, outlets, fail_on, quiet
         self.evaluation: Evaluation | None = None
 
+    def check(self, models: Sequence[Path]) -> None:
+        """Raises ``MergeError`` for text or tokenizers that would stop the evaluation after the merge."""
+        from merge_models.evals.calibration import check_same_tokenizer, read_calibration
+
+        check_same_tokenizer(models, read_calibration(self._data))
+
     def judge(
         self,
         folder: Path,
@@ -167,6 +174,7 @@ class Review:
         write_outlets(self.evaluation, self._outlets)
         if not self._quiet:
             tell(self.evaluation)
+            tell_outlets(self._outlets)
         exit_by_verdict([self.evaluation.verdict] if self.evaluation.verdict else [], self._fail_on)
 
 
@@ -193,6 +201,12 @@ def tell(evaluation: Evaluation) -> None:
         click.echo(printable(f"    try: {finding.remedy}", 2000))
     for note in evaluation.notes:
         click.echo(printable(f"  note: {note}", 2000))
+
+
+def tell_outlets(outlets: Sequence[Path]) -> None:
+    """Says where the reports are."""
+    for outlet in outlets:
+        click.echo(f"report: {printable(str(outlet), 2000)}")
 
 
 def exit_by_verdict(verdicts: list[Verdict], fail_on: str | None) -> None:
@@ -263,6 +277,8 @@ def repair_command(target: str, **options: Any) -> None:
             **options,
         )
         write_outlets(found.model_copy(update={"repair": report}), outlets)
+        if not quiet:
+            tell_outlets(outlets)
 
 
 def _tell_repair(report: RepairReport) -> None:
@@ -278,6 +294,8 @@ def _tell_repair(report: RepairReport) -> None:
         click.echo(
             f"variance ratio to the parents, median of {len(ratios)} modules: {before:.3f} -> {after:.3f}"
         )
+    if all(before == after for before, after in ratios):
+        click.echo("no rescaling lowers the loss: the copy has the merge's own weights")
     if report.loss_before is not None and report.loss_after is not None:
         click.echo(
             f"loss on held-out text, nats a token: {report.loss_before:.4f} -> {report.loss_after:.4f}"

@@ -14,8 +14,9 @@ from merge_models.evals.schema import Evaluation, ModelRef, Role
 from merge_models.merge.errors import MergeError, printable
 
 if TYPE_CHECKING:
+    from merge_models.evals.calibration import Batches
     from merge_models.evals.probes import Probe
-    from merge_models.evals.tasks import TaskSettings
+    from merge_models.evals.tasks import TaskProbe, TaskSettings
 
 Measure = Literal["weights", "activations", "information", "tasks"]
 MEASURES: tuple[Measure, ...] = ("weights", "activations", "information", "tasks")
@@ -72,6 +73,9 @@ def evaluate(
         models=refs,
         notes=family.notes,
     )
+    models = bool({"activations", "information", "tasks"} & set(measure))
+    batches = _batches(family, data, tokens, length, seed, device) if models else None
+    task_probe = _task_probe(batches, tasks, measure, seed) if batches else None
     if "weights" in measure:
         from merge_models.evals.weights import diagnose_weights
 
@@ -80,10 +84,8 @@ def evaluate(
             family.merged, family.parents, family.base, weights=family.weights, threads=threads
         )
         evaluation = evaluation.model_copy(update={"weights": found})
-    if {"activations", "information", "tasks"} & set(measure):
-        evaluation = _run_models(
-            evaluation, family, measure, data, tokens, length, tasks, seed, device, progress
-        )
+    if batches is not None:
+        evaluation = _run_models(evaluation, family, measure, batches, task_probe, seed, device, progress)
     return judged(evaluation)
 
 
@@ -123,35 +125,47 @@ def unique_names(names: Sequence[str]) -> list[str]:
     return out
 
 
+def _batches(family: Lineage, data: Name, tokens: int, length: int, seed: int, device: str | None) -> Batches:
+    """The calibration text: read, and tried on every tokenizer, before anything is measured."""
+    from merge_models.evals.calibration import calibration_batches, check_same_tokenizer, read_calibration
+    from merge_models.evals.models import check_device
+
+    check_device(device)
+    text = read_calibration(data)
+    others = [*family.parents, *([family.base] if family.base else [])]
+    tokenizer = check_same_tokenizer([family.merged, *others], text)
+    return calibration_batches(tokenizer, source=text, tokens=tokens, length=length, seed=seed)
+
+
+def _task_probe(
+    batches: Batches, tasks: TaskSettings | None, measure: Collection[Measure], seed: int
+) -> TaskProbe | None:
+    if "tasks" not in measure:
+        return None
+    from merge_models.evals.tasks import TaskProbe, TaskSettings
+
+    # Loss by domain comes with the activations: perplexity through a window would cost as much again.
+    with_activations = bool({"activations", "information"} & set(measure))
+    quick = TaskSettings(perplexity_tokens=0) if with_activations else TaskSettings()
+    return TaskProbe(batches, tasks or quick, seed=seed)
+
+
 def _run_models(
     evaluation: Evaluation,
     family: Lineage,
     measure: Collection[Measure],
-    data: Name,
-    tokens: int,
-    length: int,
-    tasks: TaskSettings | None,
+    batches: Batches,
+    task: TaskProbe | None,
     seed: int,
     device: str | None,
     progress: Callable[[str], None],
 ) -> Evaluation:
     from merge_models.evals.activations import ActivationProbe
-    from merge_models.evals.calibration import calibration_batches, check_same_tokenizer, read_calibration
     from merge_models.evals.models import open_model
 
     folders = [*family.parents, *([family.base] if family.base else []), family.merged]
-    text = read_calibration(data)
-    tokenizer = check_same_tokenizer([family.merged, *folders[:-1]], text)
-    batches = calibration_batches(tokenizer, source=text, tokens=tokens, length=length, seed=seed)
     wants_activations = bool({"activations", "information"} & set(measure))
     activation = ActivationProbe(batches, weights=family.weights, seed=seed) if wants_activations else None
-    task = None
-    if "tasks" in measure:
-        from merge_models.evals.tasks import TaskProbe, TaskSettings
-
-        # Loss by domain comes with the activations: perplexity through a window would cost as much again.
-        quick = TaskSettings(perplexity_tokens=0) if wants_activations else TaskSettings()
-        task = TaskProbe(batches, tasks or quick, seed=seed)
     probes: list[Probe] = [probe for probe in (activation, task) if probe is not None]
     merge, *others = evaluation.models
     for ref, folder in zip([*others, merge], folders, strict=True):

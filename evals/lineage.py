@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from merge_models.merge.checkpoint import open_checkpoint
 from merge_models.merge.checkpoint.source import read_json
 from merge_models.merge.checkpoint.staging import MANIFEST
 from merge_models.merge.errors import MergeError, printable
@@ -35,6 +36,7 @@ def lineage(
         MergeError: no parents are told and there is no manifest, a parent is none of the recipe's, or the
             weights do not fit the parents.
     """
+    open_checkpoint(merged).close()
     manifest = _manifest(merged)
     made_from = _models(manifest)
     told = tuple(os.fspath(parent) for parent in parents)
@@ -64,11 +66,27 @@ def _inputs(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _models(manifest: Mapping[str, Any]) -> list[str]:
-    return [str(i.get("model")) for i in _inputs(manifest) if i.get("role") != "base"]
+    return _of_role(manifest, "parent")
 
 
 def _base(manifest: Mapping[str, Any]) -> list[str]:
-    return [str(i.get("model")) for i in _inputs(manifest) if i.get("role") == "base"]
+    return _of_role(manifest, "base")
+
+
+def _of_role(manifest: Mapping[str, Any], role: str) -> list[str]:
+    """Where the models of a role are: by their recorded places, whatever folder the caller is in."""
+    return [_place(str(i.get("model")), manifest) for i in _inputs(manifest) if i.get("role") == role]
+
+
+def _place(model: str, manifest: Mapping[str, Any]) -> str:
+    models = manifest.get("models")
+    described = models.get(model) if isinstance(models, dict) else None
+    if not isinstance(described, dict):
+        return model
+    if isinstance(described.get("path"), str):
+        return described["path"]
+    repository, revision = described.get("repository"), described.get("revision")
+    return f"{repository}@{revision}" if repository and revision else model
 
 
 def _check_parents(merged: Name, told: Sequence[str], known: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from merge_models.merge.checkpoint import Checkpoint, open_checkpoint, printable
 from merge_models.merge.checkpoint.guard import MAX_JSON, read_json
 from merge_models.merge.checkpoint.layers import stacks
 from merge_models.merge.checkpoint.sidecars import find_sidecars, is_tokenizer_file
-from merge_models.merge.errors import CheckpointError
+from merge_models.merge.errors import CheckpointError, MergeError
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,19 @@ class Loaded(NamedTuple):
     kind: Kind
 
 
+def check_device(device: str | torch.device | None) -> None:
+    """Raises ``MergeError`` for a device that this machine or this torch does not have."""
+    import torch
+
+    try:
+        torch.empty(1, device=device or "cpu").add(1)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).split("\n")[0]
+        raise MergeError(
+            f"device '{printable(str(device), 100)}' cannot be used: {printable(first, 300)}"
+        ) from None
+
+
 @contextmanager
 def open_model(
     path: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
@@ -61,6 +74,7 @@ def open_model(
     """
     import torch
 
+    check_device(device)
     checkpoint = open_checkpoint(path)
     try:
         _check_config(checkpoint)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Union, cast, overload
 import numpy as np
 
 from merge_models.merge.assembly import Assembly, assemble, assign_whole
-from merge_models.merge.card import described, manifest, model_card, sealed
+from merge_models.merge.card import REVIEW_MARK, described, manifest, model_card, sealed
 from merge_models.merge.checkpoint.digest import FAST, STRONG, digest_bytes, digest_file
 from merge_models.merge.checkpoint.dtypes import DType, parse_dtype
 from merge_models.merge.checkpoint.journal import binding_digest
@@ -418,7 +418,8 @@ class _Writing:
         library = _library(config, staging.folder)
         card = model_card([names.public for names in every], repositories, library)
         if self._review is not None:
-            card = f"{card.rstrip()}\n\n{self._review(staging.folder, prepared).strip()}\n"
+            review = self._review(staging.folder, prepared).strip()
+            card = f"{card.rstrip()}\n\n{REVIEW_MARK}\n\n{review}\n"
         staging.write_text("README.md", card)
         staging.write_text(MANIFEST, sealed(self._record(threads)))
 

@@ -25,6 +25,8 @@ from merge_models.merge.strategies.base import Figures
 from merge_models.merge.survival import rounded
 
 MANIFEST_FORMAT = 2
+REVIEW_MARK = "<!-- evaluation: not made again by reproduce -->"
+"""What follows it in a model card was measured, with its time, and differs from run to run."""
 PICKLE = "torch.save"
 """``format`` of an input's weight file that is none of safetensors."""
 

@@ -247,6 +247,8 @@ def _recipe(
 
     shares = _weights(weights, len(models))
     parameters = dict(_setting(text) for text in settings)
+    if shares and "weight" in parameters:
+        raise RecipeError("--weights and --set weight both give weights; leave one out")
     entries = [
         {"model": model, "parameters": {"weight": share} if shares else {}}
         for model, share in zip(models, shares or [None] * len(models), strict=True)
@@ -302,6 +304,7 @@ def _run(recipe: Recipe, options: dict[str, Any]) -> None:
                 click.echo(_plan_text(prepared))
             if review:
                 _check_reviewable(prepared)
+                review.check([model.path for role, model in prepared.roles() if role != "tokens"])
             progress.start(prepared.plan.bytes_out)
 
         def judge(folder: Path, prepared: Prepared) -> str:
@@ -636,10 +639,9 @@ def demo(keep: Path | None, report: Path | None) -> None:
     with tempfile.TemporaryDirectory(prefix="merge-models-demo-") as scratch:
         folder = keep or Path(scratch)
         run_demo(folder, click.echo)
-        click.echo(
-            "\nmerge-models eval, of a merge that went well and of deltas added up four times too strongly:"
-        )
-        _judge_demo([folder / "ties", overdo(folder)], Path(scratch), report)
+        click.echo("\nmerge-models eval, of a merge that keeps much of each skill,")
+        click.echo("and of deltas added up four times too strongly:")
+        _judge_demo([folder / "task_arithmetic", overdo(folder)], Path(scratch), report)
 
 
 def _judge_demo(merges: Sequence[Path], scratch: Path, report: Path | None) -> None:

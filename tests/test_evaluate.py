@@ -252,6 +252,11 @@ def test_eval_of_several_ranks_them(mean: Path, tmp_path: Path, text: Path) -> N
         (["eval", "{mean}", "--weights", "a,b,c"], "not a list of numbers"),
         (["eval", "{mean}", "--data", "{tmp}/none.jsonl"], "none.jsonl"),
         (["eval", "{mean}", "--data", "{tmp}/short.txt"], "too little text"),
+        (["eval", "{tmp}/none"], "{tmp}/none"),
+        (["eval", "{mean}", "--device", "gpuu"], "device 'gpuu'"),
+        (["merge", "{base}", "-o", "{tmp}/out", "--eval", "--data", "{tmp}/none.jsonl"], "none.jsonl"),
+        (["merge", "{base}", "-o", "{tmp}/out", "--weights", "1", "--set", "weight=2"], "leave one out"),
+        (["merge", "{base}", "-o", "{tmp}/out", "--report", "{tmp}/r.md"], "needs --eval"),
         (["eval", "{broken}", "-p", "{base}", "--data", "{text}"], "{broken}"),
         (["eval", "{other}", "-p", "{base}", "--data", "{text}"], "tokenizer"),
     ],
@@ -275,6 +280,7 @@ def test_bad_input_is_one_line(
     lines = [line for line in printed.splitlines() if line.startswith("Error:")]
     assert len(lines) == 1 and message.format(**names) in lines[0]
     assert "Traceback" not in printed
+    assert not (tmp_path / "out").exists()
 
 
 # Lineage and outlets
@@ -287,6 +293,29 @@ def test_lineage_reads_the_recipes_weights(tmp_path: Path) -> None:
     assert [Path(p).name for p in found.parents] == list(SKILLS)[:2]
     assert found.weights == pytest.approx((0.75, 0.25))
     assert found.base is None
+
+
+def test_lineage_finds_parents_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands under the same name in the caller's folder is another model."""
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        for expert in EXPERTS[:2]:
+            shutil.copytree(expert, tmp_path / name / expert.name)
+    monkeypatch.chdir(tmp_path / "here")
+    merge([expert.name for expert in EXPERTS[:2]], Linear(), out=tmp_path / "merged")
+    monkeypatch.chdir(tmp_path / "there")
+    found = lineage(tmp_path / "merged", (), None, None)
+    assert [Path(p) for p in found.parents] == [tmp_path / "here" / expert.name for expert in EXPERTS[:2]]
+
+
+def test_reviewed_merges_can_be_reproduced(tmp_path: Path, text: Path) -> None:
+    out, report = tmp_path / "merged", tmp_path / "report.json"
+    words = ["merge", *EXPERTS[:2], "-o", out, "--eval", "--data", text, "--report", report]
+    code, printed = run(*words)
+    assert code == 0, printed
+    assert "# Evaluation" in (out / "README.md").read_text() and f"report: {report}" in printed
+    assert run("verify", out)[0] == 0
+    assert run("reproduce", out)[0] == 0
 
 
 def test_lineage_takes_a_moved_parent_by_its_name(mean: Path, tmp_path: Path) -> None:
