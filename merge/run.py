@@ -175,6 +175,7 @@ class _Run:
     def __init__(self, plan: Plan, sink: Sink, options: RunOptions) -> None:
         self.figures: dict[str, Figures] = {}
         self._models, self._sink, self._options = plan.models, sink, options
+        self._needs_torch = needs_torch(plan)
         self._waiting = deque(_jobs(plan, options.finished))
         self._left: dict[str, int] = {}
         self._ready: deque[_Task] = deque()
@@ -214,6 +215,8 @@ class _Run:
     def _worker(self) -> None:
         buffers = _Buffers()
         try:
+            if self._needs_torch:
+                torch.set_num_threads(1)  # the limit of the math library below torch is one of each thread
             while (task := self._take()) is not None:
                 self._perform(task, buffers)
         except BaseException as failure:
