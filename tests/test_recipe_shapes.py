@@ -189,7 +189,9 @@ def run(recipe: dict[str, Any], place: Path, tmp_path: Path) -> Any:
     file.write_text(yaml.safe_dump(at(copy.deepcopy(recipe), place)))
     assert not prepare(load_recipe(file)).plan.dropped
     run_recipe(file, out)
-    (architecture,) = transformers.AutoConfig.from_pretrained(out).architectures or ()
+    architectures = transformers.AutoConfig.from_pretrained(out).architectures
+    assert architectures is not None
+    (architecture,) = architectures
     kind = getattr(transformers, architecture)
     model, told = kind.from_pretrained(out, output_loading_info=True)
     assert not told["missing_keys"] and not told["unexpected_keys"] and not told["mismatched_keys"]
