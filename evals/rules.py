@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from merge_models.evals.schema import Cause, Evaluation, Finding, Recovery, Status, WeightDiagnosis
+from merge_models.evals.schema import (
+    Cause,
+    Evaluation,
+    Finding,
+    Recovery,
+    SiteActivations,
+    Status,
+    WeightDiagnosis,
+)
 from merge_models.evals.score import DomainScore, lost_share, mean_drift, status_of
-from merge_models.evals.sites import leaving, numbers, places
+from merge_models.evals.sites import leaving, numbers, places, rank_ratio, variance_ratio
 from merge_models.evals.thresholds import CALIBRATION, DEFAULT
 
 
@@ -124,43 +132,58 @@ def against_base(evaluation: Evaluation) -> list[Recovery]:
 
 def _variance(evaluation: Evaluation, scores: Sequence[DomainScore]) -> Iterator[Finding]:
     del scores
-    low = leaving(
-        evaluation, lambda s: s.variance_ratio and s.variance_ratio.value, below=DEFAULT.variance_low
-    )
-    if not low:
-        return
-    site, value = min(low, key=lambda pair: pair[1])
-    yield Finding(
+    yield from _collapse(
+        evaluation,
+        variance_ratio,
         cause="variance collapse",
-        status="collapsed" if value < DEFAULT.variance_low**2 else "degraded",
-        where=places([s for s, _ in low]),
-        layers=numbers(s.layer for s, _ in low),
-        evidence=f"variance is {value:.2f} of the parents' mean at {site.module}",
-        value=value,
+        what="variance",
         threshold=DEFAULT.variance_low,
-        source=CALIBRATION + "; the ratio is that of Jordan et al. 2023 (REPAIR)",
+        ruin=DEFAULT.variance_low**2,
+        source="the ratio is that of Jordan et al. 2023 (REPAIR)",
         remedy="merge-models repair resets the scales; or merge with karcher or norm_mean, which keep norms",
     )
 
 
 def _rank(evaluation: Evaluation, scores: Sequence[DomainScore]) -> Iterator[Finding]:
     del scores
-    low = leaving(
-        evaluation, lambda s: s.effective_rank_ratio and s.effective_rank_ratio.value, below=DEFAULT.rank_low
+    yield from _collapse(
+        evaluation,
+        rank_ratio,
+        cause="rank collapse",
+        what="effective rank",
+        threshold=DEFAULT.rank_low,
+        ruin=DEFAULT.rank_low**3,
+        source="effective rank of Roy and Vetterli 2007",
+        remedy="keep more of each delta (higher density), merge fewer parents, or copy these layers from one",
     )
+
+
+def _collapse(
+    evaluation: Evaluation,
+    ratio: Callable[[SiteActivations], float | None],
+    *,
+    cause: Cause,
+    what: str,
+    threshold: float,
+    ruin: float,
+    source: str,
+    remedy: str,
+) -> Iterator[Finding]:
+    """A ratio to the parents that fell under its threshold at some sites; under ``ruin`` it is a collapse."""
+    low = leaving(evaluation, ratio, below=threshold)
     if not low:
         return
     site, value = min(low, key=lambda pair: pair[1])
     yield Finding(
-        cause="rank collapse",
-        status="collapsed" if value < DEFAULT.rank_low**3 else "degraded",
+        cause=cause,
+        status="collapsed" if value < ruin else "degraded",
         where=places([s for s, _ in low]),
         layers=numbers(s.layer for s, _ in low),
-        evidence=f"effective rank is {value:.2f} of the parents' mean at {site.module}",
+        evidence=f"{what} is {value:.2f} of the parents' mean at {site.module}",
         value=value,
-        threshold=DEFAULT.rank_low,
-        source=CALIBRATION + "; effective rank of Roy and Vetterli 2007",
-        remedy="keep more of each delta (higher density), merge fewer parents, or copy these layers from one",
+        threshold=threshold,
+        source=f"{CALIBRATION}; {source}",
+        remedy=remedy,
     )
 
 

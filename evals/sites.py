@@ -25,14 +25,17 @@ def leaving(
 
 
 def variance_ratio(site: SiteActivations) -> float | None:
+    """The site's variance over its parents' mean."""
     return site.variance_ratio.value if site.variance_ratio else None
 
 
 def rank_ratio(site: SiteActivations) -> float | None:
+    """The site's effective rank over its parents' mean."""
     return site.effective_rank_ratio.value if site.effective_rank_ratio else None
 
 
 def numbers(layers: Iterable[int | None]) -> tuple[int, ...]:
+    """The layers' numbers, each once, in order."""
     return tuple(sorted({layer for layer in layers if layer is not None}))
 
 

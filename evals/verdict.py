@@ -21,6 +21,7 @@ from merge_models.evals.schema import (
     Verdict,
 )
 from merge_models.evals.score import DomainScore, domain_scores, drift_score, lost_share, status_of
+from merge_models.evals.sites import rank_ratio, variance_ratio
 from merge_models.evals.thresholds import DEFAULT
 
 _ORDER: tuple[Status, ...] = ("healthy", "degraded", "collapsed")
@@ -121,8 +122,7 @@ def _layer_statuses(evaluation: Evaluation) -> dict[int, Status]:
 def _site_status(site: SiteActivations) -> Status:
     if not site.merge.finite:
         return "collapsed"
-    variance = site.variance_ratio.value if site.variance_ratio else 1.0
-    rank = site.effective_rank_ratio.value if site.effective_rank_ratio else 1.0
+    variance, rank = (1.0 if r is None else r for r in (variance_ratio(site), rank_ratio(site)))
     if variance < DEFAULT.variance_low**2 or rank < DEFAULT.rank_low**3:
         return "collapsed"
     inside = DEFAULT.variance_low <= variance <= DEFAULT.variance_high and rank >= DEFAULT.rank_low
