@@ -1,4 +1,4 @@
-"""The commands ``eval``, ``inspect`` and ``repair``: parse, call the API, print. ``merge/cli.py`` adds
+"""The commands ``eval``, ``inspect`` and ``repair``: parse, call the API, print. ``merge/cli`` adds
 them."""
 
 from __future__ import annotations

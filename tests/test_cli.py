@@ -21,7 +21,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from merge_models.merge.cli import _figure_lines, main
+from merge_models.merge.cli import main
+from merge_models.merge.cli.results import figure_lines
 from merge_models.merge.progress import Progress
 
 from .helpers import (
@@ -433,7 +434,7 @@ def test_progress_of_a_long_merge_is_a_line_a_tenth_at_most(
     ],
 )
 def test_figures_do_not_hide_differences(values: list[float], told: str) -> None:
-    lines = _figure_lines({str(n): {"x": value} for n, value in enumerate(values)}, False)
+    lines = figure_lines({str(n): {"x": value} for n, value in enumerate(values)}, False)
     assert lines == [f"  x: {told}"]
 
 
@@ -527,7 +528,7 @@ METHODS = ("linear", "task_arithmetic", "karcher", "ties", "dare_linear")
 BASELESS = ("linear", "karcher")
 _MERGES = f"""
 import sys
-from merge_models.merge.cli import _figure_lines, main
+from merge_models.merge.cli import main
 threads, out = sys.argv[1:]
 for method in {METHODS}:
     base = [] if method in {BASELESS} else ["--base", "m0"]
@@ -561,7 +562,7 @@ _SLOW = """
 import os, time
 read = os.preadv
 os.preadv = lambda *a: (time.sleep(0.1), read(*a))[1]
-from merge_models.merge.cli import _figure_lines, main
+from merge_models.merge.cli import main
 main(prog_name="merge-models")
 """
 

@@ -1,0 +1,49 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+allow_pickle_option = click.option(
+    "--allow-pickle", is_flag=True, help="Read files of torch.save too (.bin, .pt); no code in them is run."
+)
+
+
+def write_options(command: Any) -> Any:
+    """Where and how a merge is written."""
+    options = [
+        click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Output folder."),
+        click.option("--overwrite", is_flag=True, help="Replace a checkpoint that stands there."),
+        click.option("--restart", is_flag=True, help="Begin anew; by default a stopped merge goes on."),
+        click.option("--shard-size", default="5GB", show_default=True, help="Bytes per output file."),
+        click.option("--threads", type=click.IntRange(1, 1024), help="Workers [default: cores]."),
+        click.option("--max-memory", metavar="SIZE", help="Memory that the program may take, such as 2GB."),
+        click.option(
+            "--on-nonfinite",
+            type=click.Choice(["error", "keep"]),
+            default="error",
+            show_default=True,
+            help="What a NaN or Inf in a parent does.",
+        ),
+        click.option(
+            "--rounding",
+            type=click.Choice(["nearest", "stochastic"]),
+            help="To formats narrower than float32 [default: the recipe's, or nearest].",
+        ),
+        click.option(
+            "--input-digests",
+            type=click.Choice(["fast", "strong"]),
+            default="fast",
+            show_default=True,
+            help="What the manifest tells inputs by: XXH3, or BLAKE3 (slower, cannot be forged).",
+        ),
+        allow_pickle_option,
+        click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
+        click.option("-v", "--verbose", is_flag=True, help="Print the plan, and figures by tensor."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -1,0 +1,123 @@
+"""The command ``plan``, and a plan as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from merge_models.merge.cli.options import allow_pickle_option
+from merge_models.merge.cli.recipes import naming
+from merge_models.merge.errors import printable
+
+if TYPE_CHECKING:
+    from merge_models.merge.api import Prepared
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--shard-size", default="5GB", show_default=True, help="Bytes per output file.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Workers [default: cores].")
+@allow_pickle_option
+def plan(recipe: Path, as_json: bool, shard_size: str, threads: int | None, allow_pickle: bool) -> None:
+    """Show what a recipe would do, from headers alone; nothing is written.
+
+    \b
+    Example: merge-models plan recipe.yml --json
+    """
+    from merge_models.merge.api import default_threads
+    from merge_models.merge.multi import plan_recipes, targets
+    from merge_models.merge.recipe import load_recipes
+
+    workers = threads or default_threads()
+    with naming(recipe):
+        recipes = load_recipes(recipe)
+        places = targets(recipes, Path("OUT"))
+        with plan_recipes(recipes, places, shard_size, allow_pickle=allow_pickle) as plans:
+            documents = [plan_document(prepared, workers) for prepared in plans]
+            texts = [plan_text(prepared, workers) for prepared in plans]
+    if as_json:
+        click.echo(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
+    else:
+        click.echo("\n".join(texts))
+
+
+def plan_document(prepared: Prepared, threads: int) -> dict[str, Any]:
+    """A plan as JSON holds it."""
+    plan = prepared.plan
+    return {
+        "recipe": prepared.recipe.document(),
+        "tensors": [
+            {
+                "name": t.name,
+                "shape": list(t.shape),
+                "dtype": t.dtype.torch_name,
+                "action": t.action,
+                "strategy": t.strategy.name if t.strategy else None,
+                "note": t.note,
+            }
+            for t in plan.tensors
+        ],
+        "dropped": [{"tensor": n, "model": m, "reason": r} for n, m, r in plan.dropped],
+        "files": [{"name": s.name, "bytes": s.nbytes} for s in prepared.layout.shards],
+        "copied_files": list(prepared.sidecars.copied),
+        "left_files": [{"name": n, "reason": r} for n, r in prepared.sidecars.left],
+        "donor": prepared.donor.label,
+        "tokenizer": _tokenizer_of(prepared),
+        "differs_from_mergekit": list(plan.notes),
+        "bytes_in": plan.bytes_in,
+        "bytes_out": plan.bytes_out,
+        "parameters": plan.parameters,
+        "threads": threads,
+        "memory_bytes": prepared.memory(threads).total,
+        "memory_bytes_one_thread": replace(prepared.memory(1), held=0).total,
+        "disk_bytes": sum(shard.nbytes for shard in prepared.layout.shards),
+    }
+
+
+def _tokenizer_of(prepared: Prepared) -> dict[str, Any] | None:
+    """What is told of a tokenizer that is made, not copied."""
+    made = prepared.alignment
+    return made and {"source": made.source, "tokens": len(made.ids), "rows": made.rows}
+
+
+def plan_text(prepared: Prepared, threads: int = 1) -> str:
+    """A plan as lines to read."""
+    plan, recipe = prepared.plan, prepared.recipe
+    merged = [t for t in plan.tensors if t.action == "merge"]
+    copied = [t for t in plan.tensors if t.action == "copy"]
+    disk = sum(shard.nbytes for shard in prepared.layout.shards)
+    lines = [f"{recipe.merge_method}: {len(prepared.models)} models, {plan.parameters:,} parameters"]
+    for role, model in prepared.roles():
+        donates = " (config and tokenizer from here)" if model is prepared.donor else ""
+        lines.append(
+            f"  {role:6} {model.label}: {len(model.tensors)} tensors, {model.nbytes / 1e9:.3f} GB{donates}"
+        )
+    dtypes = ", ".join(sorted({t.dtype.torch_name for t in plan.tensors}))
+    lines.append(f"  merged {len(merged)} tensors; written as {dtypes}")
+    lines += [f"  merged {t.name}: {t.note}" for t in merged if t.note]
+    lines += [f"  copied {t.name}: {t.note}" for t in copied]
+    lines += [f"  dropped {name} of {model}: {reason}" for name, model, reason in plan.dropped]
+    tokenizer = _tokenizer_of(prepared)
+    if tokenizer:
+        lines.append(
+            f"  tokenizer {tokenizer['source']}: {tokenizer['tokens']} tokens, {tokenizer['rows']} rows"
+        )
+    if prepared.sidecars.copied:
+        lines.append(f"  files  {', '.join(prepared.sidecars.copied)}")
+    lines += [f"  left   {name}: {reason}" for name, reason in prepared.sidecars.left]
+    lines += [f"  differs from mergekit: {note}" for note in plan.notes]
+    lines.append(
+        f"  reads {plan.bytes_in / 1e9:.3f} GB a pass, writes {disk / 1e9:.3f} GB"
+        f" in {len(prepared.layout.shards)} file(s)"
+    )
+    need, least = prepared.memory(threads), replace(prepared.memory(1), held=0)
+    lines.append(
+        f"  memory {need.total / 1e6:.0f} MB at most with {threads} thread(s), {least.total / 1e6:.0f} MB at"
+        " least (--max-memory), beyond the program itself"
+    )
+    return "\n".join(printable(line, 2000) for line in lines)
