@@ -20,12 +20,12 @@ from merge_models.merge.errors import RecipeError as RecipeError
 
 if TYPE_CHECKING:
     from merge_models.merge.api import MergeResult as MergeResult
-    from merge_models.merge.api import Prepared as Prepared
     from merge_models.merge.api import merge as merge
-    from merge_models.merge.api import prepare as prepare
     from merge_models.merge.api import run_recipe as run_recipe
     from merge_models.merge.api import soup as soup
     from merge_models.merge.multi import run_recipes as run_recipes
+    from merge_models.merge.preparation import Prepared as Prepared
+    from merge_models.merge.preparation import prepare as prepare
     from merge_models.merge.recipe import Recipe as Recipe
     from merge_models.merge.recipe import load_recipe as load_recipe
     from merge_models.merge.recipe import load_recipes as load_recipes
@@ -62,8 +62,9 @@ if TYPE_CHECKING:
     from merge_models.merge.strategies import Wasserstein as Wasserstein
 
 _HOMES = {
-    "api": ("MergeResult", "Prepared", "merge", "prepare", "run_recipe", "soup"),
+    "api": ("MergeResult", "merge", "run_recipe", "soup"),
     "multi": ("run_recipes",),
+    "preparation": ("Prepared", "prepare"),
     "recipe": ("Recipe", "load_recipe", "load_recipes"),
 }
 

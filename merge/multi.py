@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from merge_models.merge.api import Earlier, MergeResult, Prepared, prepare, run_recipe
+from merge_models.merge.api import Earlier, MergeResult, run_recipe
 from merge_models.merge.checkpoint.header import TensorInfo
 from merge_models.merge.checkpoint.journal import binding_digest
 from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE
@@ -24,6 +24,7 @@ from merge_models.merge.checkpoint.source import DiskSource, read_json
 from merge_models.merge.checkpoint.staging import MANIFEST, check_target, sweep
 from merge_models.merge.errors import CheckpointError
 from merge_models.merge.identity import Names
+from merge_models.merge.preparation import Prepared, prepare
 from merge_models.merge.recipe import Recipe
 
 

@@ -338,7 +338,7 @@ FAILURES: dict[str, tuple[str, Callable[..., Any], BaseException, bool]] = {
     ),
     "what is written cannot be synced": (f"{STAGING}.sync_tree", _raise(EIO), EIO, True),
     "interrupted": (
-        "merge_models.merge.api._Writing._write_small_files", _raise(KeyboardInterrupt()),
+        "merge_models.merge.writing.Writing._write_small_files", _raise(KeyboardInterrupt()),
         KeyboardInterrupt(), True,
     ),
     "interrupted while publishing": (
@@ -348,7 +348,7 @@ FAILURES: dict[str, tuple[str, Callable[..., Any], BaseException, bool]] = {
         f"{STAGING}.put_in_place", _raise(OSError(errno.EACCES, "Permission denied")),
         OSError(errno.EACCES, "Permission denied"), True,
     ),
-    "a bug": ("merge_models.merge.api.manifest", _raise(Weird()), Weird(), True),
+    "a bug": ("merge_models.merge.writing.manifest", _raise(Weird()), Weird(), True),
 }  # fmt: skip
 
 

@@ -21,12 +21,13 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from merge_models.merge import Linear, Ties, merge
-from merge_models.merge.api import prepare, run_recipe
+from merge_models.merge.api import run_recipe
 from merge_models.merge.checkpoint import open_checkpoint
 from merge_models.merge.checkpoint.archive import MAX_PICKLE
 from merge_models.merge.checkpoint.pickled import PickledCheckpoint
 from merge_models.merge.cli import main
 from merge_models.merge.errors import ChangedError, CheckpointError, MergeError
+from merge_models.merge.preparation import prepare
 from merge_models.merge.recipe import parse_recipe
 from merge_models.merge.reproduce import reproduce
 from merge_models.merge.verify import verify

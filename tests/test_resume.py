@@ -253,7 +253,7 @@ def test_space_that_is_reserved_is_not_asked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models, out = stopped(tmp_path)
-    monkeypatch.setattr("merge_models.merge.api.free_space", lambda target: 1000)
+    monkeypatch.setattr("merge_models.merge.writing.free_space", lambda target: 1000)
     assert run(*models, out=out).resumed == 8
     with pytest.raises(MergeError, match="needs .* GB of disk"):
         run(*models, out=tmp_path / "other")

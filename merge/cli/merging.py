@@ -17,7 +17,7 @@ from merge_models.merge.cli.reviews import check_reviewable, judgement, review_a
 from merge_models.merge.errors import MergeError, printable
 
 if TYPE_CHECKING:
-    from merge_models.merge.api import Prepared
+    from merge_models.merge.preparation import Prepared
     from merge_models.merge.recipe import Recipe
 
 

@@ -14,7 +14,7 @@ from merge_models.merge.cli.recipes import naming
 from merge_models.merge.errors import printable
 
 if TYPE_CHECKING:
-    from merge_models.merge.api import Prepared
+    from merge_models.merge.preparation import Prepared
 
 
 @click.command()

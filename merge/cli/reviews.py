@@ -11,7 +11,7 @@ from merge_models.evals.commands import Review
 from merge_models.merge.errors import MergeError
 
 if TYPE_CHECKING:
-    from merge_models.merge.api import Prepared
+    from merge_models.merge.preparation import Prepared
 
 
 def review_asked_for(options: dict[str, Any]) -> Review | None:

@@ -1,0 +1,168 @@
+"""A recipe made ready to run: checkpoints opened, plan and layout made, from headers and configs alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merge_models.merge.assembly import assemble
+from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE, Layout, parse_size, plan_layout
+from merge_models.merge.checkpoint.lora import Places, open_model
+from merge_models.merge.checkpoint.sidecars import Sidecars, find_sidecars, output_config, stacked_config
+from merge_models.merge.checkpoint.source import DiskSource
+from merge_models.merge.identity import (
+    RECIPE_DIGEST_KEY,
+    RECIPE_KEY,
+    Names,
+    binding,
+    names_of,
+    recipe_metadata,
+)
+from merge_models.merge.memory import Need, needed
+from merge_models.merge.plan import Plan, make_plan
+from merge_models.merge.recipe import Recipe, load_recipe
+from merge_models.merge.tied import untied
+
+if TYPE_CHECKING:
+    from merge_models.merge.tokenizer.alignment import Alignment
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe with its checkpoints open and its plan made: all that is known before any arithmetic.
+
+    Attributes:
+        recipe: the recipe.
+        names: the models that it names, as they may be published and as they are found again.
+        models: every model that it names, the base first.
+        plan: what will be done.
+        layout: the output files.
+        sidecars: the small files that the donor gives.
+        aides: models that give tokens only.
+        alignment: the output's tokenizer and the models brought to it, where the recipe asks for one.
+        chat_template: Jinja text, where the recipe asks for one.
+        shard_size: bytes per output file at most.
+        allow_pickle: whether files of ``torch.save`` were allowed.
+    """
+
+    recipe: Recipe
+    names: Names
+    models: tuple[DiskSource, ...]
+    plan: Plan
+    layout: Layout
+    sidecars: Sidecars
+    aides: tuple[DiskSource, ...] = ()
+    alignment: Alignment | None = None
+    chat_template: str | None = None
+    shard_size: int = DEFAULT_SHARD_SIZE
+    allow_pickle: bool = False
+
+    @property
+    def donor(self) -> DiskSource:
+        """The model that gives config and tokenizer: the base, else the first model."""
+        return self.models[self.plan.donor]
+
+    def roles(self) -> list[tuple[str, DiskSource]]:
+        """(role, checkpoint) of every model."""
+        base = self.recipe.base_model
+        merged = [("base" if model.label == base else "parent", model) for model in self.models]
+        return [*merged, *(("tokens", model) for model in self.aides)]
+
+    def binding(self) -> dict[str, Any]:
+        """All that the output's bytes depend on."""
+        return binding(self.names.located, self.plan, self.layout, self.roles(), self.sidecars, {})
+
+    def paths(self) -> list[Path]:
+        """Every place that is read."""
+        return [path for _, model in self.roles() for path in model.paths]
+
+    def memory(self, threads: int) -> Need:
+        """What a run with so many threads needs at most, beyond Python and its libraries."""
+        return needed(self.plan, threads)
+
+    def config(self) -> dict[str, Any]:
+        """config.json of the output; empty where the donor has none."""
+        dtype = self.plan.main_dtype()
+        config = dict(self.donor.config)
+        if not config or dtype is None:
+            return config
+        if self.plan.layers is not None:
+            origins = [(self.models[model].config, layer) for model, layer in self.plan.layers]
+            config = stacked_config(config, origins)
+        if self.alignment is not None:
+            config = self.alignment.remapped(config)
+        return output_config(untied(config) if self.plan.untied else config, dtype)
+
+    def close(self) -> None:
+        """Closes every input file."""
+        for _, model in self.roles():
+            model.close()
+
+
+def prepare(
+    recipe: Recipe | str | os.PathLike[str],
+    shard_size: int | str = DEFAULT_SHARD_SIZE,
+    places: Places | None = None,
+    results: Sequence[str] = (),
+    *,
+    allow_pickle: bool = False,
+) -> Prepared:
+    """Opens a recipe's checkpoints and plans the merge, from headers and configs alone.
+
+    Args:
+        recipe: a recipe, or the path of one.
+        shard_size: bytes per output file at most.
+        places: where models are that are not at the path that their name is: results of earlier recipes.
+        results: which of these names are those of earlier recipes.
+        allow_pickle: read files of ``torch.save`` too; without code, by ``torch.load(weights_only=True)``.
+
+    Raises:
+        MergeError: the recipe, a checkpoint, or their fit is wrong.
+    """
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    out_dtype = loaded.output_dtype()
+    models = tuple(open_model(n, places, allow_pickle=allow_pickle) for n in loaded.model_names())
+    aides = tuple(open_model(n, places, allow_pickle=allow_pickle) for n in loaded.aide_names())
+    opened = {model.label: model for model in (*models, *aides)}
+    names = names_of(loaded, opened, results)
+    assembly = assemble(loaded, models)
+    template = None
+    if loaded.chat_template is not None:
+        from merge_models.merge.tokenizer.chat import choose_template
+
+        template = choose_template(loaded.chat_template, models, models[assembly.donor])
+    settings, alignment = loaded.tokenizer_settings(), None
+    if settings is not None:
+        from merge_models.merge.tokenizer.alignment import align
+
+        base = loaded.model_names().index(loaded.base_model) if loaded.base_model else None
+        alignment = align(settings, models, base, assembly.donor, aides)
+        models = alignment.models
+    plan = make_plan(models, assembly, out_dtype)
+    if alignment is not None:
+        plan = replace(plan, notes=(*plan.notes, *alignment.notes))
+    donor = models[plan.donor]
+    written = {tensor.name for tensor in plan.tensors}
+    made = ("format", RECIPE_KEY, RECIPE_DIGEST_KEY, *written)
+    keep = {key: value for key, value in donor.metadata.items() if key not in made}
+    told = {**keep, **recipe_metadata(names.public)}
+    limit = parse_size(shard_size)
+    layout = plan_layout(plan.outputs(), limit, told)
+    sidecars = _sidecars(donor)
+    if alignment is not None:
+        sidecars = sidecars.without_tokenizer()
+    return Prepared(
+        loaded, names, models, plan, layout, sidecars, aides, alignment, template, limit, allow_pickle
+    )
+
+
+def _sidecars(donor: DiskSource) -> Sidecars:
+    sidecars = Sidecars(donor.folder, (), ())
+    if donor.path.is_dir():
+        sidecars = find_sidecars(donor.path, [file.name for file in donor.files])
+    if donor.tokenizer_folder != donor.folder:
+        sidecars = sidecars.with_tokenizer_of(donor.tokenizer_folder)
+    return sidecars
