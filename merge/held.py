@@ -11,11 +11,11 @@ import threading
 import numpy as np
 
 HOLD_BYTES = 256 << 20
-"""Bytes of sources that may be held at a time; larger tensors are read again in every round."""
+"""Bytes of sources that may be held at a time; blocks beyond them are read again in every round."""
 
 
 class HeldBlocks:
-    """Lends buffers to tensors that fit the budget; safe to use from any thread.
+    """Lends buffers to blocks that fit the budget; safe to use from any thread.
 
     Buffers lent and buffers kept for reuse together never pass the budget.
     """
@@ -27,7 +27,7 @@ class HeldBlocks:
         self._lock = threading.Lock()
 
     def admit(self, nbytes: int) -> bool:
-        """Sets so many bytes aside for a tensor, if they are there."""
+        """Sets so many bytes aside for a block, if they are there."""
         with self._lock:
             if nbytes > self._left:
                 return False

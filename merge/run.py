@@ -51,6 +51,9 @@ else:
 GRACE_SECONDS = 0.5
 """How long a merge that is stopped waits for blocks in work; a large matrix may take much longer."""
 
+SMALL_PARTS = 1 << 20
+"""Bytes of parts of a survey that may wait to be folded, whatever their number."""
+
 
 class Sink(Protocol):
     """Where merged bytes go."""
@@ -158,7 +161,6 @@ class _Job:
     parts: dict[int, Any] = field(default_factory=dict)
     folded: int = 0
     left: int = 0
-    holds: bool = False
     held: dict[int, list[Span]] = field(default_factory=dict)
     lent: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
@@ -244,8 +246,6 @@ class _Run:
             self._enqueue(job)
         else:
             self._advance(job, None)
-            surveys = job.passing is not None
-            job.holds = surveys and self._memory.admit(sum(tensor.bytes_in for tensor in job.tensors))
 
     def _advance(self, job: _Job, total: Any) -> None:
         """Ends a round. It may think for seconds, so it holds no lock; the job is its caller's alone."""
@@ -316,7 +316,7 @@ class _Run:
         for is in work, since blocks are taken in order.
         """
         with self._changed:
-            while len(job.parts) >= self._most_parts and number != job.folded and self._failure is None:
+            while self._is_crowded(job) and number != job.folded and self._failure is None:
                 self._changed.wait()
             job.parts[number] = part
             while job.folded in job.parts:
@@ -328,22 +328,27 @@ class _Run:
             self._changed.notify_all()
             return job.left == 0
 
+    def _is_crowded(self, job: _Job) -> bool:
+        if len(job.parts) < self._most_parts:
+            return False
+        return sum(array.nbytes for part in job.parts.values() for array in part) > SMALL_PARTS
+
     def _read(
         self, job: _Job, number: int, tensor: TensorPlan, start: int, stop: int, buffers: _Buffers
     ) -> list[Span]:
-        """The block's sources: read, or held since the first round."""
+        """The block's sources: read, or held since the first round in which there was room for them."""
         if number in job.held:
             return job.held[number]
-        spans, lent = [], []
-        for use, ref in enumerate(tensor.sources()):
-            size = ref.info.dtype.size
-            nbytes = (stop - start) * size
-            if job.holds:
-                lent.append(self._memory.lend(nbytes))
-            buffer = lent[-1] if job.holds else buffers.get(use, nbytes)
-            data = self._models[ref.model].read(ref.info, start * size, stop * size, buffer)
+        sources = tensor.sources()
+        sizes = [(stop - start) * ref.info.dtype.size for ref in sources]
+        holds = job.passing is not None and self._memory.admit(sum(sizes))
+        lent = [self._memory.lend(nbytes) for nbytes in sizes] if holds else []
+        spans = []
+        for use, (ref, nbytes) in enumerate(zip(sources, sizes, strict=True)):
+            at, buffer = start * ref.info.dtype.size, lent[use] if holds else buffers.get(use, nbytes)
+            data = self._models[ref.model].read(ref.info, at, at + nbytes, buffer)
             spans.append(Span(data, ref.info.dtype))
-        if job.holds:
+        if holds:
             job.held[number], job.lent[number] = spans, lent
         return spans
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from merge_models.merge import Linear, PlanError, merge, prepare
+from merge_models.merge import Linear, PlanError, merge, prepare, run
+from merge_models.merge.checkpoint.source import Checkpoint
 from merge_models.merge.held import HeldBlocks
 from merge_models.merge.memory import FIXED_BYTES, Need, needed, within
 from merge_models.merge.recipe import recipe_of
@@ -125,12 +126,10 @@ def test_parts_of_a_survey_do_not_pile_up(
     strategy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the first block of a survey is held up, the other workers wait with their parts."""
-
-    from merge_models.merge import run
-
     paths = write_models(tmp_path, 3)
     monkeypatch.setattr("merge_models.merge.plan.BLOCK_ELEMENTS", 8)
     monkeypatch.setattr("merge_models.merge.strategies.orthogonal._BLOCK_ELEMENTS", 8)
+    monkeypatch.setattr(run, "SMALL_PARTS", 0)
     measure, fold, most = run._measure, run._Run._fold, []
 
     def slow(passing: Any, tensor: Any, spans: Any, start: int, number: int, seed: int) -> Any:
@@ -145,3 +144,21 @@ def test_parts_of_a_survey_do_not_pile_up(
     monkeypatch.setattr(run._Run, "_fold", watched)
     merge(paths[:2], strategy, base=paths[2], out=tmp_path / "out", threads=3)
     assert 0 < max(most) <= 3
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 3, 8])
+def test_blocks_that_fit_are_read_once(blocks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a tensor of eight blocks, surveyed and combined, those that cannot be held are read twice."""
+    tensor = {"w": torch.randn(8 * 16, generator=torch.Generator().manual_seed(0)).view(8, 16)}
+    paths = [write_folder(tmp_path / f"m{k}", {"w": tensor["w"] + k}) for k in range(2)]
+    monkeypatch.setattr("merge_models.merge.plan.BLOCK_ELEMENTS", 16)
+    monkeypatch.setattr("merge_models.merge.memory.HOLD_BYTES", blocks * 2 * 16 * 4)
+    fetch, starts = Checkpoint.read, []
+
+    def counted(self: Checkpoint, info: Any, start: int, stop: int, buffer: Any) -> Any:
+        starts.append(start)
+        return fetch(self, info, start, stop, buffer)
+
+    monkeypatch.setattr(Checkpoint, "read", counted)
+    merge(paths, Karcher(), out=tmp_path / "out", threads=1)
+    assert len(starts) == 2 * (8 + 8 - blocks)

@@ -112,14 +112,14 @@ static double NAME(dot)(const double *a, const double *b, size_t count) {
 
 #ifdef FUSED
 static inline lanes NAME(widen)(const float *x) {
-    floats narrow;
-    memcpy(&narrow, x, sizeof narrow);
-    return __builtin_convertvector(narrow, lanes);
+    lanes wide;
+    for (int l = 0; l < LANES; l++) wide[l] = x[l];
+    return wide;
 }
 
 /* gram for the commonest numbers of sources of at most 16 bits, whose differences are as good in float: products
  * of two floats are exact in double. Called with a constant, so that all sums stay in registers. */
-static inline __attribute__((always_inline)) void NAME(gram_narrow)(
+static inline CONTRACTED __attribute__((always_inline)) void NAME(gram_narrow)(
     const int sources, const float *r, float (*x)[TILE], size_t count, double *out) {
     const int number = 1 + sources + sources * (sources + 1) / 2;
     lanes sum[15], d[4];
@@ -146,7 +146,7 @@ static inline __attribute__((always_inline)) void NAME(gram_narrow)(
 }
 
 /* Returns 0 where it is not made for the sources. */
-static int NAME(gram_fused)(const char *reference, int reference_type, int sources, const char *const *source,
+static CONTRACTED int NAME(gram_fused)(const char *reference, int reference_type, int sources, const char *const *source,
                             const int *type, size_t count, double *out) {
     float r[TILE], x[4][TILE];
     int narrow = reference_type != T_F32 && sources >= 1 && sources <= 4;
