@@ -14,6 +14,7 @@ from merge_models.merge.checkpoint.digest import FAST, STRONG
 from merge_models.merge.checkpoint.dtypes import parse_dtype
 from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE, parse_size
 from merge_models.merge.checkpoint.staging import check_target
+from merge_models.merge.checkpoint.threads import default_threads
 from merge_models.merge.errors import PlanError, RecipeError, did_you_mean
 from merge_models.merge.identity import Names
 from merge_models.merge.in_memory import InMemory, merge_in_memory
@@ -69,13 +70,6 @@ class MergeResult:
     def rounded(self) -> Rounded | None:
         """What rounding did to the change that the merge made; None for outputs as wide as float32."""
         return rounded(self.figures)
-
-
-def default_threads() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run_recipe(

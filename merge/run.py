@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from operator import iadd
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +19,7 @@ import numpy as np
 
 from merge_models.merge.checkpoint.dtypes import BY_CODE
 from merge_models.merge.checkpoint.header import printable
+from merge_models.merge.checkpoint.threads import one_torch_thread
 from merge_models.merge.errors import MergeError, NonFiniteError, PlanError
 from merge_models.merge.held import HOLD_BYTES, HeldBlocks
 from merge_models.merge.kernels import Span, gram_moments, is_finite, native_name, weighted_sum
@@ -107,7 +108,7 @@ def execute(plan: Plan, sink: Sink, options: RunOptions) -> dict[str, Figures]:
         MergeError: a parent cannot be read or holds NaN or Inf, or the output cannot be written.
     """
     run = _Run(plan, sink, options)
-    with _one_torch_thread() if needs_torch(plan) else nullcontext():
+    with one_torch_thread() if needs_torch(plan) else nullcontext():
         run.work(max(1, options.threads))
     return {t.name: told for t in plan.tensors if (told := run.told(t))}
 
@@ -123,17 +124,6 @@ def _is_native(tensor: TensorPlan) -> bool:
     if not isinstance(strategy, AbstractSpanStrategy) or not is_fused(strategy):
         return False
     return not strategy.needs_gram or all(ref.info.dtype.code in NATIVE_TYPES for ref in tensor.sources())
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Workers are the parallelism; torch's own threads would only split sums differently."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Buffers:

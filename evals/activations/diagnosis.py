@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +19,7 @@ from merge_models.evals.activations.statistics import Site, samples_of, spectrum
 from merge_models.evals.activations.store import Store
 from merge_models.evals.memory import release
 from merge_models.evals.schema import ActivationDiagnosis, Calibration, ModelRef, SiteActivations
+from merge_models.merge.checkpoint.threads import torch_workers
 from merge_models.merge.errors import MergeError
 
 _WITH_INTERVALS = ("embedding", "residual", "module")
@@ -125,7 +124,8 @@ def diagnose(
     found = {r.ref.name: r.predictions for r in ordered if r.predictions is not None}
     vectors = {r.ref.name: r.vectors for r in ordered if r.vectors is not None}
     head = compare_predictions(found, positions, refs, sequences, drawn) if found and positions else None
-    with _workers() as pool:
+    # Small eigenproblems are several times slower with threads of their own.
+    with torch_workers(torch.get_num_threads()) as pool:
         sites = tuple(pool.map(record, specs))
     kept = TokenSamples(ordered, specs, sample, store)
     diagnosis = ActivationDiagnosis(
@@ -151,16 +151,3 @@ def _shares(parents: Sequence[ModelRef], weights: Sequence[float] | None) -> tup
     if total <= 0 or min(known) < 0:
         known, total = [1.0] * len(parents), float(len(parents))
     return tuple(w / total for w in known)
-
-
-@contextmanager
-def _workers() -> Iterator[ThreadPoolExecutor]:
-    """As many workers as torch has threads, each with one: small eigenproblems are several times slower with
-    threads of their own."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)

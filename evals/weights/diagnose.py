@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
-
-import torch
 
 from merge_models.evals.schema import DepthWeights, TensorWeights, WeightDiagnosis
 from merge_models.evals.weights.family import TensorFamily, align, normalised_weights, open_model
@@ -23,6 +18,7 @@ from merge_models.evals.weights.spectrum import Spectrum, spectrum, subspace_ove
 from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.checkpoint.layers import place_of, stacks
 from merge_models.merge.checkpoint.source import Source
+from merge_models.merge.checkpoint.threads import default_threads, torch_workers
 from merge_models.merge.errors import MergeError
 
 
@@ -114,10 +110,10 @@ def _measure_all(
     families: Sequence[TensorFamily], shares: Sequence[float], threads: int | None
 ) -> list[_Measured]:
     """The largest tensors first, so that no thread ends long after the others; results in model order."""
-    count = max(1, threads or min(os.cpu_count() or 1, 4))
+    count = max(1, threads or min(default_threads(), 4))
     by_size = sorted(families, key=lambda family: (-family.count, family.index))
     prefixes = len(stacks(family.name for family in families))
-    with _one_torch_thread(), ThreadPoolExecutor(count) as pool:
+    with torch_workers(count) as pool:
         jobs = [pool.submit(_measure, family, shares, prefixes > 1) for family in by_size]
         try:
             found = [job.result() for job in jobs]
@@ -126,17 +122,6 @@ def _measure_all(
             raise
     order = sorted(range(len(found)), key=lambda i: by_size[i].index)
     return [found[i] for i in order]
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Tensors are the parallelism; torch's own threads would only split sums differently."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _measure(family: TensorFamily, shares: Sequence[float], several_stacks: bool) -> _Measured:

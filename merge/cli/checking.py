@@ -21,7 +21,7 @@ def verify(out: Path, inputs: bool, threads: int | None) -> None:
     \b
     Example: merge-models verify OUT --inputs
     """
-    from merge_models.merge.api import default_threads
+    from merge_models.merge.checkpoint.threads import default_threads
     from merge_models.merge.verify import verify as compare
 
     found = compare(out, inputs=inputs, threads=threads or default_threads())

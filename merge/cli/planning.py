@@ -29,7 +29,7 @@ def plan(recipe: Path, as_json: bool, shard_size: str, threads: int | None, allo
     \b
     Example: merge-models plan recipe.yml --json
     """
-    from merge_models.merge.api import default_threads
+    from merge_models.merge.checkpoint.threads import default_threads
     from merge_models.merge.multi import plan_recipes, targets
     from merge_models.merge.recipe import load_recipes
 
