@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from merge_models.evals.memory import release
 from merge_models.merge.checkpoint import Checkpoint, open_checkpoint, printable
-from merge_models.merge.checkpoint.guard import MAX_JSON, read_json
+from merge_models.merge.checkpoint.clean import lay_out_model
+from merge_models.merge.checkpoint.guard import read_json
 from merge_models.merge.checkpoint.layers import stacks
-from merge_models.merge.checkpoint.sidecars import find_sidecars, is_tokenizer_file
 from merge_models.merge.errors import CheckpointError, MergeError
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 Kind = Literal["causal", "encoder", "module"]
 
 _CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _MAX_SIZE, _MAX_LAYERS = 1 << 24, 1000
 """No model is larger: what a config asks for is built (without memory) before any weight is looked at."""
 
@@ -80,10 +78,10 @@ def open_model(
         _check_config(checkpoint)
         with tempfile.TemporaryDirectory(prefix="merge-models-") as name:
             clean = Path(name)
-            _lay_out(checkpoint, clean)
+            has_tokenizer = lay_out_model(checkpoint, clean)
             with quiet():
                 model = _load_model(checkpoint, clean, dtype or torch.float32)
-                tokenizer = _load_tokenizer(checkpoint, clean)
+                tokenizer = _load_tokenizer(checkpoint, clean) if has_tokenizer else None
             model.to(device or "cpu").eval().requires_grad_(False)
             try:
                 yield Loaded(model, tokenizer, kind_of(model))
@@ -117,35 +115,6 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _lay_out(checkpoint: Checkpoint, clean: Path) -> None:
-    """A folder to load from: links to weight and tokenizer files, settings that run nothing."""
-    folder = checkpoint.folder
-    if len(checkpoint.files) == 1:
-        (clean / "model.safetensors").symlink_to(checkpoint.files[0].resolve())
-    else:
-        for file in checkpoint.files:
-            (clean / file.name).symlink_to(file.resolve())
-        weight_map = {name: info.file.name for name, info in checkpoint.tensors.items()}
-        index = {"metadata": {"total_size": checkpoint.nbytes}, "weight_map": weight_map}
-        (clean / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    _write_settings(folder / "config.json", clean / "config.json")
-    for name in find_sidecars(folder).copied:
-        if name in _SETTINGS:
-            _write_settings(folder / name, clean / name)
-        elif "/" not in name and is_tokenizer_file(name):
-            if (folder / name).stat().st_size > MAX_JSON:
-                raise CheckpointError(f"{folder / name}: larger than {MAX_JSON >> 20} MiB; refused")
-            (clean / name).symlink_to((folder / name).resolve())
-
-
-def _write_settings(source: Path, target: Path) -> None:
-    """Copies settings without what names code or other files."""
-    settings = read_json(source)
-    kept = {key: value for key, value in settings.items() if key != "auto_map" and not key.endswith("_file")}
-    kept.pop("_name_or_path", None)
-    target.write_text(json.dumps(kept), encoding="utf-8")
 
 
 def _check_config(checkpoint: Checkpoint) -> None:
@@ -226,11 +195,9 @@ def _model_class(label: str, config: Mapping[str, Any]) -> Any:
     )
 
 
-def _load_tokenizer(checkpoint: Checkpoint, clean: Path) -> Any | None:
+def _load_tokenizer(checkpoint: Checkpoint, clean: Path) -> Any:
     from transformers import AutoTokenizer
 
-    if not any(is_tokenizer_file(file.name) for file in clean.iterdir()):
-        return None
     try:
         return AutoTokenizer.from_pretrained(str(clean), local_files_only=True, trust_remote_code=False)
     except BaseException as error:  # a panic of the compiled tokenizers is no Exception

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import weakref
 from collections.abc import Mapping
@@ -10,16 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merge_models.merge.checkpoint.guard import MAX_JSON, read_json
+from merge_models.merge.checkpoint.clean import lay_out_tokenizer
 from merge_models.merge.checkpoint.header import printable
-from merge_models.merge.checkpoint.sidecars import find_sidecars, is_tokenizer_file
 from merge_models.merge.checkpoint.source import DiskSource
 from merge_models.merge.errors import CheckpointError
 
 MAX_ROWS = 1 << 24
-_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_LEADS_ELSEWHERE = ("auto_map", "_file", "_path", "_dir", "name_or_path")
-_CONFIG_KEYS = ("model_type", "tokenizer_class", "transformers_version")
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ def load_tokenizer(model: DiskSource) -> LoadedTokenizer:
 
     clean = tempfile.TemporaryDirectory(prefix="merge-models-")
     try:
-        _lay_out(model.tokenizer_folder, Path(clean.name))
+        lay_out_tokenizer(model.tokenizer_folder, Path(clean.name))
         tokenizer = AutoTokenizer.from_pretrained(clean.name, local_files_only=True, trust_remote_code=False)
         ids = _checked_ids(tokenizer.get_vocab())
     except CheckpointError:
@@ -70,28 +65,6 @@ def load_tokenizer(model: DiskSource) -> LoadedTokenizer:
         ) from None
     weakref.finalize(tokenizer, clean.cleanup)  # some copy their files when they are saved
     return LoadedTokenizer(model.label, tokenizer, ids)
-
-
-def _lay_out(folder: Path, clean: Path) -> None:
-    """A folder that transformers may load from: checked files only, and of settings those of tokenizers.
-
-    Settings can name other files to read, code to run, and sizes of models that are built on the way.
-    """
-    for name in find_sidecars(folder).copied:
-        if not is_tokenizer_file(Path(name).name) and Path(name).name not in _SETTINGS:
-            continue
-        (clean / name).parent.mkdir(exist_ok=True)
-        if name in _SETTINGS:
-            settings = read_json(folder / name)
-            kept = {key: value for key, value in settings.items() if not key.endswith(_LEADS_ELSEWHERE)}
-            (clean / name).write_text(json.dumps(kept), encoding="utf-8")
-        elif (folder / name).stat().st_size > MAX_JSON:
-            raise CheckpointError(f"{folder / name}: larger than {MAX_JSON >> 20} MiB; refused")
-        else:
-            (clean / name).symlink_to((folder / name).resolve())
-    config = read_json(folder / "config.json")
-    kept = {key: config[key] for key in _CONFIG_KEYS if isinstance(config.get(key), str)}
-    (clean / "config.json").write_text(json.dumps(kept), encoding="utf-8")
 
 
 def _checked_ids(vocabulary: Mapping[str, int]) -> dict[str, int]:
