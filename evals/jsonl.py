@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merge_models.merge.checkpoint.guard import is_file, parse_json
+from merge_models.merge.checkpoint.guard import is_file, parse_json, read_bounded
 from merge_models.merge.errors import MergeError, printable
 
 MAX_FILE = 256 << 20
@@ -98,14 +98,7 @@ def _checked_file(path: str | os.PathLike[str]) -> Path:
 
 
 def _bytes(file: Path) -> bytes:
-    try:
-        with open(file, "rb") as stream:
-            data = stream.read(MAX_FILE + 1)
-    except OSError as error:
-        raise MergeError(f"{printable(str(file), 400)}: cannot be read: {error.strerror}") from None
-    if len(data) > MAX_FILE:
-        raise MergeError(f"{printable(str(file), 400)}: larger than {MAX_FILE >> 20} MiB; give a part of it")
-    return data
+    return read_bounded(file, MAX_FILE, "give a part of it", MergeError)
 
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:

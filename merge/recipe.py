@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from merge_models.merge.checkpoint.dtypes import DType, parse_dtype
+from merge_models.merge.checkpoint.guard import read_bounded
 from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.errors import RecipeError, did_you_mean
 from merge_models.merge.strategies import AbstractStrategy, find_strategy, parameters_of
@@ -218,13 +219,7 @@ def load_recipes(file: str | os.PathLike[str]) -> tuple[Recipe, ...]:
         RecipeError: it is missing, no YAML, or no valid recipe; the message names the key.
     """
     path = Path(file)
-    try:
-        with open(path, "rb") as stream:
-            data = stream.read(MAX_RECIPE + 1)
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(data) > MAX_RECIPE:
-        raise RecipeError(f"{path}: larger than {MAX_RECIPE >> 20} MiB; not a recipe")
+    data = read_bounded(path, MAX_RECIPE, "not a recipe", RecipeError)
     try:
         values = [value for value in _documents(data.decode("utf-8")) if value is not None]
     except UnicodeDecodeError:

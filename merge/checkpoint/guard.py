@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from merge_models.merge.errors import CheckpointError, printable
+from merge_models.merge.errors import CheckpointError, MergeError, printable
 
 MAX_JSON = 64 << 20
 MAX_VALUES = 1_500_000
@@ -46,6 +46,31 @@ def check_inside(folder: Path, name: str) -> Path:
     return file
 
 
+def read_bounded(
+    file: Path, limit: int, advice: str = "refused", error: type[MergeError] = CheckpointError
+) -> bytes:
+    """All bytes of a small file.
+
+    Args:
+        file: which.
+        limit: bytes that it may have, in whole MiB.
+        advice: what is said of a larger one.
+        error: what is raised.
+
+    Raises:
+        MergeError: it cannot be read, or is too large.
+    """
+    name = printable(str(file), 400)
+    try:
+        with open(file, "rb") as stream:
+            data = stream.read(limit + 1)
+    except OSError as failure:
+        raise error(f"{name}: cannot be read: {failure.strerror}") from None
+    if len(data) > limit:
+        raise error(f"{name}: larger than {limit >> 20} MiB; {advice}")
+    return data
+
+
 def parse_json(text: bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """A JSON text, whose values are counted before any of them is made.
 
@@ -72,14 +97,7 @@ def read_json(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file}: is not a file, or a link to none; download it again")
     check_inside(file.parent, file.name)
     try:
-        with open(file, "rb") as stream:
-            text = stream.read(MAX_JSON + 1)
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
-    if len(text) > MAX_JSON:
-        raise CheckpointError(f"{file}: larger than {MAX_JSON >> 20} MiB; refused")
-    try:
-        value = parse_json(text)
+        value = parse_json(read_bounded(file, MAX_JSON))
     except ValueError:
         raise CheckpointError(f"{file}: is not valid JSON; mend it or download it again") from None
     if not isinstance(value, dict) or _is_deep(value):
