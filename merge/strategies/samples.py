@@ -66,6 +66,11 @@ class _Listed:
         self.parts += later.parts
         return self
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take, next to nothing: a sample, or a bracket's tallies."""
+        return 0
+
 
 def _sampled(series: Series, every: int, block: Block) -> list[Tensor]:
     """Sampled keys of each series."""
