@@ -615,9 +615,35 @@ def test_stopped_before_anything_is_finished_leaves_nothing(place: Path) -> None
     assert listing(place) == before
 
 
-def test_a_closed_pipe_is_no_traceback() -> None:
-    with command("from merge_models.merge.cli import main; main()", "merge", "--help") as process:
+_MAIN = "from merge_models.merge.cli import main; main(prog_name='merge-models')"
+_PRINTING = {
+    "help of a command": ("merge", "--help"),
+    "methods": ("methods",),
+    "plan": ("plan", "r.yml"),
+}
+
+
+@pytest.fixture
+def printing(place: Path) -> Path:
+    (place / "r.yml").write_text(TWO + "merge_method: linear")
+    return place
+
+
+@pytest.mark.parametrize("case", ["help of a command", "methods", "plan"])
+def test_a_closed_pipe_ends_quietly(case: str, printing: Path) -> None:
+    with command(_MAIN, *_PRINTING[case]) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == ""
-    assert process.returncode != 0
+    assert process.returncode == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("case", ["help of a command", "methods"])
+def test_a_full_output_is_one_line(case: str, printing: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", _MAIN, *_PRINTING[case]], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("Error: standard output cannot be written: No space left"), done.stderr

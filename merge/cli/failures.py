@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import click
@@ -20,7 +21,8 @@ class Group(click.Group):
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
         try:
-            return super().make_context(*args, **extra)
+            with _reader_may_leave():
+                return super().make_context(*args, **extra)
         except click.UsageError as error:
             if type(error) is click.UsageError or isinstance(error, (click.BadParameter, click.NoSuchOption)):
                 _fail_usage(error)
@@ -28,7 +30,7 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with _stoppable():
+            with _stoppable(), _reader_may_leave():
                 return super().invoke(ctx)
         except MergeError as error:
             _fail(str(error))
@@ -40,8 +42,39 @@ class Group(click.Group):
             _leave("interrupted", interruption, 130)
         except MemoryError:
             _fail("not enough memory; pass fewer --threads, or --max-memory SIZE")
-        except BrokenPipeError:
-            os._exit(1)
+
+
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Ends quietly where nobody reads what is printed (``| head``), and with one line where it cannot be."""
+    try:
+        yield
+    except BrokenPipeError:
+        _drop_output()
+        sys.exit(128 + 13)  # as a program that the signal of a broken pipe ends
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if _is_of_printing(error):
+            _drop_output()
+            _fail(f"standard output cannot be written: {reason}; make room, or send it elsewhere")
+        _fail(reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}")
+
+
+def _is_of_printing(error: OSError) -> bool:
+    """Whether it was raised by ``click.echo``, which prints all that goes to standard output."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_code is click.echo.__code__
+
+
+def _drop_output() -> None:
+    """Sends what cannot be printed nowhere, so that it does not fail again when Python ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 class _Stopped(KeyboardInterrupt):
@@ -77,7 +110,8 @@ def _in_main_thread() -> bool:
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
-    click.echo(f"Error: {printable(message, 2000)}", err=True)
+    with suppress(OSError):  # nobody can be told
+        click.echo(f"Error: {printable(message, 2000)}", err=True)
     sys.exit(code)
 
 
