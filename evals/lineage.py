@@ -11,7 +11,7 @@ from typing import Any
 from merge_models.merge.checkpoint import open_checkpoint
 from merge_models.merge.checkpoint.source import read_json
 from merge_models.merge.checkpoint.staging import MANIFEST
-from merge_models.merge.errors import MergeError, printable
+from merge_models.merge.errors import MergeError, counted, printable
 
 Name = str | os.PathLike[str]
 
@@ -108,7 +108,10 @@ def _shares(
 ) -> tuple[tuple[float, ...], tuple[str, ...]]:
     if weights is not None:
         if len(weights) != len(parents):
-            raise MergeError(f"{len(weights)} weights for {len(parents)} parents; give one per parent")
+            raise MergeError(
+                f"{counted(len(weights), 'weight')} for {counted(len(parents), 'parent')};"
+                " give one per parent"
+            )
         return _normalised(weights), ()
     of_recipe = recipe_weights(manifest.get("recipe"))
     if of_recipe is not None and len(of_recipe) == len(parents) == len(made_from):

@@ -7,12 +7,13 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Union, cast, overload
 
 from merge_models.merge.checkpoint.digest import FAST, STRONG
 from merge_models.merge.checkpoint.dtypes import parse_dtype
-from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE, parse_size
+from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE
 from merge_models.merge.checkpoint.staging import check_target
 from merge_models.merge.checkpoint.threads import default_threads
 from merge_models.merge.errors import PlanError, RecipeError, did_you_mean
@@ -22,6 +23,7 @@ from merge_models.merge.memory import load_libraries, memory_now, needed, within
 from merge_models.merge.preparation import Prepared, prepare
 from merge_models.merge.recipe import Recipe, check_rounding, recipe_of
 from merge_models.merge.run import RunOptions
+from merge_models.merge.sizes import parse_size
 from merge_models.merge.strategies.base import AbstractStrategy, Figures
 from merge_models.merge.strategies.linear import Linear
 from merge_models.merge.survival import Rounded, rounded
@@ -30,6 +32,7 @@ from merge_models.merge.writing import Writing, check_space
 if TYPE_CHECKING:
     from torch import Tensor
 
+_T = TypeVar("_T")
 PathLike = Union[str, "os.PathLike[str]"]
 _INPUT_KINDS = {"fast": FAST, "strong": STRONG}
 
@@ -53,7 +56,7 @@ class MergeResult:
 
     Attributes:
         path: the output folder.
-        seconds: time taken.
+        seconds: time taken, without that of the caller's own ``planned`` and ``review``.
         bytes_read, bytes_written: of tensors.
         figures: what the strategy found worth telling, by tensor.
         resumed: tensors that an earlier, stopped run of the same merge had finished.
@@ -120,7 +123,7 @@ def run_recipe(
         raise RecipeError(f"on_nonfinite is 'error' or 'keep', not {on_nonfinite!r}")
     if input_digests not in _INPUT_KINDS:
         raise RecipeError(f"input_digests is 'fast' or 'strong', not {input_digests!r}")
-    started = time.monotonic()
+    clock = _Clock()
     target, before = Path(out), earlier or Earlier()
     results = [str(names.located.name) for names in before.names]
     prepared = prepare(recipe, shard_size, before.places, results, allow_pickle=allow_pickle)
@@ -128,14 +131,34 @@ def run_recipe(
         check_target(target, prepared.paths(), overwrite)
         check_space(target, prepared)
         if planned:
-            planned(prepared)
+            clock.outside(planned, prepared)
         options = _options(prepared, threads, max_memory, on_nonfinite, progress)
-        writing = Writing(prepared, target, overwrite, before.names, _INPUT_KINDS[input_digests], review)
+        judge = None if review is None else partial(clock.outside, review)
+        writing = Writing(prepared, target, overwrite, before.names, _INPUT_KINDS[input_digests], judge)
         figures = writing.run(options, restart)
     finally:
         prepared.close()
-    plan, seconds = prepared.plan, time.monotonic() - started
-    return MergeResult(target, seconds, plan.bytes_in, plan.bytes_out, figures, writing.resumed)
+    plan = prepared.plan
+    return MergeResult(target, clock.seconds, plan.bytes_in, plan.bytes_out, figures, writing.resumed)
+
+
+class _Clock:
+    """The time that a merge takes, without that of functions which the caller gave."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def outside(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """Calls a function in time that does not count."""
+        began = time.monotonic()
+        try:
+            return function(*arguments)
+        finally:
+            self._started += time.monotonic() - began
 
 
 def _options(

@@ -43,3 +43,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean '{near[0]}'?"
     return f"; known: {', '.join(names)}" if names else ""
+
+
+def counted(number: int, thing: str) -> str:
+    """``1 model``, ``2 models``."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -16,6 +16,7 @@ from merge_models.merge.errors import PlanError
 from merge_models.merge.held import HOLD_BYTES
 from merge_models.merge.plan import Plan
 from merge_models.merge.run import needs_torch
+from merge_models.merge.sizes import shown_size
 from merge_models.merge.strategies.base import AbstractSpanStrategy
 
 FIXED_BYTES = 32 << 20
@@ -68,17 +69,13 @@ def within(plan: Plan, threads: int, limit: int, before: int) -> Need:
     room = limit - before
     if least.total > room:
         raise PlanError(
-            f"memory: this merge needs {_megabytes(before + least.total)} MB with one thread"
-            f" ({_megabytes(before)} of them for the program itself), {_megabytes(limit, up=False)} MB are"
+            f"memory: this merge needs {shown_size(before + least.total, 'up')} with one thread"
+            f" ({shown_size(before, 'up')} of it for the program itself), {shown_size(limit, 'down')} is"
             " allowed; allow more (--max-memory), or choose another method"
         )
     fitting = min(threads, 1 + (room - least.total) // max(wanted.worker, 1))
     left = room - Need(fitting, wanted.worker, 0, wanted.sources).total
     return Need(fitting, wanted.worker, min(wanted.held, left), wanted.sources)
-
-
-def _megabytes(nbytes: int, up: bool = True) -> int:
-    return -(-nbytes // 10**6) if up else nbytes // 10**6
 
 
 def load_libraries(plan: Plan) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge_models.merge.assembly import assemble
-from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE, Layout, parse_size, plan_layout
+from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE, Layout, plan_layout
 from merge_models.merge.checkpoint.lora import Places, open_model
 from merge_models.merge.checkpoint.sidecars import Sidecars, find_sidecars, output_config, stacked_config
 from merge_models.merge.checkpoint.source import DiskSource
@@ -24,6 +24,7 @@ from merge_models.merge.identity import (
 from merge_models.merge.memory import Need, needed
 from merge_models.merge.plan import Plan, make_plan
 from merge_models.merge.recipe import Recipe, load_recipe
+from merge_models.merge.sizes import parse_size
 from merge_models.merge.tied import untied
 
 if TYPE_CHECKING:

@@ -10,6 +10,8 @@ import threading
 import time
 from typing import Any
 
+from merge_models.merge.sizes import shown_size
+
 INTERVAL = 2.0
 
 
@@ -73,8 +75,8 @@ class Progress:
         rate = self._done / seconds
         left = (self._total - self._done) / rate if rate else 0.0
         print(
-            f"{self._tenth * 10:3d} %  {self._done / 1e9:.2f} of {self._total / 1e9:.2f} GB written,"
-            f" {rate / 1e6:.0f} MB/s, {left:.0f} s left",
+            f"{self._tenth * 10:3d} %  {shown_size(self._done)} of {shown_size(self._total)} written,"
+            f" {shown_size(rate)}/s, {left:.0f} s left",
             file=sys.stderr,
             flush=True,
         )

@@ -17,6 +17,7 @@ from merge_models.merge.identity import Names
 from merge_models.merge.output import StagedOutput
 from merge_models.merge.preparation import Prepared
 from merge_models.merge.run import RunOptions, execute
+from merge_models.merge.sizes import shown_size
 from merge_models.merge.strategies.base import Figures
 
 GENERATION, TOKENIZER = "generation_config.json", "tokenizer_config.json"
@@ -27,7 +28,7 @@ def check_space(target: Path, prepared: Prepared) -> None:
     free = free_space(target)
     if needed > free:
         raise PlanError(
-            f"output {target}: needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free;"
+            f"output {target}: needs {shown_size(needed, 'up')} of disk, {shown_size(free, 'down')} is free;"
             " make room or choose another disk"
         )
 

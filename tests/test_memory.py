@@ -34,6 +34,7 @@ import hashlib, json, os, re, sys
 from pathlib import Path
 import torch
 from merge_models.merge import MergeError, run_recipe
+from merge_models.merge.sizes import parse_size
 from merge_models.merge.recipe import parse_recipe
 methods, place = json.loads(sys.argv[1]), Path(sys.argv[2])
 def run(recipe, out, limit):
@@ -60,7 +61,7 @@ for method, parameters in methods.items():
     document = {"merge_method": method, "parameters": parameters, "base_model": str(place / "c")}
     recipe = parse_recipe({**document, "models": [{"model": str(place / name)} for name in "ab"]})
     refusal = run(recipe, place / "none", 50_000_000)
-    least = int(re.search(r"needs (\\d+) MB", refusal)[1]) * 10**6 + 4_000_000
+    least = parse_size(re.search(r"needs ([\\d.]+ \\wB)", refusal)[1]) + 4_000_000
     tight, roomy = (run(recipe, place / f"{method}-{limit}", limit) for limit in (least, 4 * 10**9))
     found[method] = [refusal, least, tight, roomy]
 print(json.dumps(found))
@@ -79,7 +80,7 @@ def test_the_limit_is_kept_and_changes_no_byte(tmp_path: Path) -> None:
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     for method, (refusal, least, tight, roomy) in json.loads(done.stdout).items():
-        assert re.match(r"memory: this merge needs \d+ MB with one thread .*, 50 MB are allowed", refusal)
+        assert re.match(r"memory: this merge needs [\d.]+ MB with one thread .*, 50.0 MB is allowed", refusal)
         assert isinstance(tight, list) and isinstance(roomy, list), (method, tight, roomy)
         assert tight[1] == roomy[1], method
         assert tight[0] <= least, (method, tight[0] - least)
@@ -121,15 +122,22 @@ def test_held_buffers_never_pass_the_budget() -> None:
     assert alive == [10, 5, 3, 14, 2]
 
 
-@pytest.mark.parametrize("strategy", [Orthogonal(), Ties(scope="model", density=0.5)], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    ("strategy", "sampled"),
+    [(Orthogonal(), 0), (Ties(scope="model", density=0.5), 0), (Ties(density=0.5), 16)],
+    ids=["orthogonal", "ties", "ties by a sample"],
+)
 def test_parts_of_a_survey_do_not_pile_up(
-    strategy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    strategy: Any, sampled: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the first block of a survey is held up, the other workers wait with their parts."""
     paths = write_models(tmp_path, 3)
     monkeypatch.setattr("merge_models.merge.plan.BLOCK_ELEMENTS", 8)
     monkeypatch.setattr("merge_models.merge.strategies.orthogonal._BLOCK_ELEMENTS", 8)
     monkeypatch.setattr(run, "SMALL_PARTS", 0)
+    if sampled:  # parts that are listed, not added, need not wait
+        monkeypatch.setattr("merge_models.merge.strategies.select.SAMPLE", sampled)
+        monkeypatch.setattr("merge_models.merge.strategies.samples.SAMPLE", sampled)
     measure, fold, most = run._measure, run._Run._fold, []
 
     def slow(passing: Any, tensor: Any, spans: Any, start: int, number: int, seed: int) -> Any:
@@ -143,7 +151,7 @@ def test_parts_of_a_survey_do_not_pile_up(
     monkeypatch.setattr(run, "_measure", slow)
     monkeypatch.setattr(run._Run, "_fold", watched)
     merge(paths[:2], strategy, base=paths[2], out=tmp_path / "out", threads=3)
-    assert 0 < max(most) <= 3
+    assert 0 < max(most) and (sampled or max(most) <= 3)
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 3, 8])

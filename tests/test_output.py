@@ -6,9 +6,11 @@ import errno
 import importlib.metadata
 import json
 import os
+import random
 import shutil
 import struct
 import threading
+import time
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -31,8 +33,9 @@ from merge_models.merge import (
 )
 from merge_models.merge.checkpoint import Staging, plan_layout, publish
 from merge_models.merge.checkpoint.dtypes import BY_CODE
-from merge_models.merge.checkpoint.layout import OutputTensor, parse_size
+from merge_models.merge.checkpoint.layout import OutputTensor
 from merge_models.merge.recipe import recipe_of
+from merge_models.merge.sizes import parse_size, shown_size
 
 from .helpers import (
     CONFIG,
@@ -75,6 +78,25 @@ def header_of(file: Path) -> tuple[dict[str, Any], int]:
 )  # fmt: skip
 def test_sizes_are_read(text: str | int, size: int) -> None:
     assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"), (713, "713 B"), (999, "999 B"), (1000, "1.00 KB"), (1005, "1.01 KB"), (12_345, "12.3 KB"),
+        (999_499, "999 KB"), (999_500, "1.00 MB"), (59_000_000, "59.0 MB"), (2_200_010_000, "2.20 GB"),
+        (10**14, "100 TB"), (12 * 10**14, "1200 TB"),
+    ],
+)  # fmt: skip
+def test_sizes_are_told_in_the_unit_that_fits(size: int, text: str) -> None:
+    assert shown_size(size) == text
+
+
+def test_told_sizes_are_enough_or_there() -> None:
+    sizes = random.Random(0)
+    for size in (int(10 ** sizes.uniform(0, 15)) for _ in range(2000)):
+        up, down = (parse_size(shown_size(size, rounding)) for rounding in ("up", "down"))
+        assert size * 0.99 < down <= size <= up < size * 1.01, size
 
 
 @pytest.mark.parametrize(
@@ -427,7 +449,7 @@ def test_a_disk_that_is_too_small_is_known_beforehand(
     parents = write_models(tmp_path, 2)
     usage = namedtuple("usage", "total used free")(10, 9, 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(MergeError, match=r"output .*out: needs .* GB of disk, .* GB are free; make room"):
+    with pytest.raises(MergeError, match=r"output .*out: needs .* of disk, .* is free; make room"):
         merge(parents, out=tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["m0", "m1"]
 
@@ -662,3 +684,14 @@ def test_manifest_records_the_merge(tmp_path: Path) -> None:
         {"tensor": "extra", "model": str(base), "reason": "only the base has it"}
     ]
     assert record["output"]["tensors"] == len(tensors(0)) + 1
+
+
+def test_time_of_the_callers_own_functions_is_no_time_of_the_merge(tmp_path: Path) -> None:
+    def wait(*_: object) -> Any:
+        time.sleep(0.3)
+        return "fine"
+
+    recipe = recipe_of(Linear(), write_models(tmp_path, 2))
+    began = time.monotonic()
+    result = run_recipe(recipe, tmp_path / "out", planned=wait, review=wait)
+    assert 0 < result.seconds < time.monotonic() - began - 0.6

@@ -243,7 +243,7 @@ def test_a_full_disk_stops_a_merge_that_then_goes_on(tmp_path: Path) -> None:
     assert "model.safetensors: tensor 'layer." in done.stderr and "File too large; make room" in done.stderr
     assert "of 20 tensors are finished and kept" in done.stderr
     command[command.index("-q")] = "-v"
-    assert "tensors were finished by an earlier run" in CliRunner().invoke(main, command).output
+    assert "kept from an earlier run, and checked: " in CliRunner().invoke(main, command).output
     command[command.index("-o") + 1] = str(tmp_path / "fresh")
     CliRunner().invoke(main, command)
     assert listing(tmp_path / "out") == listing(tmp_path / "fresh") and not kept(tmp_path)
@@ -255,7 +255,7 @@ def test_space_that_is_reserved_is_not_asked_for_again(
     models, out = stopped(tmp_path)
     monkeypatch.setattr("merge_models.merge.writing.free_space", lambda target: 1000)
     assert run(*models, out=out).resumed == 8
-    with pytest.raises(MergeError, match="needs .* GB of disk"):
+    with pytest.raises(MergeError, match="needs .* of disk"):
         run(*models, out=tmp_path / "other")
 
 

@@ -20,7 +20,7 @@ from merge_models.evals.activations.store import Store
 from merge_models.evals.memory import release
 from merge_models.evals.schema import ActivationDiagnosis, Calibration, ModelRef, SiteActivations
 from merge_models.merge.checkpoint.threads import torch_workers
-from merge_models.merge.errors import MergeError
+from merge_models.merge.errors import MergeError, counted
 
 _WITH_INTERVALS = ("embedding", "residual", "module")
 
@@ -143,7 +143,9 @@ def _shares(parents: Sequence[ModelRef], weights: Sequence[float] | None) -> tup
     """The parents' weights, to sum 1."""
     given = list(weights) if weights is not None else [ref.weight for ref in parents]
     if len(given) != len(parents):
-        raise MergeError(f"{len(given)} weights for {len(parents)} parents; give one for each")
+        raise MergeError(
+            f"{counted(len(given), 'weight')} for {counted(len(parents), 'parent')}; give one for each"
+        )
     known = [w for w in given if w is not None]
     if len(known) < len(parents):
         known = [1.0] * len(parents)

@@ -31,7 +31,7 @@ from merge_models.evals.repairs.rescale import (
 from merge_models.evals.schema import LayerRepair, RepairReport
 from merge_models.merge.checkpoint import Checkpoint, open_checkpoint
 from merge_models.merge.checkpoint.staging import check_target
-from merge_models.merge.errors import MergeError
+from merge_models.merge.errors import MergeError, counted
 
 Name = str | os.PathLike[str]
 _ROWS = 8
@@ -118,7 +118,10 @@ def repair_module(
 
     given = [1.0] * len(parents) if weights is None else list(weights)
     if len(given) != len(parents) or sum(given) <= 0:
-        raise MergeError(f"{len(given)} weights for {len(parents)} parents; give a positive one for each")
+        raise MergeError(
+            f"{counted(len(given), 'weight')} for {counted(len(parents), 'parent')};"
+            " give a positive one for each"
+        )
     moments = []
     for parent in parents:
         with in_eval_mode(parent):

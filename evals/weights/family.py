@@ -11,7 +11,7 @@ import numpy as np
 
 from merge_models.merge.checkpoint.header import TensorInfo, printable
 from merge_models.merge.checkpoint.source import Source, StateDict, open_checkpoint
-from merge_models.merge.errors import MergeError
+from merge_models.merge.errors import MergeError, counted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -79,7 +79,9 @@ def normalised_weights(weights: Sequence[float] | None, count: int) -> tuple[flo
     if weights is None:
         return (1.0 / count,) * count
     if len(weights) != count:
-        raise MergeError(f"{len(weights)} weights for {count} parents; give one per parent")
+        raise MergeError(
+            f"{counted(len(weights), 'weight')} for {counted(count, 'parent')}; give one per parent"
+        )
     total = float(sum(weights))
     if not all(w >= 0 for w in weights) or not 0 < total < float("inf"):
         raise MergeError("parents' weights must be finite, none negative, and one positive")

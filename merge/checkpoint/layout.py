@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from merge_models.merge.checkpoint.dtypes import DType
 from merge_models.merge.checkpoint.header import encode_header
-from merge_models.merge.errors import RecipeError
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
-_UNITS |= {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 @dataclass(frozen=True)
@@ -101,19 +96,3 @@ def _file_name(number: int, count: int) -> str:
     if count == 1:
         return "model.safetensors"
     return f"model-{number + 1:05d}-of-{count:05d}.safetensors"
-
-
-def parse_size(text: str | int, what: str = "shard size") -> int:
-    """Bytes from ``5GB``, ``500MiB``, ``2_000_000``; decimal units are powers of ten.
-
-    Raises:
-        RecipeError: it is no size, or not positive.
-    """
-    match = re.fullmatch(r"\s*([0-9][0-9_]{0,30}(?:\.[0-9]{1,30})?)\s*([A-Za-z]*)\s*", str(text))
-    unit = _UNITS.get(match.group(2).upper()) if match else None
-    if match is None or unit is None:
-        raise RecipeError(f"{what} '{text}' is not a size in bytes; write 5GB, 500MB or 2GiB")
-    size = int(float(match.group(1).replace("_", "")) * unit)
-    if size <= 0:
-        raise RecipeError(f"{what} '{text}' is not positive; write 5GB, 500MB or 2GiB")
-    return size

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from merge_models.merge.errors import printable
+from merge_models.merge.errors import counted, printable
+from merge_models.merge.sizes import shown_size
 
 
 @click.command()
@@ -27,8 +28,8 @@ def verify(out: Path, inputs: bool, threads: int | None) -> None:
     found = compare(out, inputs=inputs, threads=threads or default_threads())
     _conclude(
         found.problems,
-        f"{out}: {found.tensors} tensors and {found.files} files are as they were written"
-        f"{' and read' if inputs else ''} ({found.bytes / 1e9:.2f} GB)",
+        f"{out}: {counted(found.tensors, 'tensor')} and {counted(found.files, 'file')} are as they"
+        f" were written{' and read' if inputs else ''} ({shown_size(found.bytes)})",
     )
 
 
@@ -49,7 +50,9 @@ def reproduce(out: Path, scratch: Path | None, threads: int | None) -> None:
     made = run_again(out, scratch=scratch, threads=threads)
     for line in made.other_versions:
         click.echo(printable(f"note: made with {line}", 2000))
-    _conclude(made.differences, f"{out}: {made.tensors} tensors and all other files came out the same")
+    _conclude(
+        made.differences, f"{out}: {counted(made.tensors, 'tensor')} and all other files came out the same"
+    )
 
 
 def _conclude(problems: Sequence[str], verdict: str) -> None:

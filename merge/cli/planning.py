@@ -11,7 +11,8 @@ import click
 
 from merge_models.merge.cli.options import allow_pickle_option
 from merge_models.merge.cli.recipes import naming
-from merge_models.merge.errors import printable
+from merge_models.merge.errors import counted, printable
+from merge_models.merge.sizes import shown_size
 
 if TYPE_CHECKING:
     from merge_models.merge.preparation import Prepared
@@ -91,33 +92,38 @@ def plan_text(prepared: Prepared, threads: int = 1) -> str:
     merged = [t for t in plan.tensors if t.action == "merge"]
     copied = [t for t in plan.tensors if t.action == "copy"]
     disk = sum(shard.nbytes for shard in prepared.layout.shards)
-    lines = [f"{recipe.merge_method}: {len(prepared.models)} models, {plan.parameters:,} parameters"]
+    lines = [
+        f"{recipe.merge_method}: {counted(len(prepared.models), 'model')},"
+        f" {counted(plan.parameters, 'parameter')}"
+    ]
     for role, model in prepared.roles():
         donates = " (config and tokenizer from here)" if model is prepared.donor else ""
         lines.append(
-            f"  {role:6} {model.label}: {len(model.tensors)} tensors, {model.nbytes / 1e9:.3f} GB{donates}"
+            f"  {role:6} {model.label}: {counted(len(model.tensors), 'tensor')},"
+            f" {shown_size(model.nbytes)}{donates}"
         )
     dtypes = ", ".join(sorted({t.dtype.torch_name for t in plan.tensors}))
-    lines.append(f"  merged {len(merged)} tensors; written as {dtypes}")
+    lines.append(f"  merged {counted(len(merged), 'tensor')}; written as {dtypes}")
     lines += [f"  merged {t.name}: {t.note}" for t in merged if t.note]
     lines += [f"  copied {t.name}: {t.note}" for t in copied]
     lines += [f"  dropped {name} of {model}: {reason}" for name, model, reason in plan.dropped]
     tokenizer = _tokenizer_of(prepared)
     if tokenizer:
         lines.append(
-            f"  tokenizer {tokenizer['source']}: {tokenizer['tokens']} tokens, {tokenizer['rows']} rows"
+            f"  tokenizer {tokenizer['source']}: {counted(tokenizer['tokens'], 'token')},"
+            f" {counted(tokenizer['rows'], 'row')}"
         )
     if prepared.sidecars.copied:
         lines.append(f"  files  {', '.join(prepared.sidecars.copied)}")
     lines += [f"  left   {name}: {reason}" for name, reason in prepared.sidecars.left]
     lines += [f"  differs from mergekit: {note}" for note in plan.notes]
     lines.append(
-        f"  reads {plan.bytes_in / 1e9:.3f} GB a pass, writes {disk / 1e9:.3f} GB"
-        f" in {len(prepared.layout.shards)} file(s)"
+        f"  reads {shown_size(plan.bytes_in)} a pass, writes {shown_size(disk)}"
+        f" in {counted(len(prepared.layout.shards), 'file')}"
     )
     need, least = prepared.memory(threads), replace(prepared.memory(1), held=0)
     lines.append(
-        f"  memory {need.total / 1e6:.0f} MB at most with {threads} thread(s), {least.total / 1e6:.0f} MB at"
-        " least (--max-memory), beyond the program itself"
+        f"  memory {shown_size(need.total, 'up')} at most with {counted(threads, 'thread')},"
+        f" {shown_size(least.total, 'up')} at least (--max-memory), beyond the program itself"
     )
     return "\n".join(printable(line, 2000) for line in lines)

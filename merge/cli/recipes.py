@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge_models.merge.errors import RecipeError
+from merge_models.evals.commands import parse_weights
+from merge_models.merge.errors import RecipeError, counted
 
 if TYPE_CHECKING:
     from merge_models.merge.recipe import Recipe
@@ -75,14 +76,11 @@ def recipe_from(
 
 
 def _weights(text: str | None, count: int) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        values = [float(word) for word in text.replace(" ", "").split(",")]
-    except ValueError:
-        raise RecipeError(f"--weights '{text}' is not a list of numbers; write .5,.3,.2") from None
-    if len(values) != count:
-        raise RecipeError(f"--weights has {len(values)} values for {count} models; give one per model")
+    values = parse_weights(text)
+    if values is not None and len(values) != count:
+        raise RecipeError(
+            f"--weights has {counted(len(values), 'value')} for {counted(count, 'model')}; give one per model"
+        )
     return values
 
 

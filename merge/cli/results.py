@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge_models.merge.errors import printable
+from merge_models.merge.errors import counted, printable
+from merge_models.merge.sizes import shown_size
 
 if TYPE_CHECKING:
     from merge_models.merge.api import MergeResult
@@ -14,11 +15,13 @@ if TYPE_CHECKING:
 
 def tell_result(result: MergeResult, verbose: bool) -> None:
     """Prints where the output is, what it took, and what the strategy found."""
-    gigabytes, path = (result.bytes_read + result.bytes_written) / 1e9, printable(str(result.path), 2000)
-    click.echo(f"{path}: {result.bytes_written / 1e9:.2f} GB written in {result.seconds:.1f} s", nl=False)
-    click.echo(f" ({gigabytes / max(result.seconds, 1e-9):.2f} GB/s read and written)")
+    rate = (result.bytes_read + result.bytes_written) / max(result.seconds, 1e-9)
+    click.echo(
+        f"{printable(str(result.path), 2000)}: {shown_size(result.bytes_written)} written in"
+        f" {result.seconds:.1f} s ({shown_size(rate)}/s read and written)"
+    )
     if result.resumed:
-        click.echo(f"  {result.resumed} tensors were finished by an earlier run, checked, and kept")
+        click.echo(f"  kept from an earlier run, and checked: {counted(result.resumed, 'tensor')}")
     for line in figure_lines(result.figures, verbose):
         click.echo(printable(line, 2000))
     if result.rounded:

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from merge_models.merge.errors import RecipeError, did_you_mean
+from merge_models.merge.errors import RecipeError, counted, did_you_mean
 
 LARGEST = 1e30
 """Bound on the size of any number, far beyond sense, so that sums and products of them stay finite."""
@@ -168,5 +168,7 @@ def per_model_values(parameter: Parameter, value: Any, count: int) -> tuple[Any,
     if not isinstance(value, (list, tuple)):
         return (parameter.check(value),) * count
     if len(value) != count:
-        raise RecipeError(f"'{parameter.name}' has {len(value)} values for {count} models")
+        raise RecipeError(
+            f"'{parameter.name}' has {counted(len(value), 'value')} for {counted(count, 'model')}"
+        )
     return tuple(parameter.check(v) for v in value)
