@@ -23,7 +23,7 @@ from merge_models.merge.checkpoint.threads import one_torch_thread
 from merge_models.merge.errors import MergeError, NonFiniteError, PlanError
 from merge_models.merge.held import HOLD_BYTES, HeldBlocks
 from merge_models.merge.kernels import Span, gram_moments, is_finite, native_name, weighted_sum
-from merge_models.merge.kernels.blocks import NATIVE_TYPES, NOT_FINITE, OVERFLOW
+from merge_models.merge.kernels.blocks import NATIVE_TARGETS, NATIVE_TYPES, NOT_FINITE, OVERFLOW
 from merge_models.merge.kernels.rounding import is_narrow, round_into, rounding_key, survival
 from merge_models.merge.lazy import LazyModule
 from merge_models.merge.plan import BLOCK_ELEMENTS, Plan, TensorPlan, is_fused
@@ -121,9 +121,12 @@ def needs_torch(plan: Plan) -> bool:
 
 def _is_native(tensor: TensorPlan) -> bool:
     strategy = tensor.strategy
+    narrow = all(ref.info.dtype.code in NATIVE_TYPES for ref in tensor.sources())
+    if isinstance(strategy, AbstractTermStrategy):
+        return narrow and tensor.dtype.code in NATIVE_TARGETS
     if not isinstance(strategy, AbstractSpanStrategy) or not is_fused(strategy):
         return False
-    return not strategy.needs_gram or all(ref.info.dtype.code in NATIVE_TYPES for ref in tensor.sources())
+    return narrow or not strategy.needs_gram
 
 
 class _Buffers:
@@ -358,23 +361,8 @@ class _Run:
         out = Span(data, tensor.dtype)
         if tensor.action == "copy":
             self._copy(tensor, spans, out)
-        elif isinstance(tensor.strategy, AbstractSpanStrategy) and is_fused(tensor.strategy):
-            weights = _weights(job.survey, tensor)
-            if self._draws(tensor):
-                wide = Span(buffers.get("wide", 4 * out.count)[: 4 * out.count], BY_CODE["F32"])
-                flags = weighted_sum(spans, weights, wide)
-                flags |= self._round(tensor, start, wide.data.view(np.float32), out)
-            else:
-                flags = weighted_sum(spans, weights, out)
-            self._check_flags(flags, tensor, spans)
-            if self._samples(tensor, start):
-                parts = [_head(span) for span in spans]
-                wide = Span(np.empty(4 * parts[0].count, np.uint8), BY_CODE["F32"])
-                weighted_sum(parts, weights, wide)
-                self._sample(tensor, wide.data.view(np.float32), spans, out)
-        elif self._fuses(tensor, start):
-            block = _block(tensor, spans, start, number, self._options.seed)
-            self._check_flags(_combine_terms(tensor.strategy, job.survey, block, out), tensor, spans)
+        elif _is_mixed(tensor.strategy):
+            self._mix(job, number, tensor, spans, start, out, buffers)
         else:
             self._check_inputs(tensor, spans)
             block = _block(tensor, spans, start, number, self._options.seed)
@@ -395,10 +383,30 @@ class _Run:
         if self._options.progress:
             self._options.progress(out.data.nbytes)
 
-    def _fuses(self, tensor: TensorPlan, start: int) -> bool:
-        """Whether a block goes to its storage form at once: values before rounding are not needed."""
-        fused = isinstance(tensor.strategy, AbstractTermStrategy)
-        return fused and not self._draws(tensor) and not self._samples(tensor, start)
+    def _mix(
+        self,
+        job: _Job,
+        number: int,
+        tensor: TensorPlan,
+        spans: list[Span],
+        start: int,
+        out: Span,
+        buffers: _Buffers,
+    ) -> None:
+        """Combines by a block kernel, from storage to storage at once."""
+        mix = _kernel(tensor, job.survey, spans, start, number, self._options.seed)
+        if self._draws(tensor):
+            wide = Span(buffers.get("wide", 4 * out.count)[: 4 * out.count], BY_CODE["F32"])
+            flags = mix(spans, wide)
+            flags |= self._round(tensor, start, wide.data.view(np.float32), out)
+        else:
+            flags = mix(spans, out)
+        self._check_flags(flags, tensor, spans)
+        if self._samples(tensor, start):
+            parts = [_head(span) for span in spans]
+            wide = Span(np.empty(4 * parts[0].count, np.uint8), BY_CODE["F32"])
+            mix(parts, wide)
+            self._sample(tensor, wide.data.view(np.float32), spans, out)
 
     def _draws(self, tensor: TensorPlan) -> bool:
         return self._options.rounding == "stochastic" and is_narrow(tensor.dtype)
@@ -530,21 +538,31 @@ def _figures(strategy: AbstractStrategy | None, tensor: TensorPlan, survey: Any,
 
 
 def _block(tensor: TensorPlan, spans: list[Span], start: int, number: int, seed: int) -> Block:
-    stored = [span.tensor() for span in spans]
-    strategy = tensor.strategy
-    if strategy is not None and strategy.grain is not Grain.ELEMENT:
-        columns = tensor.count // max(tensor.spec().rows, 1)
-        stored = [x.view(-1, columns) for x in stored]
-    base = stored.pop() if tensor.base is not None else None
-    return Block(tuple(stored), base, start, tensor.spec(seed), number)
+    strategy, spec = tensor.strategy, tensor.spec(seed)
+    by_rows = strategy is not None and strategy.grain is not Grain.ELEMENT
+    columns = tensor.count // max(spec.rows, 1) if by_rows else None
+    parents = tuple(spans) if tensor.base is None else tuple(spans[:-1])
+    return Block(parents, None if tensor.base is None else spans[-1], start, spec, number, columns)
 
 
 def _head(span: Span) -> Span:
     return Span(span.data[: SAMPLED * span.dtype.size], span.dtype)
 
 
-def _combine_terms(strategy: AbstractStrategy | None, survey: Any, block: Block, out: Span) -> int:
-    from merge_models.merge.kernels.task_vectors import mix_into
+def _is_mixed(strategy: AbstractStrategy | None) -> bool:
+    """Whether one block kernel does all of a block's combining."""
+    return isinstance(strategy, AbstractTermStrategy) or (strategy is not None and is_fused(strategy))
 
-    assert isinstance(strategy, AbstractTermStrategy) and block.stored_base is not None
-    return mix_into(block.stored, block.stored_base, *strategy.terms(block, survey), out.tensor())
+
+def _kernel(
+    tensor: TensorPlan, survey: Any, spans: list[Span], start: int, number: int, seed: int
+) -> Callable[[list[Span], Span], int]:
+    """What writes a block, or its first elements, from sources into an output."""
+    strategy = tensor.strategy
+    if isinstance(strategy, AbstractTermStrategy):
+        from merge_models.merge.kernels.task_vectors import mix_into
+
+        thinned, mixing = strategy.terms(_block(tensor, spans, start, number, seed), survey)
+        return lambda sources, out: mix_into(sources[:-1], sources[-1], thinned, mixing, out)
+    weights = _weights(survey, tensor)
+    return lambda sources, out: weighted_sum(sources, weights, out)

@@ -19,7 +19,7 @@ from merge_models.merge.checkpoint.dtypes import BY_CODE
 from merge_models.merge.kernels import Span, rounding
 from merge_models.merge.kernels.blocks import OVERFLOW
 from merge_models.merge.kernels.rounding import is_narrow, round_into, rounding_key, survival
-from merge_models.merge.kernels.task_vectors import mixed_words
+from merge_models.merge.kernels.torch_task_vectors import mixed_words
 
 from .helpers import assert_same_bits, merge_folders, merge_states, write_folder
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from operator import iadd
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from merge_models.merge.kernels import task_vectors
-from merge_models.merge.kernels.task_vectors import gather_keys, keys_of
+from merge_models.merge.kernels import compiled
+from merge_models.merge.kernels.blocks import Span
+from merge_models.merge.kernels.keys import gather_keys, keys_of
 from merge_models.merge.strategies.base import Block, TensorSpec
 from merge_models.merge.strategies.cuts import Cut, Totals
 from merge_models.merge.strategies.select import largest
@@ -39,10 +42,21 @@ def siblings(kind: str) -> tuple[list[Tensor], Tensor]:
 
 def blocks_of(parents: list[Tensor], base: Tensor) -> list[Block]:
     spec = TensorSpec("w", (COUNT,))
-    return [
-        Block(tuple(p[at : at + BLOCK] for p in parents), base[at : at + BLOCK], at, spec, number)
-        for number, at in enumerate(range(0, COUNT, BLOCK))
-    ]
+    blocks = []
+    for number, at in enumerate(range(0, COUNT, BLOCK)):
+        own, origin = [p[at : at + BLOCK] for p in parents], base[at : at + BLOCK]
+        blocks.append(replace(Block.of(own, origin, at, spec), number=number))
+    return blocks
+
+
+def keys(parent: Tensor, base: Tensor) -> np.ndarray:
+    return keys_of(Span.of(parent), Span.of(base))
+
+
+def chosen(cut: Cut, block: np.ndarray, number: int) -> np.ndarray:
+    """Which keys of a block are within a cut."""
+    ties = block == cut.least(number) - 1
+    return (block >= cut.least(number)) | (ties & (ties.cumsum() <= cut.ties(number)))
 
 
 def found(blocks: list[Block], sizes: list[list[int]], elements: int) -> tuple[list[list[Cut]], int]:
@@ -70,14 +84,14 @@ def test_cuts_choose_what_a_stable_sort_puts_first(kind: str, sizes: tuple[int, 
         cuts, passes = found(blocks, [list(sizes)] * 2, elements)
         assert passes <= (4 if elements == 0 else 6)
         for parent, row in zip(parents, cuts, strict=True):
-            keys = keys_of(parent, base)
-            order = keys.sort(descending=True, stable=True).indices
+            own = keys(parent, base)
+            order = np.argsort(-own, kind="stable")
             for size, cut in zip(sizes, row, strict=True):
-                wanted = torch.zeros(COUNT, dtype=torch.bool)
+                wanted = np.zeros(COUNT, bool)
                 wanted[order[:size]] = True
-                parts = keys.split(BLOCK)
-                chosen = torch.cat([cut.chosen(part, number) for number, part in enumerate(parts)])
-                assert torch.equal(chosen, wanted)
+                parts = np.split(own, range(BLOCK, COUNT, BLOCK))
+                marks = [chosen(cut, part, number) for number, part in enumerate(parts)]
+                assert np.array_equal(np.concatenate(marks), wanted)
 
 
 @pytest.mark.parametrize("kind", ["wide", "narrow", "sparse", "stepped"])
@@ -88,20 +102,20 @@ def test_a_sample_of_like_blocks_saves_the_third_round(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["wide", "stepped"])
 def test_compiled_and_torch_kernels_gather_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if task_vectors._library() is None:
+    if compiled.library() is None:
         pytest.skip("no compiled kernels here")
     parents, base = siblings(kind)
-    middle = int(keys_of(parents[0], base).median())
+    middle = int(np.median(keys(parents[0], base)))
     windows = [[(middle, middle + 1), (middle - (1 << 20), middle + (1 << 22)), (5, 5)]] * 2
-    compiled = gather_keys(parents, base, windows, 1 << 19)
-    monkeypatch.setattr(task_vectors, "_library", lambda: None)
-    plain = gather_keys(parents, base, windows, 1 << 19)
+    spans, origin = [Span.of(parent) for parent in parents], Span.of(base)
+    fast = gather_keys(spans, origin, windows, 1 << 19)
+    monkeypatch.setattr(compiled, "library", lambda: None)
+    plain = gather_keys(spans, origin, windows, 1 << 19)
     for name in ("within", "above", "positive"):
-        assert torch.equal(getattr(compiled, name), getattr(plain, name))
-    for ours, theirs in zip(compiled.inside, plain.inside, strict=True):
-        for (keys, times), (other, counts) in zip(ours, theirs, strict=True):
-            listed, expected = keys.repeat_interleave(times), other.repeat_interleave(counts)
-            assert torch.equal(listed.sort().values, expected.sort().values)
+        assert np.array_equal(getattr(fast, name), getattr(plain, name))
+    for ours, theirs in zip(fast.inside, plain.inside, strict=True):
+        for tally, other in zip(ours, theirs, strict=True):
+            assert np.array_equal(np.sort(np.repeat(*tally)), np.sort(np.repeat(*other)))
 
 
 def test_totals_are_what_sizes_are_told() -> None:
@@ -121,5 +135,5 @@ def test_totals_are_what_sizes_are_told() -> None:
             total = passing.measure(blocks[0])
             for block in blocks[1:]:
                 total = tuple(map(iadd, total, passing.measure(block)))
-    positive = tuple(int((keys_of(p, base) >= 1 << 19).sum()) for p in parents)
+    positive = tuple(int((keys(p, base) >= 1 << 19).sum()) for p in parents)
     assert told[-1] == Totals(COUNT, positive, len(blocks))

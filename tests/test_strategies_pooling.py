@@ -199,7 +199,7 @@ class TestWasserstein:
         assert rounds is not None
         first = next(rounds)
         with pytest.raises(StopIteration) as stop:
-            rounds.send(first.measure(Block(tuple(points), None, 0, spec)))
+            rounds.send(first.measure(Block.of(points, None, 0, spec)))
         figures = strategy.figures(spec, stop.value.value)
         assert float(figures["spread_of_mean"]) == pytest.approx(0.5, abs=0.01)
 

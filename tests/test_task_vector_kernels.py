@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from merge_models.merge.kernels import task_vectors
-from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW
-from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned, energies, mix_into
+from merge_models.merge.kernels import compiled
+from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW, Span
+from merge_models.merge.kernels.keys import keys_of
+from merge_models.merge.kernels.task_vectors import mix_into, most_varied, norms, ranked_draw, variance
+from merge_models.merge.kernels.terms import ALL_KEYS, Mixing, Rule, Thinned
+from merge_models.merge.kernels.torch_task_vectors import mixed_words
 
 COUNT = 3000
 WEIGHTS = (0.5, 0.3, -0.2, 0.4, 0.1)
@@ -26,35 +33,46 @@ def parents(count: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
     return [parent.to(dtype) for parent in found], base.to(dtype)
 
 
+def spans(tensors: list[Tensor]) -> list[Span]:
+    return [Span.of(tensor) for tensor in tensors]
+
+
 def mixed(stored: list[Tensor], base: Tensor, thinned: list[Thinned], mixing: Mixing, target: torch.dtype):
     out = torch.full_like(base, 7.0, dtype=target)
-    flags = mix_into(stored, base, thinned, mixing, out)
+    flags = mix_into(spans(stored), Span.of(base), thinned, mixing, Span.of(out))
     return out.view(torch.int16 if target.itemsize == 2 else torch.int32), flags
+
+
+@contextmanager
+def without_compiled() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "library", lambda: None)
+        yield
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("rule", list(Rule))
-def test_compiled_and_torch_kernels_agree_to_the_bit(
-    rule: Rule, normalize: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if task_vectors._library() is None:
+def test_compiled_and_torch_kernels_agree_to_the_bit(rule: Rule, normalize: bool, dtype: torch.dtype) -> None:
+    if compiled.library() is None:
         pytest.skip("no compiled kernels here")
     for count in (1, 2, 3, 5):
         stored, base = parents(count, dtype)
-        scale = torch.rand(COUNT, generator=torch.Generator().manual_seed(0))
+        scale = torch.rand(COUNT, generator=torch.Generator().manual_seed(0)).numpy()
+        middle = int(np.median(keys_of(Span.of(stored[0]), Span.of(base))))
         for thinned in (
             [Thinned()] * count,
             [Thinned(low=1 << 28, draw=((1, 2, 3), 0.6), scale=scale)] * count,
+            [Thinned(low=middle + 1, high=ALL_KEYS, keep=2), Thinned(high=middle + 1, drop=1)] * count,
         ):
+            thinned = thinned[:count]
             for factors in ((1 / count,) * count, WEIGHTS[:count], (1e6,) * count):
                 mixing = Mixing(rule, factors, factors, (1.5,) * count, normalize, 2, 0.9)
                 for target in (dtype, torch.float32):
-                    compiled, flags = mixed(stored, base, thinned, mixing, target)
-                    with monkeypatch.context() as patch:
-                        patch.setattr(task_vectors, "_library", lambda: None)
+                    fast, flags = mixed(stored, base, thinned, mixing, target)
+                    with without_compiled():
                         plain, wanted = mixed(stored, base, thinned, mixing, target)
-                    assert torch.equal(compiled, plain) and flags == wanted
+                    assert torch.equal(fast, plain) and flags == wanted
 
 
 @pytest.mark.parametrize("rule", [Rule.SUM, Rule.ELECT])
@@ -65,39 +83,96 @@ def test_equal_parents_come_back_equal_where_the_base_is_far_larger(rule: Rule) 
         out = torch.empty(COUNT)
         normalize = rule is Rule.ELECT
         mixing = Mixing(rule, weights, weights if normalize else None, normalize=normalize)
-        mix_into(stored, torch.full((COUNT,), 1e3), [Thinned()] * 3, mixing, out)
+        base = Span.of(torch.full((COUNT,), 1e3))
+        mix_into(spans(stored), base, [Thinned()] * 3, mixing, Span.of(out))
         if min(weights) > 0 or rule is Rule.SUM:
             assert torch.equal(out.view(torch.int32), parent.view(torch.int32))
 
 
+THINNED = [
+    Thinned(),
+    Thinned(low=1 << 28, high=1 << 30, keep=5, drop=7),
+    Thinned(draw=((1, 2, 3), 0.6), scale=np.random.default_rng(0).random(COUNT, np.float32)),
+]
+
+
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_energies_are_sums_of_squares_of_what_is_finite(
-    native: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not native:
-        monkeypatch.setattr(task_vectors, "_library", lambda: None)
+def test_norms_are_sums_over_what_is_finite_and_left(native: bool, dtype: torch.dtype) -> None:
     stored, base = parents(3, dtype)
     stored[1][5], stored[2][700] = float("nan"), float("inf")
-    mask = torch.rand(COUNT, generator=torch.Generator().manual_seed(0)) < 0.6
-    for chosen in (None, mask):
-        wanted = [(tensor.double() - base.double()).square() for tensor in stored]
-        for squares in wanted:
-            squares[~squares.isfinite() | (torch.zeros(COUNT) if chosen is None else ~chosen).bool()] = 0
-        sums = torch.stack([squares.sum() for squares in wanted])
-        torch.testing.assert_close(energies(stored, base, chosen), sums, rtol=1e-13, atol=0)
+    for squared in (False, True):
+        wanted = []
+        for tensor, part in zip(stored, THINNED, strict=True):
+            delta = tensor.double() - base.double()
+            sizes = torch.where(delta.isfinite(), delta.square() if squared else delta.abs(), 0.0)
+            wanted.append((sizes.sum(), (sizes * left(tensor, base, part)).sum()))
+        with nullcontext() if native else without_compiled():
+            found = torch.from_numpy(norms(spans(stored), Span.of(base), THINNED, squared))
+        torch.testing.assert_close(found, torch.tensor(wanted).T, rtol=1e-13, atol=0)
+
+
+def left(tensor: Tensor, base: Tensor, part: Thinned) -> Tensor:
+    """What is left, element by element, by the words of :class:`Thinned`."""
+    kept = torch.zeros(COUNT, dtype=torch.float64)
+    keep, drop = part.keep, part.drop
+    keys = (tensor.float() - base.float()).abs().view(torch.int32).tolist()
+    words = None if part.draw is None else mixed_words(COUNT, part.draw[0])
+    for place, key in enumerate(keys):
+        inside = part.low <= key < part.high
+        if key == part.low - 1 and keep:
+            inside, keep = True, keep - 1
+        if key == part.high - 1 and drop:
+            inside, drop = False, drop - 1
+        if part.draw is not None and words is not None:
+            inside &= (int(words[place]) + 2**31) / 2**32 < part.draw[1]
+        kept[place] = inside
+    return kept if part.scale is None else kept * torch.from_numpy(part.scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_variances_and_ranked_draws_are_the_same_bits_in_torch(dtype: torch.dtype) -> None:
+    if compiled.library() is None:
+        pytest.skip("no compiled kernels here")
+
+    def computed(sources: list[Span], base: Span) -> list[np.ndarray]:
+        key = int(np.median(keys_of(variance(sources), None)))
+        draws = [
+            ranked_draw(sources[0], base, columns, (4, 5, 6), 0.3, 0.7, inverse)
+            for columns in (1, 3, 50, 300, 1500)
+            for inverse in (False, True)
+        ]
+        return [
+            variance(sources).data,
+            most_varied(sources, key, 0),
+            most_varied(sources, key + 1, 9),
+            *draws,
+        ]
+
+    for count in (1, 2, 3, 4, 5):
+        stored, base = parents(count, dtype)
+        found = computed(spans(stored), Span.of(base))
+        with without_compiled():
+            plain = computed(spans(stored), Span.of(base))
+        for ours, theirs in zip(found, plain, strict=True):
+            assert np.array_equal(ours, theirs)
+        exact = np.var([tensor.double().numpy() for tensor in stored], axis=0)
+        np.testing.assert_allclose(found[0].view(np.float32), exact, rtol=1e-6, atol=1e-14)
 
 
 @pytest.mark.parametrize("native", [True, False])
 def test_what_is_not_finite_is_told_apart(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not native:
-        monkeypatch.setattr(task_vectors, "_library", lambda: None)
+        monkeypatch.setattr(compiled, "library", lambda: None)
     base, fine = torch.ones(300), torch.full((300,), 2.0)
     bad = fine.clone()
     bad[299] = float("inf")
     rule, out = Mixing(Rule.SUM, (1.0, 1.0)), torch.empty(300, dtype=torch.float16)
-    assert mix_into([fine, fine], base, [Thinned()] * 2, rule, out) == 0
-    assert mix_into([fine, bad], base, [Thinned()] * 2, rule, out) == NOT_FINITE
-    assert mix_into([fine, fine], bad, [Thinned()] * 2, rule, out) == NOT_FINITE
-    large = Mixing(Rule.SUM, (1e5, 1.0))
-    assert mix_into([fine, fine], base, [Thinned()] * 2, large, out) == OVERFLOW
+
+    def flags(sources: list[Tensor], origin: Tensor, mixing: Mixing) -> int:
+        return mix_into(spans(sources), Span.of(origin), [Thinned()] * 2, mixing, Span.of(out))
+
+    assert flags([fine, fine], base, rule) == 0
+    assert flags([fine, bad], base, rule) == NOT_FINITE
+    assert flags([fine, fine], bad, rule) == NOT_FINITE
+    assert flags([fine, fine], base, Mixing(Rule.SUM, (1e5, 1.0))) == OVERFLOW

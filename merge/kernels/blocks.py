@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from merge_models.merge.checkpoint.dtypes import DType
+from merge_models.merge.checkpoint.dtypes import BY_TORCH_NAME, DType
 from merge_models.merge.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ else:
     torch = LazyModule("torch")
 
 NATIVE_TYPES = {"F32": 0, "F16": 1, "BF16": 2, "F8_E4M3": 3, "F8_E5M2": 4}
-_NATIVE_TARGETS = ("F32", "F16", "BF16")
+NATIVE_TARGETS = ("F32", "F16", "BF16")
 NOT_FINITE = 1
 OVERFLOW = 2
 
@@ -41,6 +41,12 @@ class Span:
     data: np.ndarray
     dtype: DType
 
+    @staticmethod
+    def of(tensor: Tensor) -> Span:
+        """A tensor's elements in order: its own memory where it is contiguous."""
+        dtype = BY_TORCH_NAME[str(tensor.dtype).removeprefix("torch.")]
+        return Span(tensor.contiguous().reshape(-1).view(torch.uint8).numpy(), dtype)
+
     @property
     def count(self) -> int:
         return self.data.nbytes // self.dtype.size
@@ -51,7 +57,7 @@ class Span:
         return torch.from_numpy(self.data).view(dtype) if self.count else torch.empty(0, dtype=dtype)
 
 
-_INTERFACE = 2
+_INTERFACE = 3
 """As in native.c. Both grow when the arguments or the arithmetic of a kernel change."""
 
 
@@ -109,7 +115,7 @@ def weighted_sum(sources: Sequence[Span], weights: Sequence[float], out: Span) -
     library = native_library()
     native = (
         library is not None
-        and out.dtype.code in _NATIVE_TARGETS
+        and out.dtype.code in NATIVE_TARGETS
         and all(s.dtype.code in NATIVE_TYPES for s, _ in used)
     )
     if native:

@@ -11,6 +11,17 @@ typedef float floats __attribute__((vector_size(32)));
 /* How terms are mixed: task_vectors.h says what each does. */
 enum { SUM, ELECT, LARGEST, CONSENSUS, ALONE };
 
+/* What is left of a source's difference from the base: elements with keys in [low, high), the first `keep` of those
+ * with key low - 1, and not the first `drop` of those with key high - 1; of these, where it draws, those whose draw is
+ * below a limit; times a scale of each, where that is given. */
+typedef struct {
+    uint32_t low, high;
+    uint64_t keep, drop;
+    const float *scale;
+    uint32_t key[3];
+    int32_t limit, draws;
+} thinning;
+
 #define NAME(x) x##_portable
 #include "body.h"
 #undef NAME
@@ -63,6 +74,10 @@ int merge_models_gram(const char *reference, int reference_type, int sources, co
 /* Kernels on task vectors: task_vectors.h says what each does. */
 int merge_models_is_finite(const char *source, int type, size_t count) { return DISPATCH(is_finite, source, type, count); }
 
+void merge_models_keys(const char *source, int type, const char *base, int base_type, size_t count, uint32_t *out) {
+    DISPATCH(all_keys, source, type, base, base_type, count, out);
+}
+
 int merge_models_count_keys(int sources, const char *const *source, const int *type, const char *base,
                             int base_type, size_t count, int windows, const uint32_t *first, int shift,
                             uint32_t bins, int64_t *out) {
@@ -85,28 +100,26 @@ int merge_models_variance(int sources, const char *const *source, const int *typ
     return DISPATCH(variance, sources, source, type, count, out);
 }
 
-void merge_models_energies(int sources, const char *const *source, const int *type, const char *base, int base_type,
-                           const uint8_t *mask, size_t count, double *out) {
-    DISPATCH(energies, sources, source, type, base, base_type, mask, count, out);
+int merge_models_most_varied(int sources, const char *const *source, const int *type, size_t count, uint32_t least,
+                             size_t ties, float *out) {
+    return DISPATCH(most_varied, sources, source, type, count, least, ties, out);
+}
+
+void merge_models_norms(int sources, const char *const *source, const int *type, const char *base, int base_type,
+                        const thinning *thinned, int squared, size_t count, double *out) {
+    DISPATCH(norms, sources, source, type, base, base_type, thinned, squared, count, out);
 }
 
 int merge_models_mix(int sources, const char *const *source, const int *type, const char *base, int base_type,
-                     const uint32_t *low, const uint32_t *high, const float *const *scale,
-                     const uint32_t *const *key, const int32_t *limit, const double *factor, const double *extra,
-                     const double *share, int kind, int normalize, int enough, double lambda, size_t count,
-                     char *target, int target_type) {
-    return DISPATCH(mix, sources, source, type, base, base_type, low, high, scale, key, limit, factor, extra,
-                    share, kind, normalize, enough, lambda, count, target, target_type);
+                     const thinning *thinned, const double *factor, const double *extra, const double *share, int kind,
+                     int normalize, int enough, double lambda, size_t count, char *target, int target_type) {
+    return DISPATCH(mix, sources, source, type, base, base_type, thinned, factor, extra, share, kind, normalize,
+                    enough, lambda, count, target, target_type);
 }
 
-void merge_models_draw(size_t count, const uint32_t *key, const float *probability, int32_t limit, int inverse,
-                       float *out) {
-    DISPATCH(draw, count, key, probability, limit, inverse, out);
-}
-
-int merge_models_row_ranks(const char *source, int type, const char *base, int base_type, size_t rows,
-                           size_t columns, float *out) {
-    return DISPATCH(row_ranks, source, type, base, base_type, rows, columns, out);
+int merge_models_ranked_draw(const char *source, int type, const char *base, int base_type, size_t rows,
+                             size_t columns, const uint32_t *key, float least, float rise, int inverse, float *out) {
+    return DISPATCH(ranked_draw, source, type, base, base_type, rows, columns, key, least, rise, inverse, out);
 }
 
 void merge_models_checksum(const char *data, size_t bytes, uint64_t *out) { DISPATCH(checksum, data, bytes, out); }
@@ -122,4 +135,4 @@ void merge_models_survival(const float *value, const char *stored, int type, con
 }
 
 /* Compared with _INTERFACE of blocks.py: a library built from other sources is not used. */
-const int merge_models_interface = 2;
+const int merge_models_interface = 3;

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from merge_models.merge.kernels.task_vectors import Key
+    from merge_models.merge.kernels.terms import Key
 else:
     torch = LazyModule("torch")
 
@@ -72,7 +72,7 @@ def round_into(values: np.ndarray, out: Span, key: Key | None = None) -> int:
 
 def _drawn(values: Tensor, nearest: Tensor, dtype: DType, key: Key) -> Tensor:
     """The kernel's arithmetic: magnitudes in 2^-32 of the format's step, and a random word added to them."""
-    from merge_models.merge.kernels.task_vectors import mixed_words
+    from merge_models.merge.kernels.torch_task_vectors import mixed_words
 
     words = mixed_words(values.numel(), key).long() & 0xFFFFFFFF
     magnitude = values.double().abs()

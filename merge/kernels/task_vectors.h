@@ -28,6 +28,15 @@ static void NAME(keys)(const char *source, int type, const float *restrict base,
     for (j = 0; j < count; j++) out[j] = as_bits(x[j]) & 0x7fffffffu;
 }
 
+static void NAME(all_keys)(const char *source, int type, const char *base, int base_type, size_t count, uint32_t *out) {
+    float b[TILE];
+    for (size_t start = 0; start < count; start += TILE) {
+        size_t tile = count - start < TILE ? count - start : TILE;
+        if (base) NAME(load)(base, base_type, start, tile, b);
+        NAME(keys)(source, type, base ? b : 0, start, tile, out + start);
+    }
+}
+
 static uint32_t NAME(count_inside)(const uint32_t *key, size_t count, uint32_t first, uint32_t span) {
     uint32_t inside = 0;
     for (size_t j = 0; j < count; j++) inside += key[j] - first < span;
@@ -190,52 +199,50 @@ static int NAME(count_shared)(int sources, const char *const *source, const int 
     return 0;
 }
 
-/* Population variance over the sources at each element; differences from the first source first, so that
- * equal sources have variance 0. Nonzero: out of memory. */
-static int NAME(variance)(int sources, const char *const *source, const int *type, size_t count, float *out) {
-    double *e = malloc((size_t)sources * PART * sizeof(double)), first[PART], mean[PART], sum[PART];
-    if (!e) return 1;
-    for (size_t start = 0; start < count; start += PART) {
-        size_t tile = count - start < PART ? count - start : PART, j;
-        NAME(scale)(source[0], type[0], 1.0, start, tile, first);
-        for (j = 0; j < tile; j++) mean[j] = 0, sum[j] = 0;
-        for (int i = 0; i < sources; i++) {
-            double *d = e + (size_t)i * PART;
-            NAME(subtract)(source[i], type[i], first, start, tile, d);
-            for (j = 0; j < tile; j++) mean[j] += d[j];
-        }
-        for (j = 0; j < tile; j++) mean[j] /= sources;
-        for (int i = 0; i < sources; i++) {
-            const double *d = e + (size_t)i * PART;
-            for (j = 0; j < tile; j++) sum[j] += (d[j] - mean[j]) * (d[j] - mean[j]);
-        }
-        for (j = 0; j < tile; j++) out[start + j] = (float)(sum[j] / sources);
+/* Population variance over the sources at each element of a tile; differences from the first source first, so that
+ * equal sources have variance 0. */
+static void NAME(variance_tile)(int sources, const char *const *source, const int *type, size_t start, size_t tile,
+                                double (*restrict e)[PART], float *restrict out) {
+    double first[PART], mean[PART], sum[PART];
+    size_t j;
+    NAME(scale)(source[0], type[0], 1.0, start, tile, first);
+    for (j = 0; j < tile; j++) mean[j] = 0, sum[j] = 0;
+    for (int i = 0; i < sources; i++) {
+        NAME(subtract)(source[i], type[i], first, start, tile, e[i]);
+        for (j = 0; j < tile; j++) mean[j] += e[i][j];
     }
+    for (j = 0; j < tile; j++) mean[j] /= sources;
+    for (int i = 0; i < sources; i++)
+        for (j = 0; j < tile; j++) sum[j] += (e[i][j] - mean[j]) * (e[i][j] - mean[j]);
+    for (j = 0; j < tile; j++) out[j] = (float)(sum[j] / sources);
+}
+
+/* Nonzero: out of memory. */
+static int NAME(variance)(int sources, const char *const *source, const int *type, size_t count, float *out) {
+    double(*e)[PART] = malloc((size_t)sources * sizeof *e);
+    if (!e) return 1;
+    for (size_t start = 0; start < count; start += PART)
+        NAME(variance_tile)(sources, source, type, start, count - start < PART ? count - start : PART, e, out + start);
     free(e);
     return 0;
 }
 
-/* out[i] = the sum of squares of source i - base where mask is 1 (everywhere without one); what is not finite counts
- * as 0. */
-static void NAME(energies)(int sources, const char *const *source, const int *type, const char *base, int base_type,
-                           const uint8_t *mask, size_t count, double *out) {
-    double b[TILE], d[TILE];
-    for (int i = 0; i < sources; i++) out[i] = 0;
-    for (size_t start = 0; start < count; start += TILE) {
-        size_t tile = count - start < TILE ? count - start : TILE, j;
-        NAME(scale)(base, base_type, 1.0, start, tile, b);
-        for (int i = 0; i < sources; i++) {
-            NAME(subtract)(source[i], type[i], b, start, tile, d);
-            if (mask)
-                for (j = 0; j < tile; j++) d[j] = mask[start + j] ? d[j] : 0;
-            double energy = NAME(dot)(d, d, tile);
-            if (!(energy - energy == 0)) {
-                for (j = 0; j < tile; j++) d[j] = d[j] - d[j] == 0 ? d[j] : 0;
-                energy = NAME(dot)(d, d, tile);
-            }
-            out[i] += energy;
-        }
+/* out = 1 where the variance has a key of `least` or more, and for the first `ties` of those with the key below, else
+ * 0. Nonzero: out of memory. */
+static int NAME(most_varied)(int sources, const char *const *source, const int *type, size_t count, uint32_t least,
+                             size_t ties, float *out) {
+    double(*e)[PART] = malloc((size_t)sources * sizeof *e);
+    float found[PART];
+    if (!e) return 1;
+    for (size_t start = 0; start < count; start += PART) {
+        size_t tile = count - start < PART ? count - start : PART, j;
+        NAME(variance_tile)(sources, source, type, start, tile, e, found);
+        for (j = 0; j < tile; j++) out[start + j] = (as_bits(found[j]) & 0x7fffffffu) >= least ? 1.0f : 0.0f;
+        for (j = 0; ties && j < tile; j++)
+            if ((as_bits(found[j]) & 0x7fffffffu) == least - 1) out[start + j] = 1.0f, ties--;
     }
+    free(e);
+    return 0;
 }
 
 /* Chris Wellons' triple32 bijection of 32-bit words (public domain), with key words added between its rounds. */
@@ -247,29 +254,10 @@ static inline uint32_t NAME(scramble)(uint32_t x, const uint32_t *key) {
     return x ^ x >> 14;
 }
 
-/* The scrambled index, read as signed, is the draw. Without probability: out[j] = 1 where it is below a limit,
- * else 0. With it: 1, or 1 / probability[j] (inverse), where draw plus 2^31, over 2^32, is below
- * probability[j]. */
-static void NAME(draw)(size_t count, const uint32_t *key, const float *probability, int32_t limit, int inverse,
-                       float *restrict out) {
-    size_t j;
-    if (probability) {
-        for (j = 0; j < count; j++) {
-            double u = ((double)(int32_t)NAME(scramble)((uint32_t)j, key) + 2147483648.0) * 0x1p-32;
-            float kept = inverse ? 1.0f / probability[j] : 1.0f;
-            out[j] = u < probability[j] ? kept : 0.0f;
-        }
-        return;
-    }
-    for (j = 0; j < count; j++) out[j] = (int32_t)NAME(scramble)((uint32_t)j, key) < limit ? 1.0f : 0.0f;
-}
-
-/* Which part of a source takes part: keys in [low, high), and those that a draw keeps (limit, below 2^31, of
- * the scrambled index: see draw); times scale where that is given. Returns the largest size of what is left. */
-typedef struct { uint32_t low, high; const float *scale; const uint32_t *key; int32_t limit; } NAME(thinning);
-
+/* What is left of a tile of a source, as factors; returns the largest size among them. A draw is the scrambled index,
+ * read as signed. */
 static float NAME(thin)(const float *restrict value, const float *restrict base, size_t start, size_t count,
-                       const NAME(thinning) *by, float *restrict out) {
+                       thinning *by, float *restrict out) {
     uint32_t low = by->low, span = by->high - low;
     size_t j;
     if (low || by->high < 0x80000000u)
@@ -279,7 +267,12 @@ static float NAME(thin)(const float *restrict value, const float *restrict base,
         }
     else
         for (j = 0; j < count; j++) out[j] = 1.0f;
-    if (by->key) {
+    for (j = 0; (by->keep | by->drop) && j < count; j++) {
+        uint32_t key = as_bits(value[j] - base[j]) & 0x7fffffffu;
+        if (key == low - 1 && by->keep) out[j] = 1.0f, by->keep--;
+        if (key == by->high - 1 && by->drop) out[j] = 0.0f, by->drop--;
+    }
+    if (by->draws) {
         uint32_t first = (uint32_t)start;
         for (j = 0; j < count; j++)
             out[j] = (int32_t)NAME(scramble)(first + (uint32_t)j, by->key) < by->limit ? out[j] : 0.0f;
@@ -293,6 +286,35 @@ static float NAME(thin)(const float *restrict value, const float *restrict base,
     }
     return as_float(largest);
 }
+
+#define SUMS 32
+/* out[0][i] = the sum of |source i - base|, or of its square; out[1][i] = the same of what is left of it. What is not
+ * finite counts as 0. */
+static void NAME(norms)(int sources, const char *const *source, const int *type, const char *base, int base_type,
+                        const thinning *thinned, int squared, size_t count, double *out) {
+    float value[PART], left[PART], b[PART];
+    for (int i = 0; i < sources; i++) {
+        double whole[SUMS] = {0}, kept[SUMS] = {0};
+        thinning by = thinned[i];
+        for (size_t start = 0; start < count; start += PART) {
+            size_t tile = count - start < PART ? count - start : PART, j, k;
+            NAME(load)(base, base_type, start, tile, b);
+            NAME(load)(source[i], type[i], start, tile, value);
+            NAME(thin)(value, b, start, tile, &by, left);
+            for (j = tile; j % SUMS; j++) value[j] = b[j] = left[j] = 0;
+            for (j = 0; j < tile; j += SUMS)
+                for (k = 0; k < SUMS; k++) {
+                    double d = (double)value[j + k] - (double)b[j + k];
+                    d = d - d == 0 ? d : 0;
+                    d = squared ? d * d : d < 0 ? -d : d;
+                    whole[k] += d, kept[k] += d * (double)left[j + k];
+                }
+        }
+        out[i] = out[sources + i] = 0;
+        for (int k = 0; k < SUMS; k++) out[i] += whole[k], out[sources + i] += kept[k];
+    }
+}
+#undef SUMS
 
 /* Which terms take part in an element's sum: all that are not thinned out (SUM, ALONE); those of the sign that
  * the sum of all has, where zero and rounding noise count as plus (ELECT); those equal to the term of largest
@@ -494,27 +516,26 @@ static uint32_t NAME(not_finite)(const float *x, size_t count) {
  * sources are all equal and their coefficients sum to 1, that source. Bit 0: a source is not finite; bit 1: a
  * stored value is not; -1: out of memory. */
 static int NAME(mix)(int sources, const char *const *source, const int *type, const char *base, int base_type,
-                     const uint32_t *low, const uint32_t *high, const float *const *scale,
-                     const uint32_t *const *key, const int32_t *limit, const double *factor, const double *extra,
-                     const double *share, int kind, int normalize, int enough, double lambda, size_t count,
-                     char *target, int target_type) {
-    double(*term)[PART] = malloc((size_t)sources * (2 * (sizeof *term + PART * sizeof(float)) + sizeof(float)));
-    double(*weight)[PART] = term + sources;
+                     const thinning *thinned, const double *factor, const double *extra, const double *share, int kind,
+                     int normalize, int enough, double lambda, size_t count, char *target, int target_type) {
+    size_t each = 2 * (PART * (sizeof(double) + sizeof(float))) + sizeof(thinning) + sizeof(float);
+    double(*term)[PART] = malloc((size_t)sources * each), (*weight)[PART] = term + sources;
     float(*value)[PART] = (float(*)[PART])(weight + sources), (*left)[PART] = value + sources;
-    float b[PART], out[PART], *largest = (float *)(left + sources);
+    thinning *by = (thinning *)(left + sources);
+    float b[PART], out[PART], *largest = (float *)(by + sources);
     NAME(rule) rule = {factor, extra, share, lambda, kind, normalize, enough};
     NAME(sums) sums;
     uint32_t bad = 0, overflows = 0;
     if (!term) return -1;
+    memcpy(by, thinned, (size_t)sources * sizeof *by);
     for (size_t start = 0; start < count; start += PART) {
         size_t tile = count - start < PART ? count - start : PART;
         NAME(load)(base, base_type, start, tile, b);
         bad |= NAME(not_finite)(b, tile);
         for (int i = 0; i < sources; i++) {
-            NAME(thinning) by = {low[i], high[i], scale[i], key[i], limit[i]};
             NAME(load)(source[i], type[i], start, tile, value[i]);
             bad |= NAME(not_finite)(value[i], tile);
-            largest[i] = NAME(thin)(value[i], b, start, tile, &by, left[i]);
+            largest[i] = NAME(thin)(value[i], b, start, tile, &by[i], left[i]);
         }
         if (!(NAME(reach)(sources, &rule, largest) <= MODERATE) ||
             !NAME(mix_fused)(sources, value, left, b, tile, &rule, out)) {
@@ -616,10 +637,12 @@ static uint64_t *NAME(sorted)(const uint32_t *key, size_t columns, uint64_t *fro
     return from;
 }
 
-/* out = the rank of each key of source - base in its row, as a fraction of the row's highest rank; equal keys
- * share their mean rank; 1/2 in rows of one. Nonzero: out of memory. */
-static int NAME(row_ranks)(const char *source, int type, const char *base, int base_type, size_t rows,
-                           size_t columns, float *out) {
+/* out = 1, or 1 / p (inverse), where a draw keeps an element, else 0; p = least + rise * its rank. Ranks are those of
+ * the keys of source - base in their row, as fractions of the row's highest rank; equal keys share their mean rank; 1/2
+ * in rows of one. Nonzero: out of memory. */
+static int NAME(ranked_draw)(const char *source, int type, const char *base, int base_type, size_t rows,
+                             size_t columns, const uint32_t *word, float least, float rise, int inverse,
+                             float *restrict out) {
     uint64_t *pairs = malloc(columns * (2 * sizeof(uint64_t) + sizeof(uint32_t))), *others = pairs + columns;
     uint32_t *key = (uint32_t *)(others + columns);
     double half = columns > 1 ? 0.5 / (double)(columns - 1) : 0;
@@ -635,6 +658,12 @@ static int NAME(row_ranks)(const char *source, int type, const char *base, int b
         else if (columns <= 64) NAME(rank_by_counting)(key, columns, half, out);
         else if (!NAME(rank_by_steps)(key, columns, (uint32_t *)pairs, (uint32_t *)others, half, out))
             NAME(give_ranks)(NAME(sorted)(key, columns, pairs, others), 0, columns, half, out);
+        for (size_t j = 0; j < columns; j++) {
+            uint32_t index = (uint32_t)(row * columns + j);
+            double uniform = ((double)(int32_t)NAME(scramble)(index, word) + 2147483648.0) * 0x1p-32;
+            float p = out[j] * rise + least;
+            out[j] = uniform < p ? inverse ? 1.0f / p : 1.0f : 0.0f;
+        }
     }
     free(pairs);
     return 0;

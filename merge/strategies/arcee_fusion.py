@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from merge_models.merge.kernels.blocks import Span
 from merge_models.merge.strategies.base import (
     AbstractStrategy,
     BaseModel,
@@ -63,7 +64,7 @@ class ArceeFusion(AbstractStrategy):
         if _run_length(spec) >= _LONG:
             (divergences,) = yield Pass(_all_divergences)
         ((low, middle, high),) = yield from largest(
-            1, lambda block: ([_importances(block, divergences)], None), _quartile_sizes
+            1, lambda block: ([Span.of(_importances(block, divergences))], None), _quartile_sizes
         )
         quartiles = [struct.unpack("<f", struct.pack("<i", cut.key))[0] for cut in (low, middle, high)]
         return Importances(divergences, quartiles[1] + 1.5 * (quartiles[2] - quartiles[0]))

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from merge_models.manifolds.span import Gram
-    from merge_models.merge.kernels.task_vectors import Mixing, Thinned
+    from merge_models.merge.kernels.blocks import Span
+    from merge_models.merge.kernels.terms import Mixing, Thinned
     from merge_models.merge.strategies.near_points import NearGram
 else:
     torch = LazyModule("torch")
@@ -80,19 +81,43 @@ class Block:
     """A part of one tensor, of every parent.
 
     Attributes:
-        stored: one tensor per parent as it is stored, to be read only: ``[count]`` under
-            ``Grain.ELEMENT``, else ``[rows, columns]`` (a 1-D tensor is one row).
-        stored_base: the same part of the base model, or None.
+        spans: one per parent: its elements as they are stored, to be read only.
+        base_span: the same part of the base model, or None.
         start: index of the block's first element in the flattened tensor.
         spec: the whole tensor.
         number: the block's place among those that share its survey.
+        columns: elements of a row, where blocks are whole rows (a 1-D tensor is one row); None where they
+            are any run of elements.
     """
 
-    stored: tuple[Tensor, ...]
-    stored_base: Tensor | None
+    spans: tuple[Span, ...]
+    base_span: Span | None
     start: int
     spec: TensorSpec
     number: int = 0
+    columns: int | None = None
+
+    @staticmethod
+    def of(stored: Sequence[Tensor], base: Tensor | None, start: int, spec: TensorSpec) -> Block:
+        """A tensor's first block from torch's tensors: flat ones, or ``[rows, columns]``."""
+        from merge_models.merge.kernels.blocks import Span
+
+        columns = stored[0].shape[-1] if stored[0].ndim > 1 else None
+        base_span = None if base is None else Span.of(base)
+        return Block(tuple(map(Span.of, stored)), base_span, start, spec, columns=columns)
+
+    @cached_property
+    def stored(self) -> tuple[Tensor, ...]:
+        """One tensor per parent, in the memory of ``spans``: ``[count]``, or ``[rows, columns]``."""
+        return tuple(map(self._tensor, self.spans))
+
+    @cached_property
+    def stored_base(self) -> Tensor | None:
+        """The same part of the base model, or None."""
+        return None if self.base_span is None else self._tensor(self.base_span)
+
+    def _tensor(self, span: Span) -> Tensor:
+        return span.tensor() if self.columns is None else span.tensor().view(-1, self.columns)
 
     @cached_property
     def parents(self) -> tuple[Tensor, ...]:
@@ -123,8 +148,8 @@ Moments = tuple[Any, ...]
 class Pass:
     """One round of a survey: ``measure`` is called on every block, its results are added.
 
-    ``measure`` returns a tuple of float64 or int64 tensors of fixed shapes. The loop adds them in block
-    order, so the total does not depend on threads.
+    ``measure`` returns a tuple of float64 or int64 tensors, or arrays, of fixed shapes. The loop adds them in
+    block order, so the total does not depend on threads.
     """
 
     measure: Callable[[Block], Moments]
@@ -336,8 +361,9 @@ class AbstractTermStrategy(AbstractStrategy):
     def combine(self, block: Block, survey: Any) -> Tensor:
         from merge_models.merge.kernels.task_vectors import mix
 
-        assert block.stored_base is not None
-        return mix(block.stored, block.stored_base, *self.terms(block, survey))
+        assert block.stored_base is not None and block.base_span is not None
+        mixed = mix(block.spans, block.base_span, *self.terms(block, survey))
+        return mixed.tensor().view(block.stored_base.shape)
 
 
 def normalised(weights: tuple[float, ...], what: str = "weights") -> tuple[float, ...]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from torch import Tensor
-
-from merge_models.merge.kernels.task_vectors import Thinned, keys_of
+from merge_models.merge.kernels.terms import Thinned
 from merge_models.merge.strategies.base import Block, Figures, Pass, Survey, TensorSpec, Terms
 from merge_models.merge.strategies.cuts import EVERYTHING, NOTHING, Cut, Totals
 from merge_models.merge.strategies.parameters import parameter
@@ -56,13 +53,13 @@ class AbstractBreadcrumbs(AbstractTaskVectors):
                 cuts[parent] = (small, large)
         factors = (1.0,) * len(cuts)
         if masked and self.rescale == "l1":
-            (norms,) = yield Pass(lambda block: norms_of(block, _masks(block, cuts)))
-            factors = ratios(norms)
+            (sums,) = yield Pass(lambda block: (norms_of(block, [_band(pair, block) for pair in cuts]),))
+            factors = ratios(sums)
         return Bands(tuple(cuts), factors)
 
     def terms(self, block: Block, survey: Bands) -> Terms:
         pairs = zip(survey.cuts, survey.factors, strict=True)
-        return [_thinned(block, i, cuts, f) for i, (cuts, f) in enumerate(pairs)], self.mixing
+        return [_band(cuts, block, factor) for cuts, factor in pairs], self.mixing
 
     def figures(self, spec: TensorSpec, survey: Bands) -> Figures:
         del spec
@@ -86,21 +83,11 @@ def _sizes(elements: int, density: float, gamma: float) -> list[int]:
     return [elements - small, elements - small - kept]
 
 
-def _masks(block: Block, cuts: Sequence[tuple[Cut, Cut]]) -> list[Tensor]:
-    return [_mask(block, parent, pair) for parent, pair in enumerate(cuts)]
-
-
-def _mask(block: Block, parent: int, cuts: Sequence[Cut]) -> Tensor:
-    keys = keys_of(block.stored[parent], block.stored_base)
-    small, large = cuts
-    return small.chosen(keys, block.number) & ~large.chosen(keys, block.number)
-
-
-def _thinned(block: Block, parent: int, cuts: tuple[Cut, Cut], factor: float) -> Thinned:
-    if any(cut.block == block.number and cut.quota for cut in cuts):
-        return Thinned(scale=_mask(block, parent, cuts).float(), factor=factor)
-    small, large = cuts
-    return Thinned(low=small.least(block.number), high=large.least(block.number), factor=factor)
+def _band(cuts: tuple[Cut, Cut], block: Block, factor: float = 1.0) -> Thinned:
+    """A parent's task vector between two cuts, in one block."""
+    (small, large), number = cuts, block.number
+    edges = (small.least(number), large.least(number), small.ties(number), large.ties(number))
+    return Thinned(*edges, factor=factor)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned
+from merge_models.merge.kernels.terms import Mixing, Rule, Thinned
 from merge_models.merge.strategies.base import AbstractTermStrategy, BaseModel, Block, Terms
 from merge_models.merge.strategies.parameters import parameter
 
@@ -34,7 +34,7 @@ class Consensus(AbstractTermStrategy):
     def terms(self, block: Block, survey: None) -> Terms:
         del survey
         assert isinstance(self.weight, tuple) and isinstance(self.mask_lambda, tuple)
-        count = len(block.stored)
+        count = len(block.spans)
         mixing = Mixing(
             Rule.CONSENSUS,
             self.weight,

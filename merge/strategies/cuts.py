@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from merge_models.merge.kernels.task_vectors import ALL_KEYS
+from merge_models.merge.kernels.blocks import Span
+from merge_models.merge.kernels.terms import ALL_KEYS
 from merge_models.merge.strategies.base import Block
 
-Series = Callable[[Block], tuple[Sequence[Tensor], "Tensor | None"]]
-"""A block to the tensors whose keys are compared; or to those whose differences' keys are, and their base."""
+Series = Callable[[Block], tuple[Sequence[Span], Span | None]]
+"""A block to the spans whose keys are compared; or to those whose differences' keys are, and their base."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,9 @@ class Cut:
         """The least key of which a block takes all; ties in the cut's own block aside."""
         return self.key if number < self.block else self.key + 1
 
-    def chosen(self, keys: Tensor, number: int) -> Tensor:
-        """Which keys of a block are among the largest: bool, shaped as ``keys``."""
-        chosen = keys > self.least(number) - 1
-        if number == self.block and self.quota:
-            ties = (keys == self.key).reshape(-1)
-            chosen |= (ties & (ties.cumsum(0) <= self.quota)).view(keys.shape)
-        return chosen
+    def ties(self, number: int) -> int:
+        """How many of a block's elements below that key are taken: the first of those just below it."""
+        return self.quota if number == self.block else 0
 
 
 NOTHING = Cut(ALL_KEYS - 1, 0, 0)

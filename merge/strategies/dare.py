@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from merge_models.merge.kernels.task_vectors import Key, Thinned, draw
+from merge_models.merge.kernels.terms import Key, Thinned
 from merge_models.merge.strategies.base import Block, Pass, Survey, TensorSpec, Terms
 from merge_models.merge.strategies.keyed_random import parent_keys
 from merge_models.merge.strategies.parameters import parameter
@@ -33,8 +31,7 @@ class AbstractDare(AbstractTaskVectors):
 
     def terms(self, block: Block, survey: Sequence[float] | None) -> Terms:
         factors = survey or [1 / d if self.rescale == "density" and d > 0 else 1.0 for d in self._densities]
-        draws = zip(self._keys(block), self._densities, factors, strict=True)
-        return [Thinned(draw=(key, p), factor=factor) for key, p, factor in draws], self.mixing
+        return self._thinned(block, factors), self.mixing
 
     @property
     def _densities(self) -> tuple[float, ...]:
@@ -42,17 +39,18 @@ class AbstractDare(AbstractTaskVectors):
         return self.density
 
     def _norms(self) -> Survey:
-        (norms,) = yield Pass(lambda block: norms_of(block, self._masks(block)))
-        return ratios(norms)
+        ones = (1.0,) * len(self._densities)
+        (sums,) = yield Pass(lambda block: (norms_of(block, self._thinned(block, ones)),))
+        return ratios(sums)
 
     def _keys(self, block: Block) -> list[Key]:
         if all(density >= 1 for density in self._densities):
             return [(0, 0, 0)] * len(block.stored)
         return parent_keys(block, list(zip(self._densities, self.weights, strict=True)))
 
-    def _masks(self, block: Block) -> list[Tensor]:
-        draws = zip(self._keys(block), self._densities, strict=True)
-        return [draw(block.stored[0].shape, key, density) for key, density in draws]
+    def _thinned(self, block: Block, factors: Sequence[float]) -> list[Thinned]:
+        draws = zip(self._keys(block), self._densities, factors, strict=True)
+        return [Thinned(draw=(key, p), factor=factor) for key, p, factor in draws]
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from merge_models.merge.errors import RecipeError
-from merge_models.merge.kernels.task_vectors import Thinned, draw, row_ranks
+from merge_models.merge.kernels.task_vectors import ranked_draw
+from merge_models.merge.kernels.terms import Thinned
 from merge_models.merge.strategies.base import Block, Grain, Pass, Survey, TensorSpec, Terms
 from merge_models.merge.strategies.keyed_random import parent_keys
 from merge_models.merge.strategies.parameters import parameter
@@ -54,10 +53,8 @@ class AbstractDella(AbstractTaskVectors):
         return self._norms() if self.rescale == "l1" and any(d < 1 for d, _ in self._shares) else None
 
     def terms(self, block: Block, survey: Sequence[float] | None) -> Terms:
-        masks = self._masks(block, inverse=self.rescale == "density")
-        factors = survey or (1.0,) * len(masks)
-        pairs = zip(masks, factors, strict=True)
-        return [Thinned(scale=mask, factor=factor) for mask, factor in pairs], self.mixing
+        factors = survey or (1.0,) * len(self._shares)
+        return self._thinned(block, factors, inverse=self.rescale == "density"), self.mixing
 
     @property
     def _shares(self) -> list[tuple[float, float]]:
@@ -65,27 +62,25 @@ class AbstractDella(AbstractTaskVectors):
         return list(zip(self.density, self.epsilon, strict=True))
 
     def _norms(self) -> Survey:
-        (norms,) = yield Pass(lambda block: norms_of(block, self._masks(block, inverse=False)))
-        return ratios(norms)
+        ones = (1.0,) * len(self._shares)
+        (sums,) = yield Pass(lambda block: (norms_of(block, self._thinned(block, ones, inverse=False)),))
+        return ratios(sums)
 
-    def _masks(self, block: Block, inverse: bool) -> list[Tensor | None]:
+    def _thinned(self, block: Block, factors: Sequence[float], inverse: bool) -> list[Thinned]:
         if all(density >= 1 for density, _ in self._shares):
-            return [None] * len(block.stored)
+            return [Thinned(factor=factor) for factor in factors]
+        assert block.base_span is not None and block.columns is not None
         own = [(*shares, weight) for shares, weight in zip(self._shares, self.weights, strict=True)]
-        masks: list[Tensor | None] = []
-        for stored, key, (density, epsilon) in zip(
-            block.stored, parent_keys(block, own), self._shares, strict=True
-        ):
-            if density >= 1:
-                masks.append(None)
-            elif density <= 0:
-                masks.append(draw(stored.shape, key, 0.0))
+        parents = zip(block.spans, parent_keys(block, own), self._shares, factors, strict=True)
+        thinned = []
+        for span, key, (density, epsilon), factor in parents:
+            if 0 < density < 1:
+                edges = density - epsilon, density + epsilon
+                scale = ranked_draw(span, block.base_span, block.columns, key, *edges, inverse)
+                thinned.append(Thinned(scale=scale, factor=factor))
             else:
-                assert block.stored_base is not None
-                probability = row_ranks(stored, block.stored_base)
-                probability.mul_(2 * epsilon).add_(density - epsilon)
-                masks.append(draw(stored.shape, key, probability, inverse))
-        return masks
+                thinned.append(Thinned(draw=(key, density), factor=factor))
+        return thinned
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from merge_models.merge.kernels.task_vectors import Key, checksum
+from merge_models.merge.kernels.task_vectors import checksum
+from merge_models.merge.kernels.terms import Key
 from merge_models.merge.strategies.base import Block, TensorSpec
 
 
@@ -21,7 +22,7 @@ def parent_keys(block: Block, own: Sequence[tuple[float, ...]]) -> list[Key]:
         block: the block.
         own: the parameters of each parent.
     """
-    return identity_keys(block.spec, block.start, [checksum(stored) for stored in block.stored], own)
+    return identity_keys(block.spec, block.start, [checksum(span) for span in block.spans], own)
 
 
 def identity_keys(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned
+from merge_models.merge.kernels.terms import Mixing, Rule, Thinned
 from merge_models.merge.strategies.base import AbstractTermStrategy, BaseModel, Block, Terms
 from merge_models.merge.strategies.parameters import parameter
 
@@ -31,4 +31,4 @@ class MagMax(AbstractTermStrategy):
         del survey
         assert isinstance(self.weight, tuple)
         mixing = Mixing(Rule.LARGEST, self.weight, normalize=True, scale=self.lambda_)
-        return [Thinned()] * len(block.stored), mixing
+        return [Thinned()] * len(block.spans), mixing

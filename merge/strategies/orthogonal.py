@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from merge_models.merge.errors import RecipeError
-from merge_models.merge.kernels.task_vectors import Mixing, Rule, mix
+from merge_models.merge.kernels.blocks import Span
+from merge_models.merge.kernels.task_vectors import mix
+from merge_models.merge.kernels.terms import Mixing, Rule
 from merge_models.merge.strategies.base import (
     AbstractStrategy,
     BaseModel,
@@ -31,7 +33,7 @@ from merge_models.merge.strategies.rotation_fit import DeltaMoments, angle_of, d
 from merge_models.merge.strategies.rotation_mean import rotation_mean
 from merge_models.merge.strategies.rotation_side import RotationSide
 from merge_models.merge.strategies.select import largest
-from merge_models.merge.strategies.ties import deltas_of, trimmed_by
+from merge_models.merge.strategies.ties import deltas_of, trim
 
 _BLOCK_ELEMENTS = 1 << 21
 
@@ -153,7 +155,7 @@ class Orthogonal(AbstractStrategy):
         if self.density == 1.0:
             return (EVERYTHING,) * len(parents)
 
-        def carried(block: Block) -> tuple[list[Tensor], Tensor | None]:
+        def carried(block: Block) -> tuple[list[Span], Span | None]:
             return deltas_of(parents, self._carried(block, found))
 
         kept = [max(1, int(self.density * spec.count))]
@@ -270,9 +272,8 @@ class Orthogonal(AbstractStrategy):
 
         A parent whose rotation is the merged one stays what it is, to the bit.
         """
-        stored = tuple(block.stored[i] for i in self._live())
         if found.turn is None and not any(carry is not None for carry in found.carries):
-            return replace(block, stored=stored)
+            return replace(block, spans=tuple(block.spans[i] for i in self._live()))
         assert block.base is not None
         side, turned = self._side(block.spec), block.base.clone()
         if found.turn is not None:
@@ -281,16 +282,17 @@ class Orthogonal(AbstractStrategy):
         for parent, carry in zip(parents, found.carries, strict=True):
             if carry is not None:
                 parent.add_(side.times(block.base, carry))
-        return replace(block, stored=parents, stored_base=turned)
+        return replace(block, spans=tuple(map(Span.of, parents)), base_span=Span.of(turned))
 
     def _elected(self, block: Block, found: _Found) -> Tensor:
         """The rotated base plus ``lambda`` times the trimmed residuals that agree with the elected sign."""
         carried = self._carried(block, found)
-        assert carried.stored_base is not None and isinstance(self.weight, tuple)
-        thinned = [trimmed_by(cut, carried, i, 1.0) for i, cut in enumerate(found.cuts)]
+        assert carried.base_span is not None and isinstance(self.weight, tuple)
+        thinned = [trim(cut, carried) for cut in found.cuts]
         weights = [self.weight[i] for i in self._live()]
         mixing = Mixing(Rule.ELECT, weights, weights, normalize=True, scale=self.lambda_)
-        return mix(carried.stored, carried.stored_base, thinned, mixing)
+        mixed = mix(carried.spans, carried.base_span, thinned, mixing)
+        return mixed.tensor().view(block.stored[0].shape)
 
 
 def _or_none(matrix: Tensor) -> Tensor | None:

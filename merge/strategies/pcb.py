@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from merge_models.merge.kernels.blocks import Span
 from merge_models.merge.strategies.base import (
     AbstractStrategy,
     BaseModel,
@@ -67,7 +68,7 @@ class Pcb(AbstractStrategy):
         found = yield from largest(len(parents), partial(deltas_of, parents), self._size_ranks)
         sizes = tuple((_number(low), _number(high)) for low, high in found)
         found = yield from largest(
-            len(parents), lambda block: (_scores(block.deltas(), sizes), None), self._score_ranks
+            len(parents), lambda block: (_scored(block, sizes), None), self._score_ranks
         )
         return Ranges(sizes, tuple((_number(least), _number(most)) for least, most in found))
 
@@ -99,6 +100,10 @@ class Pcb(AbstractStrategy):
 
 def _number(cut: Cut) -> float:
     return struct.unpack("<f", struct.pack("<i", max(cut.key, 0)))[0]
+
+
+def _scored(block: Block, sizes: Sequence[tuple[float, float]]) -> list[Span]:
+    return [Span.of(score) for score in _scores(block.deltas(), sizes)]
 
 
 def _scores(deltas: Sequence[Tensor], sizes: Sequence[tuple[float, float]]) -> list[Tensor]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned, count_shared
+from merge_models.merge.kernels.keys import count_shared
+from merge_models.merge.kernels.terms import Mixing, Rule, Thinned
 from merge_models.merge.strategies.base import (
     AbstractTermStrategy,
     BaseModel,
@@ -41,7 +42,7 @@ class Ram(AbstractTermStrategy):
 
     def terms(self, block: Block, survey: None) -> Terms:
         del survey
-        return _changes(block, self.epsilon), Mixing(Rule.SUM, (1.0,) * len(block.stored), normalize=True)
+        return _changes(block, self.epsilon), Mixing(Rule.SUM, (1.0,) * len(block.spans), normalize=True)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class RamPlus(AbstractTermStrategy):
         return tuple(1 + self.r * min(ratio, self.alpha) for ratio in ratios)
 
     def terms(self, block: Block, survey: Sequence[float]) -> Terms:
-        ones = (1.0,) * len(block.stored)
+        ones = (1.0,) * len(block.spans)
         return _changes(block, self.epsilon), Mixing(Rule.ALONE, ones, extra=survey, normalize=True)
 
     def figures(self, spec: TensorSpec, survey: Sequence[float]) -> Figures:
@@ -84,12 +85,12 @@ class RamPlus(AbstractTermStrategy):
 
 
 def _counts(epsilon: float, block: Block) -> Moments:
-    assert block.stored_base is not None
-    return (count_shared(block.stored, block.stored_base, _key(epsilon)),)
+    assert block.base_span is not None
+    return (count_shared(block.spans, block.base_span, _key(epsilon)),)
 
 
 def _changes(block: Block, epsilon: float) -> list[Thinned]:
-    return [Thinned(low=_key(epsilon) + 1)] * len(block.stored)
+    return [Thinned(low=_key(epsilon) + 1)] * len(block.spans)
 
 
 def _key(number: float) -> int:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from merge_models.merge.kernels.task_vectors import count_keys
+from merge_models.merge.checkpoint.dtypes import BY_CODE
+from merge_models.merge.kernels.blocks import Span
+from merge_models.merge.kernels.keys import count_keys
 from merge_models.merge.strategies.base import Block, Moments, Pass
 from merge_models.merge.strategies.cuts import Cut, Series, Sizes, Totals, with_edges
 
@@ -42,9 +43,9 @@ def by_rounds(count: int, series: Series, sizes: Sizes) -> Generator[Pass, Momen
     return with_edges(wanted, found, totals.elements)
 
 
-def nth_keys(keys: Tensor, places: Sequence[int]) -> list[int]:
+def nth_keys(keys: np.ndarray, places: Sequence[int]) -> list[int]:
     """The keys at some places, counted from 1, of an int32 list in descending order."""
-    stored = [keys.view(torch.float32)]
+    stored = [Span(keys.view(np.uint8), BY_CODE["F32"])]
     top = count_keys(stored, None, [[0]], 19, 4096)[0, 0]
     searches = [[_narrowed(0, 19, top, place) for place in places]]
     for shift, bins in ((7, 4096), (0, 128)):
@@ -52,36 +53,36 @@ def nth_keys(keys: Tensor, places: Sequence[int]) -> list[int]:
     return [search.first for search in searches[0]]
 
 
-def _first_round(count: int, series: Series) -> Generator[Pass, Moments, tuple[Tensor, Totals]]:
+def _first_round(count: int, series: Series) -> Generator[Pass, Moments, tuple[np.ndarray, Totals]]:
     start = [[0]] * count
 
     def measure(block: Block) -> Moments:
-        return count_keys(*series(block), start, 19, 4096), torch.ones(1, dtype=torch.int64)
+        return count_keys(*series(block), start, 19, 4096), np.ones(1, np.int64)
 
     top, blocks = yield Pass(measure)
     elements = int(top[0].sum())
-    return top, Totals(elements, tuple((elements - top[:, 0, 0]).tolist()), int(blocks))
+    return top, Totals(elements, tuple((elements - top[:, 0, 0]).tolist()), int(blocks[0]))
 
 
 def _firsts(searches: _Searches) -> list[list[int]]:
     return [[search.first for search in row] for row in searches]
 
 
-def _narrow(searches: _Searches, shift: int, counts: Tensor) -> None:
+def _narrow(searches: _Searches, shift: int, counts: np.ndarray) -> None:
     for s, row in enumerate(searches):
         row[:] = [_narrowed(search.first, shift, counts[s, w], search.wanted) for w, search in enumerate(row)]
 
 
-def _narrowed(first: int, shift: int, counts: Tensor, wanted: int) -> _Search:
+def _narrowed(first: int, shift: int, counts: np.ndarray, wanted: int) -> _Search:
     """The bin in which the ``wanted`` largest run out, and how many it gives."""
-    place, left = run_out(counts.flip(0), wanted)
+    place, left = run_out(counts[::-1], wanted)
     return _Search(first + ((len(counts) - 1 - place) << shift), left)
 
 
-def run_out(counts: Tensor, wanted: int) -> tuple[int, int]:
+def run_out(counts: np.ndarray, wanted: int) -> tuple[int, int]:
     """Where the first ``wanted`` end: the place, and how many of its own are among them."""
-    reached = counts.cumsum(0)
-    place = min(int(torch.searchsorted(reached, wanted)), len(counts) - 1)
+    reached = counts.cumsum(dtype=np.int64)
+    place = min(int(reached.searchsorted(wanted)), len(counts) - 1)
     return place, wanted - (int(reached[place - 1]) if place else 0)
 
 
@@ -93,16 +94,16 @@ def _last_round(
 
     def by_segment(block: Block) -> Moments:
         found = count_keys(*series(block), _firsts(searches), 0, 128)
-        spread = torch.zeros(*found.shape, segments, dtype=torch.int64)
+        spread = np.zeros((*found.shape, segments), np.int64)
         spread[..., block.number * segments // blocks] = found
         return (spread,)
 
     (spread,) = yield Pass(by_segment)
     firsts = _firsts(searches)
     _narrow(searches, 0, spread.sum(-1))
-    ties = torch.stack(
+    ties = np.array(
         [
-            torch.stack([spread[s, w, search.first - firsts[s][w]] for w, search in enumerate(row)])
+            [spread[s, w, search.first - firsts[s][w]] for w, search in enumerate(row)]
             for s, row in enumerate(searches)
         ]
     )
@@ -110,7 +111,7 @@ def _last_round(
 
 
 def _placed(
-    searches: _Searches, ties: Tensor, series: Series, blocks: int
+    searches: _Searches, ties: np.ndarray, series: Series, blocks: int
 ) -> Generator[Pass, Moments, list[list[Cut]]]:
     """Where ties end, given how many there are in each run of blocks: int64 ``[series, sizes, runs]``."""
     places = [
@@ -137,7 +138,7 @@ def _within_segments(
 
     def by_block(block: Block) -> Moments:
         ties = count_keys(*series(block), _firsts(searches), 0, 1)[..., 0]
-        spread = torch.zeros(*ties.shape, longest, dtype=torch.int64)
+        spread = np.zeros((*ties.shape, longest), np.int64)
         for s, row in enumerate(starts):
             for w, start in enumerate(row):
                 if 0 <= block.number - start < longest:

@@ -10,10 +10,11 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from merge_models.merge.kernels.task_vectors import ALL_KEYS, Tally, gather_keys, keys_of
+from merge_models.merge.kernels.blocks import Span
+from merge_models.merge.kernels.keys import Tally, gather_keys, keys_of
+from merge_models.merge.kernels.terms import ALL_KEYS
 from merge_models.merge.strategies.base import Block, Moments, Pass
 from merge_models.merge.strategies.cuts import NOTHING, Cut, Series, Sizes, Totals, with_edges
 from merge_models.merge.strategies.rounds import nth_keys, run_out
@@ -46,7 +47,7 @@ def by_sample(
     """
     every = max(_SPARSE, elements // SAMPLE)
     (sample,) = yield Pass(lambda block: (_Listed(_sampled(series, every, block)),))
-    keys = [torch.cat(parts) for parts in zip(*sample.parts, strict=True)]
+    keys = [np.concatenate(parts) for parts in zip(*sample.parts, strict=True)]
     taken = len(keys[0])
     if not taken:
         return None
@@ -72,27 +73,29 @@ class _Listed:
         return 0
 
 
-def _sampled(series: Series, every: int, block: Block) -> list[Tensor]:
+def _sampled(series: Series, every: int, block: Block) -> list[np.ndarray]:
     """Sampled keys of each series."""
-    base = block.stored_base
+    base = block.base_span
     thinned = replace(
         block,
-        stored=tuple(_runs(stored, every, block.number) for stored in block.stored),
-        stored_base=None if base is None else _runs(base, every, block.number),
+        spans=tuple(_runs(span, every, block.number) for span in block.spans),
+        base_span=None if base is None else _runs(base, every, block.number),
+        columns=None,
     )
-    tensors, reference = series(thinned)
-    return [keys_of(tensor, reference) for tensor in tensors]
+    spans, reference = series(thinned)
+    return [keys_of(span, reference) for span in spans]
 
 
-def _runs(stored: Tensor, every: int, number: int) -> Tensor:
+def _runs(span: Span, every: int, number: int) -> Span:
     """Short runs of a block. Their distance is no power of two: they wander over a matrix's columns."""
-    flat, distance = stored.reshape(-1), _RUN * (every - 1)
+    distance, size = _RUN * (every - 1), span.dtype.size
     start = number * _RUN % distance
-    runs = max(0, len(flat) - start) // distance
-    return flat[start : start + runs * distance].view(runs, distance)[:, :_RUN].reshape(-1)
+    runs = max(0, span.count - start) // distance
+    rows = span.data[start * size : (start + runs * distance) * size].reshape(runs, distance * size)
+    return Span(np.ascontiguousarray(rows[:, : _RUN * size]).reshape(-1), span.dtype)
 
 
-def _bracket(keys: Tensor, share: float) -> _Window:
+def _bracket(keys: np.ndarray, share: float) -> _Window:
     """Where the least of the largest ``share`` of all elements should be, by a sample."""
     if not 0 < share < 1:
         return 0, 0
@@ -110,7 +113,7 @@ def _within(
 
     def measure(block: Block) -> Moments:
         found = gather_keys(*series(block), windows, _POSITIVE)
-        return _Listed(found), found.within.clone(), found.above, found.positive  # totals overwrite a part
+        return _Listed(found), found.within.copy(), found.above, found.positive  # totals overwrite a part
 
     listed, within, above, positive = yield Pass(measure)
     wanted = sizes(Totals(elements, tuple(positive.tolist()), len(listed.parts)))
@@ -130,9 +133,11 @@ def _within(
 
 def _cut(tallies: Sequence[Tally], wanted: int) -> Cut:
     """The cut below the ``wanted`` largest of what blocks hold of a window."""
-    keys, order = torch.cat([keys for keys, _ in tallies]).sort(descending=True)
-    counts = torch.cat([counts for _, counts in tallies])[order]
-    key = int(keys[run_out(counts, wanted)[0]])
+    keys = np.concatenate([keys for keys, _ in tallies])
+    order = np.argsort(-keys, kind="stable")
+    counts = np.concatenate([counts for _, counts in tallies])
+    place, _ = run_out(counts[order], wanted)
+    key = int(keys[order[place]])
     wanted -= int(counts[keys > key].sum())
-    ties = torch.stack([counts[keys == key].sum() for keys, counts in tallies])
+    ties = np.array([counts[keys == key].sum() for keys, counts in tallies])
     return Cut(key, *run_out(ties, wanted))

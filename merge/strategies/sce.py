@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from merge_models.merge.kernels.task_vectors import Mixing, Rule, Thinned, energies, keys_of, variance
+from merge_models.merge.kernels.blocks import Span
+from merge_models.merge.kernels.task_vectors import most_varied, norms, variance
+from merge_models.merge.kernels.terms import Mixing, Rule, Thinned
 from merge_models.merge.strategies.base import (
     AbstractTermStrategy,
     BaseModel,
@@ -68,26 +68,27 @@ class Sce(AbstractTermStrategy):
         return [[int(self.select_topk * totals.positive[0])]]
 
     def terms(self, block: Block, survey: Selection) -> Terms:
-        mask = _selected(block, survey.cut)
-        scale = None if mask is None else mask.float()
-        ones = (1.0,) * len(block.stored)
+        ones = (1.0,) * len(block.spans)
         mixing = Mixing(Rule.ELECT, ones, survey.shares, survey.shares, normalize=True)
-        return [Thinned(scale=scale)] * len(ones), mixing
+        return _selected(block, survey.cut), mixing
 
     def figures(self, spec: TensorSpec, survey: Selection) -> Figures:
         del spec
         return {f"energy share of parent {i}": share for i, share in enumerate(survey.shares)}
 
 
-def _variances(block: Block) -> tuple[list[Tensor], None]:
-    return [variance(block.stored)], None
+def _variances(block: Block) -> tuple[list[Span], None]:
+    return [variance(block.spans)], None
 
 
-def _selected(block: Block, cut: Cut) -> Tensor | None:
-    return None if cut == EVERYTHING else cut.chosen(keys_of(variance(block.stored), None), block.number)
+def _selected(block: Block, cut: Cut) -> list[Thinned]:
+    scale = None
+    if cut != EVERYTHING:
+        scale = most_varied(block.spans, cut.least(block.number), cut.ties(block.number))
+    return [Thinned(scale=scale)] * len(block.spans)
 
 
 def _energies(block: Block, cut: Cut) -> Moments:
     """Sum of squares of each task vector over the selected elements, NaN and Inf left out."""
-    assert block.stored_base is not None
-    return (energies(block.stored, block.stored_base, _selected(block, cut)),)
+    assert block.base_span is not None
+    return (norms(block.spans, block.base_span, _selected(block, cut), squared=True)[1],)

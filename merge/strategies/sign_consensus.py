@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from merge_models.merge.kernels.task_vectors import Mixing, Rule
+from merge_models.merge.kernels.task_vectors import norms
+from merge_models.merge.kernels.terms import Mixing, Rule, Thinned
 from merge_models.merge.strategies.base import (
     AbstractTermStrategy,
     BaseModel,
     Block,
-    Moments,
     normalised,
 )
 from merge_models.merge.strategies.parameters import parameter
@@ -62,17 +61,13 @@ class AbstractTaskVectors(AbstractTermStrategy):
         )
 
 
-def norms_of(block: Block, masks: Sequence[Any]) -> Moments:
-    """L1 norms of each parent's task vector, whole and masked: float64 ``[2, N]``; NaN and Inf left out."""
-    sums = torch.zeros(2, len(masks), dtype=torch.float64)
-    for number, (delta, mask) in enumerate(zip(block.deltas(), masks, strict=True)):
-        size = torch.nan_to_num_(delta.abs_(), nan=0.0, posinf=0.0).double()
-        sums[0, number] = size.sum()
-        sums[1, number] = size.sum() if mask is None else (size * mask).sum()
-    return (sums,)
+def norms_of(block: Block, thinned: Sequence[Thinned]) -> np.ndarray:
+    """L1 norms of each parent's task vector, whole and thinned: float64 ``[2, N]``; NaN and Inf left out."""
+    assert block.base_span is not None
+    return norms(block.spans, block.base_span, thinned)
 
 
-def ratios(norms: Tensor) -> tuple[float, ...]:
-    """What gives masked task vectors their L1 norm back; 1 where nothing was left to scale."""
-    whole, masked = norms.tolist()
-    return tuple(a / b if b > 0 else 1.0 for a, b in zip(whole, masked, strict=True))
+def ratios(sums: np.ndarray) -> tuple[float, ...]:
+    """What gives thinned task vectors their L1 norm back; 1 where nothing was left to scale."""
+    whole, thinned = sums.tolist()
+    return tuple(a / b if b > 0 else 1.0 for a, b in zip(whole, thinned, strict=True))

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from merge_models.merge.errors import RecipeError
-from merge_models.merge.kernels.task_vectors import Key, checksum, mixed_words
+from merge_models.merge.kernels.task_vectors import checksum
+from merge_models.merge.kernels.terms import Key
+from merge_models.merge.kernels.torch_task_vectors import mixed_words
 from merge_models.merge.strategies.base import (
     AbstractStrategy,
     Block,
@@ -92,7 +94,7 @@ class Stochastic(AbstractStrategy):
 def _checksums(block: Block) -> Moments:
     """int64 ``[N, 2]`` sums, which wrap around, of what each parent holds."""
     place = 2 * block.number + 1
-    sums = [[a, b * place] for a, b in map(checksum, block.stored)]
+    sums = [[a, b * place] for a, b in map(checksum, block.spans)]
     return (torch.tensor([[_wrapped(word) for word in pair] for pair in sums], dtype=torch.int64),)
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from torch import Tensor
-
-from merge_models.merge.kernels.task_vectors import Thinned, keys_of
+from merge_models.merge.kernels.blocks import Span
+from merge_models.merge.kernels.terms import Thinned
 from merge_models.merge.strategies.base import Block, Figures, Pass, Survey, TensorSpec, Terms
 from merge_models.merge.strategies.cuts import EVERYTHING, NOTHING, Cut, Totals
 from merge_models.merge.strategies.parameters import parameter
@@ -72,13 +71,13 @@ class Ties(AbstractTaskVectors):
                 cuts[parent] = cut
         factors = (1.0,) * len(cuts)
         if trimmed and self.rescale == "l1":
-            (norms,) = yield Pass(lambda block: norms_of(block, chosen(block, cuts)))
-            factors = ratios(norms)
+            (sums,) = yield Pass(lambda block: (norms_of(block, [trim(cut, block) for cut in cuts]),))
+            factors = ratios(sums)
         return Trims(tuple(cuts), factors)
 
     def terms(self, block: Block, survey: Trims) -> Terms:
         pairs = zip(survey.cuts, survey.factors, strict=True)
-        return [trimmed_by(cut, block, i, f) for i, (cut, f) in enumerate(pairs)], self.mixing
+        return [trim(cut, block, factor) for cut, factor in pairs], self.mixing
 
     def figures(self, spec: TensorSpec, survey: Trims) -> Figures:
         del spec
@@ -86,23 +85,14 @@ class Ties(AbstractTaskVectors):
         return {f"threshold of parent {i}": magnitude(cut.key) for i, cut in found.items()}
 
 
-def deltas_of(parents: Sequence[int], block: Block) -> tuple[list[Tensor], Tensor | None]:
+def deltas_of(parents: Sequence[int], block: Block) -> tuple[list[Span], Span | None]:
     """A :data:`merge_models.merge.strategies.cuts.Series` of some parents' task vectors."""
-    return [block.stored[p] for p in parents], block.stored_base
+    return [block.spans[p] for p in parents], block.base_span
 
 
-def chosen(block: Block, cuts: Sequence[Cut]) -> list[Tensor]:
-    """Masks of each parent's elements within its cut."""
-    pairs = zip(cuts, block.stored, strict=True)
-    return [cut.chosen(keys_of(stored, block.stored_base), block.number) for cut, stored in pairs]
-
-
-def trimmed_by(cut: Cut, block: Block, parent: int, factor: float) -> Thinned:
+def trim(cut: Cut, block: Block, factor: float = 1.0) -> Thinned:
     """A parent's task vector within a cut, in one block."""
-    if cut.block != block.number or not cut.quota:
-        return Thinned(low=cut.least(block.number), factor=factor)
-    keys = keys_of(block.stored[parent], block.stored_base)
-    return Thinned(scale=cut.chosen(keys, block.number).float(), factor=factor)
+    return Thinned(low=cut.least(block.number), keep=cut.ties(block.number), factor=factor)
 
 
 def magnitude(key: int) -> float:

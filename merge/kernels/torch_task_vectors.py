@@ -1,0 +1,190 @@
+"""What task_vectors.py computes, in torch: where there are no compiled kernels, and for float64 storage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW, Span, is_finite
+from merge_models.merge.kernels.terms import Key, Mixing, Rule, Thinned, limit_of
+from merge_models.merge.kernels.torch_keys import keys_of
+
+
+def mix_into(
+    sources: Sequence[Span],
+    base: Span,
+    thinned: Sequence[Thinned],
+    mixing: Mixing,
+    factors: Sequence[float],
+    shares: Sequence[float],
+    extra: Sequence[float],
+    out: Span,
+) -> int:
+    weights = [
+        _left(source, base, part).mul_(factor)
+        for source, part, factor in zip(sources, thinned, factors, strict=True)
+    ]
+    stored = [source.tensor() for source in sources]
+    out.tensor().copy_(_mixed(stored, base.tensor(), weights, mixing, shares, extra))
+    if all(is_finite(span) for span in (*sources, base)):
+        return 0 if is_finite(out) else OVERFLOW
+    return NOT_FINITE
+
+
+def _mixed(
+    stored: Sequence[Tensor],
+    base: Tensor,
+    weights: Sequence[Tensor],
+    mixing: Mixing,
+    shares: Sequence[float],
+    extra: Sequence[float],
+) -> Tensor:
+    """The kernel's arithmetic, step by step."""
+    wide = base.double()
+    values = [x.double() for x in stored]
+    terms = [(x - wide) * w for x, w in zip(values, weights, strict=True)]
+    parts, gains = _participants(terms, weights, mixing, extra)
+    total, share, whole, coefficient = (torch.zeros_like(wide) for _ in range(4))
+    least, most = torch.full_like(wide, math.inf), torch.full_like(wide, -math.inf)
+    for x, weight, term, part, gain, own in zip(values, weights, terms, parts, gains, shares, strict=True):
+        total += (term * gain) * part
+        coefficient += (weight * gain) * part
+        share += part.double() * own
+        whole += part.double() * abs(own)
+        least = x.where(part & (x < least), least)
+        most = x.where(part & (x > most), most)
+    divisor = share.where((share.abs() > 1e-12 * whole) & mixing.normalize, 1.0)
+    quotient = torch.full_like(divisor, mixing.scale) / divisor  # a true division, unlike scale / divisor
+    one = ((coefficient * quotient - 1.0).abs() <= 1e-13) & (least == most)
+    merged = least.where(one, wide + total * quotient)
+    exact = any(t.dtype == torch.float64 for t in (*stored, base))
+    return merged if exact else merged.float()
+
+
+def _participants(
+    terms: Sequence[Tensor], weights: Sequence[Tensor], mixing: Mixing, extra: Sequence[float]
+) -> tuple[list[Tensor], Sequence[Tensor | float]]:
+    """Which terms take part, and what multiplies them."""
+    kept = [weight != 0 for weight in weights]
+    ones = (1.0,) * len(terms)
+    if mixing.rule is Rule.ELECT:
+        size = _added([term.abs() for term in terms])
+        sign = torch.where(_added(terms) >= -(2.0**-51) * len(terms) * size, 1.0, -1.0).double()
+        return [term * sign > 0 for term in terms], extra
+    if mixing.rule is Rule.LARGEST:
+        zero = torch.zeros_like(terms[0])
+        high, low = torch.stack([zero, *terms]).amax(0), torch.stack([zero, *terms]).amin(0)
+        chosen = high.where(high >= -low, low)
+        return [(term == chosen) & left for term, left in zip(terms, kept, strict=True)], ones
+    if mixing.rule is Rule.CONSENSUS:
+        all_terms = _added(terms)
+        votes = [t.abs() >= (all_terms - t).abs() * ratio for t, ratio in zip(terms, extra, strict=True)]
+        agreed = _added([vote.double() for vote in votes]) >= mixing.enough
+        return [agreed & left for left in kept], ones
+    if mixing.rule is Rule.ALONE:
+        alone = _added([left.double() for left in kept]) == 1
+        return kept, [torch.ones_like(terms[0]).masked_fill_(alone, ratio) for ratio in extra]
+    return kept, ones
+
+
+def _added(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum in order, as the kernel adds."""
+    total = torch.zeros_like(tensors[0])
+    for tensor in tensors:
+        total += tensor
+    return total
+
+
+def _left(source: Span, base: Span, part: Thinned) -> Tensor:
+    """What is left of a source, as float64 factors."""
+    keys = keys_of(source, base)
+    kept = (keys > part.low - 1) & (keys <= part.high - 1)
+    if part.keep:
+        kept |= _first(keys == part.low - 1, part.keep)
+    if part.drop:
+        kept &= ~_first(keys == part.high - 1, part.drop)
+    if part.draw is not None:
+        key, probability = part.draw
+        kept &= mixed_words(len(keys), key) <= limit_of(probability) - 1
+    left = kept.double()
+    return left if part.scale is None else left.mul_(torch.from_numpy(part.scale))
+
+
+def _first(chosen: Tensor, number: int) -> Tensor:
+    return chosen & (chosen.cumsum(0) <= number)
+
+
+def norms(sources: Sequence[Span], base: Span, thinned: Sequence[Thinned], squared: bool) -> np.ndarray:
+    out = np.empty((2, len(sources)))
+    wide = base.tensor().double()
+    for number, (source, part) in enumerate(zip(sources, thinned, strict=True)):
+        size = source.tensor().double() - wide
+        size = torch.where(size.isfinite(), size, 0.0)
+        size = size.square_() if squared else size.abs_()
+        out[:, number] = float(size.sum()), float((size * _left(source, base, part)).sum())
+    return out
+
+
+def variance(sources: Sequence[Span]) -> Span:
+    first = sources[0].tensor().double()
+    differences = [source.tensor().double() - first for source in sources]
+    mean = torch.zeros_like(first)
+    for difference in differences:
+        mean += difference
+    mean /= len(sources)
+    total = torch.zeros_like(first)
+    for difference in differences:
+        total += (difference - mean).square_()
+    return Span.of((total / len(sources)).float())
+
+
+def most_varied(sources: Sequence[Span], least: int, ties: int) -> np.ndarray:
+    keys = keys_of(variance(sources), None)
+    chosen = keys > least - 1
+    return (chosen | _first(keys == least - 1, ties)).float().numpy()
+
+
+def ranked_draw(
+    source: Span, base: Span, columns: int, key: Key, least: float, most: float, inverse: bool
+) -> np.ndarray:
+    probability = _row_ranks(keys_of(source, base).view(-1, columns)).view(-1)
+    probability.mul_(most - least).add_(least)
+    uniform = mixed_words(base.count, key).double().add_(2.0**31).mul_(2.0**-32)
+    kept = 1.0 / probability if inverse else torch.ones_like(probability)
+    return kept.where(uniform < probability, 0.0).numpy()
+
+
+def _row_ranks(keys: Tensor) -> Tensor:
+    """Where each key stands in its row: 0 for the least, 1 for the greatest."""
+    rows, columns = keys.shape
+    if columns == 1:
+        return torch.full((rows, 1), 0.5)
+    keys, order = keys.sort(dim=1)
+    place = torch.arange(columns).expand(rows, columns)
+    changes = keys[:, 1:] != keys[:, :-1]
+    edge = torch.ones(rows, 1, dtype=torch.bool)
+    first = place.where(torch.cat([edge, changes], 1), 0).cummax(1).values
+    last = place.where(torch.cat([changes, edge], 1), columns).flip(1).cummin(1).values.flip(1)
+    ranks = ((first + last).double() * (0.5 / (columns - 1))).float()
+    return torch.empty_like(ranks).scatter_(1, order, ranks)
+
+
+_ROUNDS = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB), (14, 1))
+
+
+def mixed_words(count: int, key: Key) -> Tensor:
+    """int32 ``[count]``: the kernel's bijection of 0, 1, 2, ... under a key; int32 products wrap around."""
+    words = torch.arange(count, dtype=torch.int64).to(torch.int32) + _signed(key[0])
+    for (shift, multiplier), add in zip(_ROUNDS, (key[1], key[2], 0, 0), strict=True):
+        words ^= (words >> shift) & ((1 << (32 - shift)) - 1)
+        words *= _signed(multiplier)
+        words += _signed(add)
+    return words
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 32) if word >= 1 << 31 else word
