@@ -94,12 +94,14 @@ class NearRotation:
 class SharedProcrustes:
     """Procrustes rotations of many targets near one base, from one factorisation of `G = base^T base`.
 
-    A target `base + D` has the moment `G + E`, `E = base^T D`. Its best rotation is, to first order, `I +
-    X` with X skew and `G X + X G = E - E^T`: in the eigenbasis of G, a division by `lambda_i + lambda_j`.
-    The same division turns what is left of the skew part of `R^T (G + E)` into the next correction. Two
-    kinds of direction need care. Among the null ones (`lambda <= null_tolerance * lambda_max`) no rotation
-    is determined: none is made, and at the end they are turned nearest to the identity. Among the weak
-    ones, where the change is not small against the base, the block is solved by SVD in each round.
+    A target `base + D` has the moment `G + E`, `E = base^T D`. Its best rotation `R = exp(X)` makes
+    `R^T (G + E)` symmetric. To first order that is `G X + X G = E - E^T`; the second order of X solves the
+    same equation with `-(P - P^T) / 2`, `P = X (E + E^T)`, on the right. In the eigenbasis of G both are
+    divisions by `lambda_i + lambda_j`. Where the third order would matter, the same division turns what is
+    left of the skew part of `R^T (G + E)` into the next correction. Two kinds of direction need care. Among
+    the null ones (`lambda <= null_tolerance * lambda_max`) no rotation is determined: none is made, and at
+    the end they are turned nearest to the identity. Among the weak ones, where the change is not small
+    against the base, the block is solved by SVD in each round.
 
     It works in the dtype of the Gram. float32 is twice as fast, and takes eigenvalues below about 1e-5 of
     the largest for null.
@@ -108,6 +110,7 @@ class SharedProcrustes:
     gram: Tensor
     eigenvalues: Tensor
     eigenvectors: Tensor
+    quotients: Tensor
     null: int
     null_tolerance: float
 
@@ -120,14 +123,16 @@ class SharedProcrustes:
         floor = 4 * gram.shape[0] ** 0.5 * torch.finfo(gram.dtype).eps
         tolerance = max(null_tolerance, floor)
         null = int((values <= tolerance * values[-1:].clamp_min(0)).sum())
-        return SharedProcrustes(gram, values.clamp_min(0), vectors, null, tolerance)
+        values = values.clamp_min(0)
+        quotients = (values.unsqueeze(-1) + values).reciprocal_()
+        quotients[:null, :null] = 0
+        return SharedProcrustes(gram, values, vectors, quotients, null, tolerance)
 
-    def solve(self, shift: Tensor, *, tolerance: float = 1e-5, max_iterations: int = 4) -> NearRotation:
+    def solve(self, shift: Tensor, *, tolerance: float = 1e-5, max_iterations: int = 6) -> NearRotation:
         """The rotation for the moment `gram + shift`, `shift = base^T (target - base)` of `[d, d]`.
 
-        Iterates until a correction moves the rotated base by no more than `tolerance` of its norm; that
-        correction is still made. A target too far from the base for it is solved by SVD. A zero shift gives
-        the identity exactly.
+        Corrects until what is left moves the rotated base by no more than `tolerance` of its norm. A target
+        too far from the base for it is solved by SVD. A zero shift gives the identity exactly.
         """
         if shift.shape != self.gram.shape:
             raise ProcrustesError(f"the Gram is {tuple(self.gram.shape)}, the shift {tuple(shift.shape)}")
@@ -137,69 +142,92 @@ class SharedProcrustes:
         turned = self.eigenvectors.mT @ (shift @ self.eigenvectors)
         skew = self._correction(turned)
         block = self._weak_block(skew)
-        previous, iteration = torch.inf, 0
-        if block.stop - self.null <= len(shift) // 4:
-            # The rotation is kept as its difference from the identity, whose rounding is relative to its
-            # size.
+        found = None
+        if block.stop == block.start:
+            skew, found = self._expand(turned, skew, tolerance)
+        if found is None and block.stop - self.null <= len(shift) // 4:
+            found = self._iterate(turned, skew, block, tolerance, max_iterations)
+        if found is None:
+            rotation = procrustes_from_moment(self.gram + shift, null_tolerance=self.null_tolerance)
+            found = NearRotation(rotation, "svd", 0, 0.0)
+        return found
+
+    def _expand(self, turned: Tensor, first: Tensor, tolerance: float) -> tuple[Tensor, NearRotation | None]:
+        """X to its second order, and its rotation unless the third order, as they foretell it, matters."""
+        symmetric = turned + turned.mT
+        second = self._correction(first @ symmetric).mul_(-0.5)
+        moved, residual = self._movement(first), self._movement(second)
+        skew = second.add_(first)
+        if not residual * residual <= 0.1 * tolerance * moved:  # a margin, since it is an estimate
+            return skew, None
+        symmetric *= 0.5
+        symmetric.diagonal().add_(self.eigenvalues)
+        if not self._is_largest(symmetric):
+            return skew, None
+        change, exact = _near_exp(skew)
+        return skew, NearRotation(self._finish(change, complete=True, exact=exact), "sylvester", 1, residual)
+
+    def _iterate(
+        self, turned: Tensor, skew: Tensor, block: slice, tolerance: float, max_iterations: int
+    ) -> NearRotation | None:
+        """By corrections of what is left; None where they do not get small fast enough."""
+        # The rotation is kept as its difference from the identity, whose rounding is relative to its size.
+        skew[block, block] = 0
+        change, exact = _near_exp(skew)
+        previous = torch.inf
+        for iteration in range(1, max_iterations + 1):
+            if not exact:
+                change = _orthogonalised(change)
+            moment = self._turn_block(turned, change, block)
+            skew = self._correction(moment)
             skew[block, block] = 0
-            change = skew + skew @ skew / 2
-            for iteration in range(1, max_iterations + 1):
-                skew = self._refine(turned, change, block)
-                residual = self._movement(skew)
-                if not residual < previous:
-                    break
-                change += change @ skew + skew
-                if residual <= tolerance:
-                    if not self._is_largest(turned, change):
-                        break
-                    rotation = self._finish(change, complete=block.start == self.null)
-                    return NearRotation(rotation, "sylvester", iteration, residual)
-                previous = residual
-        rotation = procrustes_from_moment(self.gram + shift, null_tolerance=self.null_tolerance)
-        return NearRotation(rotation, "svd", iteration, 0.0)
+            residual = self._movement(skew)
+            left = max_iterations - iteration
+            if residual > tolerance and residual * (residual / previous) ** left > tolerance:
+                return None
+            change, exact = change + (change @ skew).add_(skew), False
+            if residual <= tolerance:
+                if not self._is_largest((moment + moment.mT).mul_(0.5)):
+                    return None
+                rotation = self._finish(change, complete=block.start == self.null, exact=False)
+                return NearRotation(rotation, "sylvester", iteration, residual)
+            previous = residual
+        return None
 
     def _correction(self, moment: Tensor) -> Tensor:
         """Skew X with `Lambda X + X Lambda = moment - moment^T`, zero among null directions."""
-        skew = moment - moment.mT
-        skew /= self.eigenvalues.unsqueeze(-1) + self.eigenvalues
-        skew[: self.null, : self.null] = 0
-        return skew
+        return (moment - moment.mT).mul_(self.quotients)
 
     def _movement(self, skew: Tensor) -> float:
         energy = (self.eigenvalues * skew.square().sum(dim=0)).sum() / self.eigenvalues.sum()
         return float(energy.sqrt())
 
     def _weak_block(self, skew: Tensor) -> slice:
-        """Directions (eigenvalues ascend) up to the last that turns by 0.02 or more among the weaker ones.
+        """Directions (eigenvalues ascend) up to the last that turns by 0.1 or more among the weaker ones.
 
         A small null space belongs to the block; a large one (wide matrices) would make it dear, and is left
         out.
         """
         rows = torch.tril(skew[self.null :, self.null :]).norm(dim=1)
-        far = (rows > 0.02).nonzero()
+        far = (rows > 0.1).nonzero()
         stop = self.null + (int(far.max()) + 1 if len(far) else 0)
         return slice(0 if self.null < stop <= len(skew) // 4 else self.null, stop)
 
-    def _moment(self, turned: Tensor, change: Tensor) -> Tensor:
-        """`R^T (Lambda + E)` with `R = I + change`, in the eigenbasis."""
-        moment = turned + change.mT @ turned
-        moment += change.mT * self.eigenvalues
-        moment.diagonal().add_(self.eigenvalues)
-        return moment
+    def _is_largest(self, moment: Tensor) -> bool:
+        """Whether a stationary point is the maximum: no eigenvalue of `R^T M` is well below zero.
 
-    def _is_largest(self, turned: Tensor, change: Tensor) -> bool:
-        """Whether the stationary point is the maximum: `R^T M` has no eigenvalue well below zero.
+        Of that moment the symmetric part is given, and changed.
 
         A target such as the reflected base is stationary at the identity, and far from best there.
         """
-        moment = self._moment(turned, change)
-        moment = (moment + moment.mT) / 2
         moment.diagonal().add_(1e-3 * self.eigenvalues[-1])
         return int(torch.linalg.cholesky_ex(moment).info) == 0
 
-    def _refine(self, turned: Tensor, change: Tensor, block: slice) -> Tensor:
-        """Turn the weak block of `I + change` in place to its optimum; return the next correction."""
-        moment = self._moment(turned, change)
+    def _turn_block(self, turned: Tensor, change: Tensor, block: slice) -> Tensor:
+        """Turns the weak block of `R = I + change` in place to its optimum; returns `R^T (Lambda + E)`."""
+        moment = turned + change.mT @ turned
+        moment += change.mT * self.eigenvalues
+        moment.diagonal().add_(self.eigenvalues)
         if block.stop > block.start:
             largest = self.eigenvalues[-1] / self.eigenvalues[block.stop - 1]
             turn = procrustes_from_moment(
@@ -209,22 +237,32 @@ class SharedProcrustes:
             change[block, block] += turn
             change.diagonal()[block] -= 1
             moment[block] = turn.mT @ moment[block]
-        skew = self._correction(moment)
-        skew[block, block] = 0
-        return skew
+        return moment
 
-    def _finish(self, change: Tensor, *, complete: bool) -> Tensor:
-        """Complete the null space, leave the eigenbasis, and make the rotation orthogonal."""
+    def _finish(self, change: Tensor, *, complete: bool, exact: bool) -> Tensor:
+        """Complete the null space, leave the eigenbasis, and make the rotation orthogonal if not `exact`."""
         if complete and self.null:
             # R_nn is turned to be symmetric: then its trace, the closeness to the identity, is largest.
             turn = _near_polar(change[: self.null, : self.null]).mT
             change[: self.null] += turn @ change[: self.null]
             change[: self.null, : self.null] += turn
         change = self.eigenvectors @ (change @ self.eigenvectors.mT)
-        # One Newton-Schulz step, R (3 I - R^T R) / 2 for R = I + change, without its second-order term.
-        change = change - (change + change.mT + change.mT @ change) / 2
+        if not exact:
+            change = _orthogonalised(change)
         change.diagonal().add_(1)
         return change
+
+
+def _near_exp(skew: Tensor) -> tuple[Tensor, bool]:
+    """`X + X^2 / 2` and whether I with it is orthogonal but for rounding: it is but for `X^4 / 4`."""
+    square = skew @ skew
+    defect = float(square.square().sum(dim=1).max()) / 4
+    return square.mul_(0.5).add_(skew), defect <= torch.finfo(skew.dtype).eps
+
+
+def _orthogonalised(change: Tensor) -> Tensor:
+    """One Newton-Schulz step, `R (3 I - R^T R) / 2` for `R = I + change`, without its second-order term."""
+    return change - (change.mT @ change).add_(change).add_(change.mT).mul_(0.5)
 
 
 def _near_polar(change: Tensor) -> Tensor:

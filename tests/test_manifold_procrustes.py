@@ -86,6 +86,15 @@ def test_shared_factorisation_agrees_with_svd(
         assert SpecialOrthogonal(shape[1]).check(found.rotation, tolerance=1e-6) is None
 
 
+@pytest.mark.parametrize("distance", [1e-4, 0.02, 0.05, 0.1])
+def test_shared_factorisation_goes_down_to_rounding(distance: float) -> None:
+    base, target = problem((96, 24), distance)
+    shift = base.mT @ (target - base)
+    found = SharedProcrustes.from_gram(base.mT @ base).solve(shift, tolerance=1e-13, max_iterations=40)
+    assert found.method == "sylvester"
+    torch.testing.assert_close(found.rotation, procrustes(base, target), atol=1e-13, rtol=0)
+
+
 def test_weak_directions_are_solved_in_their_block() -> None:
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(96, 64, generator=generator, dtype=torch.float64)

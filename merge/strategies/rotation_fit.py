@@ -35,16 +35,16 @@ class DeltaMoments:
         Solved in ``dtype``, with one factorisation of the Gram matrix; equal moments once.
         """
         solvers = [SharedProcrustes.from_gram(part.to(dtype)) for part in self.gram]
-        size = float(self.gram.diagonal(dim1=-2, dim2=-1).sum())
+        size, eps = float(self.gram.diagonal(dim1=-2, dim2=-1).sum()), torch.finfo(dtype).eps
         found: list[Tensor] = []
         for number, (shift, energy) in enumerate(zip(self.shifts, self.energies, strict=True)):
             twin = next((i for i in range(number) if torch.equal(self.shifts[i], shift)), None)
             if twin is not None:
                 found.append(found[twin])
                 continue
-            # The last correction is to be small against the delta, not only against the base.
+            # What is left is to be small against the delta, not only against the base.
             delta = math.sqrt(float(energy) / size) if size else 1.0
-            tolerance = max(1e-4 * delta, 8 * torch.finfo(dtype).eps)
+            tolerance = max((1e-4 if dtype == torch.float32 else 1e-12) * delta, 8 * eps)
             solved = [s.solve(part, tolerance=tolerance) for s, part in zip(solvers, shift, strict=True)]
             found.append(torch.stack([near.rotation for near in solved]).double())
         return found
