@@ -185,22 +185,25 @@ def _share_of(token: int | None, ids: Mapping[str, np.ndarray]) -> float:
     return float((everything == token).mean())
 
 
-def check_same_tokenizer(models: Sequence[str | os.PathLike[str]], text: Text | None = None) -> Any:
+def check_same_tokenizer(
+    models: Sequence[str | os.PathLike[str]], text: Text | None = None, otherwise: str = ""
+) -> Any:
     """Checks that all models' tokenizers turn the text into the same tokens, and returns the first one's.
 
     Args:
         models: folders or Hub ids.
         text: what to compare them on; by default the built-in text.
+        otherwise: what the user may do where a model has no tokenizer, besides adding it.
 
     Raises:
         MergeError: one does not, or cannot be loaded; the text names the model and what to do.
     """
     text = text or read_calibration()
     documents = [document for of_domain in text.domains.values() for document in of_domain[:_COMPARED]]
-    first = _tokenizer_of(models[0])
+    first = _tokenizer_of(models[0], otherwise)
     expected = list(map(Encoder(first).bare, documents))
     for model in models[1:]:
-        tokenizer = _tokenizer_of(model)
+        tokenizer = _tokenizer_of(model, otherwise)
         for document, wanted, found in zip(
             documents, expected, map(Encoder(tokenizer).bare, documents), strict=True
         ):
@@ -209,9 +212,9 @@ def check_same_tokenizer(models: Sequence[str | os.PathLike[str]], text: Text | 
     return first
 
 
-def _tokenizer_of(model: str | os.PathLike[str]) -> Any:
+def _tokenizer_of(model: str | os.PathLike[str], otherwise: str) -> Any:
     with closing(open_checkpoint(model)) as checkpoint:
-        return load_tokenizer(checkpoint).tokenizer
+        return load_tokenizer(checkpoint, otherwise).tokenizer
 
 
 def _difference(

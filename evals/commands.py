@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,7 +147,7 @@ class Review:
         """Raises ``MergeError`` for text or tokenizers that would stop the evaluation after the merge."""
         from merge_models.evals.calibration import check_same_tokenizer, read_calibration
 
-        check_same_tokenizer(models, read_calibration(self._data))
+        check_same_tokenizer(models, read_calibration(self._data), "leave out --eval")
 
     def judge(
         self,
@@ -233,7 +234,8 @@ def inspect_command(
     from merge_models.evals.inspect import inspect_parents
 
     found = inspect_parents(models, base, headers_only=headers_only, threads=threads)
-    click.echo(found.to_json() if as_json else found.to_markdown())
+    width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
+    click.echo(found.to_json() if as_json else found.to_text(width))
     if not found.compatible:
         sys.exit(FAILED)
 

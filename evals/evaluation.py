@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Measure = Literal["weights", "activations", "information", "tasks"]
 MEASURES: tuple[Measure, ...] = ("weights", "activations", "information", "tasks")
 Name = str | os.PathLike[str]
+_WITHOUT_TOKENIZER = "measure weights alone: --weights-only, measure=('weights',)"
 
 
 def evaluate(
@@ -133,7 +134,7 @@ def _batches(family: Lineage, data: Name, tokens: int, length: int, seed: int, d
     check_device(device)
     text = read_calibration(data)
     others = [*family.parents, *([family.base] if family.base else [])]
-    tokenizer = check_same_tokenizer([family.merged, *others], text)
+    tokenizer = check_same_tokenizer([family.merged, *others], text, _WITHOUT_TOKENIZER)
     return calibration_batches(tokenizer, source=text, tokens=tokens, length=length, seed=seed)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from merge_models.evals import jsonl
 from merge_models.evals.calibration import (
@@ -20,6 +21,8 @@ from merge_models.evals.calibration import (
     check_same_tokenizer,
     read_calibration,
 )
+from merge_models.evals.evaluation import evaluate
+from merge_models.merge.cli import main
 from merge_models.merge.demo.skills import demo_folder
 from merge_models.merge.errors import MergeError
 
@@ -278,5 +281,14 @@ def test_a_model_without_a_tokenizer_is_named(tmp_path: Path) -> None:
 
     other = tmp_path / "bare"
     shutil.copytree(demo_folder("base"), other, ignore=shutil.ignore_patterns("tokenizer*"))
-    with pytest.raises(MergeError, match="bare: its tokenizer cannot be loaded"):
+    with pytest.raises(MergeError, match="bare: has no tokenizer; add its files$"):
         check_same_tokenizer([demo_folder("base"), other])
+    with pytest.raises(
+        MergeError, match="has no tokenizer; add its files, or measure weights alone: --weigh"
+    ):
+        evaluate(other, [demo_folder("base")])
+    assert evaluate(other, [demo_folder("base")], measure=("weights",)).weights is not None
+    arguments = ["merge", str(other), str(demo_folder("base")), "--eval", "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2 and "has no tokenizer; add its files, or leave out --eval" in result.stderr
+    assert not (tmp_path / "out").exists()

@@ -483,7 +483,9 @@ def test_a_model_without_tokenizer_is_told(tmp_path: Path) -> None:
     a, b = _model(tmp_path / "a", _tokenizer(), 0), _model(tmp_path / "b", _tokenizer(), 1)
     for file in Path(b).glob("tokenizer*"):
         file.unlink()
-    with pytest.raises(Exception, match="its tokenizer cannot be loaded") as raised:
+    with pytest.raises(
+        Exception, match="b: has no tokenizer; add its files, or leave 'tokenizer' out"
+    ) as raised:
         run_recipe(parse_recipe(_linear([a, b], tokenizer_source="union")), tmp_path / "out")
     assert "\n" not in str(raised.value)
 

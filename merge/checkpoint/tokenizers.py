@@ -37,17 +37,23 @@ class LoadedTokenizer:
         return {token.content: token for _, token in decoder}
 
 
-def load_tokenizer(model: DiskSource) -> LoadedTokenizer:
+def load_tokenizer(model: DiskSource, otherwise: str = "") -> LoadedTokenizer:
     """A model's tokenizer. No code of the model's is ever run.
+
+    Args:
+        model: whose.
+        otherwise: what the user may do besides adding it, for the error's text.
 
     Raises:
         CheckpointError: it has none, or transformers cannot load it as it is.
     """
     from transformers import AutoTokenizer
 
+    advice = f"add its files, or {otherwise}" if otherwise else "add its files"
     clean = tempfile.TemporaryDirectory(prefix="merge-models-")
     try:
-        lay_out_tokenizer(model.tokenizer_folder, Path(clean.name))
+        if not lay_out_tokenizer(model.tokenizer_folder, Path(clean.name)):
+            raise CheckpointError(f"{model.label}: has no tokenizer; {advice}")
         tokenizer = AutoTokenizer.from_pretrained(clean.name, local_files_only=True, trust_remote_code=False)
         ids = _checked_ids(tokenizer.get_vocab())
     except CheckpointError:
@@ -60,8 +66,7 @@ def load_tokenizer(model: DiskSource) -> LoadedTokenizer:
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(clean.name, "")
         raise CheckpointError(
-            f"{model.label}: its tokenizer cannot be loaded ({printable(reason, 160)}); add its files, or"
-            " leave 'tokenizer' out of the recipe"
+            f"{model.label}: its tokenizer cannot be loaded ({printable(reason, 160)}); {advice}"
         ) from None
     weakref.finalize(tokenizer, clean.cleanup)  # some copy their files when they are saved
     return LoadedTokenizer(model.label, tokenizer, ids)

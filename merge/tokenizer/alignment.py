@@ -97,7 +97,7 @@ def align(
         MergeError: a model has no tokenizer or no embeddings, or a setting names what is not there.
     """
     everyone = [*models, *aides]
-    loaded = [load_tokenizer(model) for model in everyone]
+    loaded = [load_tokenizer(model, "leave 'tokenizer' out of the recipe") for model in everyone]
     ids = [tokenizer.ids for tokenizer in loaded]
     chosen, source = _output_tokenizer(settings, loaded, len(models), donor)
     names = _tables(models, ids)
