@@ -90,13 +90,13 @@ def _without_base(found: WeightDiagnosis, lost: float) -> Iterator[Advice]:
     yield (
         "norm_mean",
         f"averaging loses {lost:.1%} of the weights' norm; this is the average brought back to the parents'"
-        " mean norm (geometry: the loss is most of what separates karcher from linear).",
+        " mean norm (benchmarks.geometry: the loss is most of what separates karcher from linear).",
     )
     if outlier is None:
         yield (
             "karcher",
             "the mean on the sphere; it differs from norm_mean only where parents are unequal, and then needs"
-            " that control beside it (geometry). Measure both.",
+            " that control beside it (benchmarks.geometry). Measure both.",
         )
     yield ("linear", f"the control: {lost:.1%} of the norm lost may or may not matter. Measure it.")
 
@@ -134,14 +134,15 @@ def _with_base(found: WeightDiagnosis, lost: float, count: int) -> Iterator[Advi
         yield (
             "unit_mean",
             f"with --set origin=base: delta norms differ by {uneven:.1f} times, and a plain mean follows the"
-            " largest; this one is of directions, at the mean norm (geometry: 0.15 apart for 0.5 : 1 : 2).",
+            " largest; this one is of directions, at the mean norm (benchmarks.geometry: 0.15 apart for"
+            " 0.5 : 1 : 2).",
         )
     elif kept < FADED:
         yield (
             "norm_mean",
             f"with --set origin=base: averaging keeps {kept:.0%} of the deltas' norm (unrelated ones keep"
-            f" 1/sqrt({count}) = {count**-0.5:.0%}); this brings it back (geometry: karcher about the base"
-            " agrees with it to 3e-4).",
+            f" 1/sqrt({count}) = {count**-0.5:.0%}); this brings it back (benchmarks.geometry: karcher"
+            " about the base agrees with it to 3e-4).",
         )
     yield from _conflict(found, count)
     if lost < FLAT:
@@ -183,7 +184,7 @@ def _linear(lost: float) -> Advice:
     return (
         "linear",
         f"averaging loses {lost:.1e} of the weights' norm: karcher, slerp and norm_mean about zero give the"
-        " same to rounding, at twice the reading (geometry).",
+        " same to rounding, at twice the reading (benchmarks.geometry).",
     )
 
 
@@ -200,7 +201,8 @@ def _outlying(number: int) -> Advice:
     return (
         "karcher",
         f"parent {number + 1} lies apart from the others: there the mean of directions is another point than"
-        " the mean (geometry: 0.07 apart for near twins and a stranger). Ask whether it belongs in at all.",
+        " the mean (benchmarks.geometry: 0.07 apart for near twins and a stranger). Ask whether it belongs in"
+        " at all.",
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from merge_models.evals.advice import advise
@@ -13,6 +14,9 @@ from merge_models.evals.weights.family import normalised_weights, open_model
 from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.checkpoint.source import Source
 from merge_models.merge.errors import MergeError
+
+ALIKE = 1e-12
+"""How far the cosine of two models that count as the same may be from 1."""
 
 
 def inspect_parents(
@@ -46,27 +50,33 @@ def inspect_parents(
     root = None if base is None else open_model(base, "the base")
     refs = _refs(sources, root, shares)
     findings = compare_headers([*sources, *([root] if root else [])], [ref.name for ref in refs])
+    remarks = tuple(_same_files(refs, [*sources, *([root] if root else [])]))
     _close([*sources, *([root] if root else [])])
     inspection = Inspection(
         models=refs,
         compatible=not any(finding.blocks for finding in findings),
-        problems=tuple(finding.text for finding in findings),
+        problems=(*(finding.text for finding in findings), *remarks),
     )
     if headers_only or any(finding.blocks_measuring for finding in findings):
         return inspection
     from merge_models.evals.weights import diagnose_parents
 
-    return _with_geometry(inspection, diagnose_parents(parents, base, shares, threads=threads), findings)
+    found = diagnose_parents(parents, base, shares, threads=threads)
+    copies = () if remarks else tuple(_same_weights(refs, found))
+    return _with_geometry(inspection, found, findings, copies)
 
 
-def _with_geometry(inspection: Inspection, found: WeightDiagnosis, findings: Sequence[Finding]) -> Inspection:
+def _with_geometry(
+    inspection: Inspection, found: WeightDiagnosis, findings: Sequence[Finding], copies: Sequence[str]
+) -> Inspection:
     bad = [line for line in found.problems if line.endswith("has NaN or Inf")]
+    fixes = [f"{line}; repair or replace that model" for line in bad]
     matrices = [t.mean_norm_ratio for t in found.tensors if len(t.shape) >= 2]
     gaps = [1 - kept for kept in matrices if kept is not None]
     return inspection.model_copy(
         update={
             "compatible": inspection.compatible and not bad,
-            "problems": (*inspection.problems, *(f"{line}; repair or replace that model" for line in bad)),
+            "problems": (*inspection.problems, *fixes, *copies),
             "tensors": found.tensors,
             "depth": found.depth,
             "cosine": found.cosine,
@@ -76,6 +86,32 @@ def _with_geometry(inspection: Inspection, found: WeightDiagnosis, findings: Seq
             "advice": advise(found, any(finding.vocabulary for finding in findings)),
         }
     )
+
+
+def _same_files(refs: Sequence[ModelRef], models: Sequence[Source]) -> Iterator[str]:
+    """What is said of models that are none to compare: one alone, or one named twice."""
+    if len(models) == 1:
+        yield "there is one model only: name those that it is to be merged with, or its base (--base)"
+    seen: dict[tuple[Path, ...], str] = {}
+    for ref, model in zip(refs, models, strict=True):
+        files = tuple(file.resolve() for file in getattr(model, "files", ()))
+        if files in seen:
+            yield f"{seen[files]} and {ref.name} are the same files: nothing comes of merging them"
+        if files:
+            seen[files] = ref.name
+
+
+def _same_weights(refs: Sequence[ModelRef], found: WeightDiagnosis) -> Iterator[str]:
+    """The same of copies."""
+    names = [ref.name for ref in refs if ref.role == "parent"]
+    for name, norm in zip(names, found.delta_norms or (), strict=False):
+        if norm == 0:
+            yield f"{name} has the weights of its base: it adds nothing to a merge"
+    for i, row in enumerate(found.cosine or ()):
+        for j, cosine in enumerate(row[:i]):
+            if cosine is not None and cosine > 1 - ALIKE:
+                what = "changes from the base" if found.delta_norms else "weights"
+                yield f"{names[j]} and {names[i]} have the same {what}, or multiples of them: is one a copy?"
 
 
 def _refs(sources: Sequence[Source], base: Source | None, shares: Sequence[float]) -> tuple[ModelRef, ...]:

@@ -622,7 +622,13 @@ class Inspection(Record):
         return self.model_dump_json(indent=1)
 
     def to_markdown(self) -> str:
-        """Tables for a terminal or a card."""
+        """Tables for a card."""
         from merge_models.evals.report.inspection import inspection_markdown
 
         return inspection_markdown(cast(Any, self))
+
+    def to_text(self, width: int = 100) -> str:
+        """The same without markup, for a terminal of so many columns."""
+        from merge_models.evals.report.inspection import inspection_text
+
+        return inspection_text(cast(Any, self), width)

@@ -519,7 +519,7 @@ def test_bad_input_is_one_line() -> None:
         probed(model, [])
     with pytest.raises(MergeError, match="no layer of the same name"):
         probed(model, [llama(0, hidden_size=24)])
-    with pytest.raises(MergeError, match="2 weights for 1 parents"):
+    with pytest.raises(MergeError, match="2 weights for 1 parent"):
         probed(model, [model], weights=[1, 1])
     with pytest.raises(MergeError, match="did you mean 'linear'"):
         holder = nn.ModuleDict({"linear": nn.Linear(2, 2)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -11,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 
 from merge_models.evals.inspect import inspect_parents
 from merge_models.evals.schema import Inspection
+from merge_models.merge.cli import main
 from merge_models.merge.errors import MergeError
 from merge_models.merge.strategies import STRATEGIES
 from tests.helpers import CONFIG, SHAPES, entry, tensors, write_folder, write_json, write_raw
@@ -216,9 +219,48 @@ def test_advice_names_strategies_that_exist() -> None:
     [
         ([], {}, "there are no parents"),
         (["/nowhere/at/all"], {}, "no such file"),
-        ([tensors(0)], {"weights": [1, 2]}, "2 weights for 1 parents"),
+        ([tensors(0)], {"weights": [1, 2]}, "2 weights for 1 parent"),
     ],
 )
 def test_bad_input_is_a_message(parents: list[Any], options: dict[str, Any], message: str) -> None:
     with pytest.raises(MergeError, match=message):
         inspect_parents(parents, **options)
+
+
+def test_a_terminal_gets_no_markup(tmp_path: Path) -> None:
+    folders = [write_folder(tmp_path / name, tensors(i)) for i, name in enumerate(["my_model", "b_2"])]
+    result = CliRunner().invoke(main, ["inspect", *map(str, folders)], env={"COLUMNS": "70"})
+    assert result.exit_code == 0 and not re.search(r"\\_|[|`*#]", result.stdout), result.stdout
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 70 and "  my_model  parent  " in result.stdout
+    numbers = [line[2] for line in lines[lines.index("What fits") :] if re.match(r"  \d\. ", line)]
+    assert numbers == [str(n + 1) for n in range(len(numbers))] and len(numbers) > 0
+
+
+def test_markdown_numbers_its_list(tmp_path: Path) -> None:
+    states, base = family(3, 0.01)
+    listed = inspect_parents(states, base).to_markdown().split("### What fits")[1].split()
+    assert [word for word in listed if re.fullmatch(r"\d\.", word)][:2] == ["1.", "2."]
+
+
+@pytest.mark.parametrize(
+    ("given", "base", "told"),
+    [
+        (["a"], None, "there is one model only"),
+        (["a", "b", "a"], None, "a and a (2) are the same files"),
+        (["a", "b"], "a", "a and a (2) are the same files"),
+        (["a", "copy"], None, "a and copy have the same weights"),
+        (["a", "copy"], "b", "a and copy have the same changes from the base"),
+        (["a", "b"], "copy", "a has the weights of its base"),
+        (["a"], "b", None),
+        (["a", "b"], None, None),
+    ],
+)
+def test_models_that_are_none_to_compare_are_told(
+    given: list[str], base: str | None, told: str | None, tmp_path: Path
+) -> None:
+    for name, seed in {"a": 0, "b": 1, "copy": 0}.items():
+        write_folder(tmp_path / name, tensors(seed), files=tokenizer())
+    found = inspect_parents([tmp_path / name for name in given], base and tmp_path / base)
+    assert found.compatible
+    assert [told in line for line in found.problems] == [True] if told else found.problems == ()

@@ -364,7 +364,7 @@ def test_tensors_that_a_parent_lacks_are_named_and_the_rest_compared() -> None:
         (tensors(0), [], {}, "give one or more"),
         (tensors(0), [{"other": torch.ones(3)}], {}, "fits the merge in 0 % of the weights"),
         (tensors(0), [tensors(1)], {"base": {"other": torch.ones(3)}}, "the base fits"),
-        (tensors(0), [tensors(1)], {"weights": [0.5, 0.5]}, "2 weights for 1 parents"),
+        (tensors(0), [tensors(1)], {"weights": [0.5, 0.5]}, "2 weights for 1 parent"),
         (tensors(0), [tensors(1)], {"weights": [-1.0]}, "none negative"),
         (tensors(0), [tensors(1)], {"weights": [math.nan]}, "none negative"),
         (tensors(0), ["/nowhere/at/all"], {}, "no such file or folder"),
