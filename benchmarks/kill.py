@@ -2,8 +2,10 @@
 
     python -m benchmarks.kill --kills 200
 
-After every kill the target must be what it was or the whole new one; after the end it must hold the bytes of
-an undisturbed merge, and nothing may be left beside it. Exits 1 at the first thing that is not so.
+Kills come at random times, at random steps (calls that change files), and, one in twenty, to a process of its
+own: tests/crash/kill.py says how. After every kill the target must be what it was or the whole new one; after
+the end it must hold the bytes of an undisturbed merge, and nothing may be left beside it. Exits 1 where one
+thing is not so.
 """
 
 from __future__ import annotations
@@ -24,16 +26,21 @@ def main() -> None:
     parser.add_argument("--families", nargs="*", default=[], help=", ".join(f.name for f in FAMILIES))
     options = parser.parse_args()
     print(f"seed {options.seed}")
-    total = 0
+    left: dict[str, int] = {}
     for family in options.families or [family.name for family in FAMILIES]:
         with tempfile.TemporaryDirectory(prefix="merge-models-kill-") as work:
             started = time.monotonic()
             (count,) = kill.run(options.kills, Path(work), options.seed, [family]).values()
-        left = ", ".join(f"{number} {state}" for state, number in sorted(count.left.items()))
         seconds = time.monotonic() - started
-        print(f"{family:20} {count.kills} kills, {count.finished} ends ({seconds:.0f} s): {left}", flush=True)
-        total += count.kills
-    print(f"{total} kills: every target whole, all bytes equal")
+        print(f"{family}: {_listed(count.ways)}; {count.finished} ends; {seconds:.0f} s", flush=True)
+        print(f"  left: {_listed(count.left)}", flush=True)
+        for name, number in count.left.items():
+            left[name] = left.get(name, 0) + number
+    print(f"{sum(left.values())} kills: every target whole, all bytes equal; left by them: {_listed(left)}")
+
+
+def _listed(numbers: dict[str, int]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in sorted(numbers.items()))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from tests.crash import power
+from tests.crash.families import FAMILIES
 
 
 def main() -> None:
@@ -22,14 +23,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args()
     print(f"seed {options.seed}")
-    rng, outages = random.Random(options.seed), 0
+    rng, outages, started = random.Random(options.seed), 0, time.monotonic()
     with tempfile.TemporaryDirectory(prefix="merge-models-power-") as work:
-        power.prepare(Path(work), power.RECORDED)
+        power.prepare(Path(work), FAMILIES)
+        seen: dict[str, set[bytes]] = {family.name: set() for family in FAMILIES}
         for case in range(options.cases):
-            outages += power.outage(power.RECORDED[case % len(power.RECORDED)], Path(work), rng)
+            family = FAMILIES[case % len(FAMILIES)]
+            outages += power.outage(family, Path(work), rng, seen[family.name])
             if (case + 1) % 100 == 0:
-                print(f"{case + 1} cases, {outages} outages", flush=True)
-    print(f"{options.cases} merges, {outages} outages: every target whole, all bytes equal")
+                print(f"{case + 1} cases, {outages} outages, {time.monotonic() - started:.0f} s", flush=True)
+    print(
+        f"{options.cases} merges of {len(FAMILIES)} families, {outages} outages, no two of which left equal"
+        " disks: every target whole, all bytes equal"
+    )
 
 
 if __name__ == "__main__":

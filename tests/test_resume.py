@@ -331,8 +331,10 @@ def test_merges_survive_power_cuts(tmp_path: Path) -> None:
     rng, outages = random.Random(5), 0
     chosen = [f for f in FAMILIES if f.name in ("linear", "ties of the model", "slices", "two recipes")]
     power.prepare(tmp_path, chosen)
+    seen: dict[str, set[bytes]] = {family.name: set() for family in chosen}
     for case in range(12):
-        outages += power.outage(chosen[case % len(chosen)], tmp_path, rng)
+        family = chosen[case % len(chosen)]
+        outages += power.outage(family, tmp_path, rng, seen[family.name])
     assert outages >= 12
 
 

@@ -122,10 +122,15 @@ def run_family(family: Family, out: Path, place: Path, **options: Any) -> None:
     from merge_models.merge.multi import run_recipes
     from merge_models.merge.recipe import load_recipes
 
+    run_recipes(load_recipes(recipe_file(family, place)), out, **options)
+
+
+def recipe_file(family: Family, place: Path) -> Path:
+    """A family's recipes as a file, for models in ``place``."""
     file = place / f"{family.name.replace(' ', '-')}.yml"
     if not file.exists():
         file.write_text(yaml.safe_dump_all(_located(family.recipes, place), sort_keys=False))
-    run_recipes(load_recipes(file), out, **options)
+    return file
 
 
 def _located(recipes: tuple[dict[str, Any], ...], place: Path) -> list[Any]:
