@@ -331,6 +331,8 @@ class _Run:
     ) -> list[Span]:
         """The block's sources: read, or held since the first round in which there was room for them."""
         if number in job.held:
+            for use, span in enumerate(job.held[number]):
+                self._watch(job, tensor, use, start, span.data)
             return job.held[number]
         sources = tensor.sources()
         sizes = [(stop - start) * ref.info.dtype.size for ref in sources]
@@ -341,9 +343,15 @@ class _Run:
             at, buffer = start * ref.info.dtype.size, lent[use] if holds else buffers.get(use, nbytes)
             data = self._models[ref.model].read(ref.info, at, at + nbytes, buffer)
             spans.append(Span(data, ref.info.dtype))
+            self._watch(job, tensor, use, start, data)  # now, while it is in the processor's cache
         if holds:
             job.held[number], job.lent[number] = spans, lent
         return spans
+
+    def _watch(self, job: _Job, tensor: TensorPlan, use: int, start: int, data: np.ndarray) -> None:
+        """Shows a part of a source that is about to be combined."""
+        if job.passing is None and self._options.watch:
+            self._options.watch(tensor, use, start * tensor.sources()[use].info.dtype.size, data)
 
     def _combine(
         self,
@@ -376,9 +384,6 @@ class _Run:
                 self._sample(tensor, merged[:SAMPLED].float().numpy(), spans, out)
             if self._options.on_nonfinite == "error" and not is_finite(out):
                 self._check_flags(OVERFLOW, tensor, spans)
-        if self._options.watch:
-            for use, (ref, span) in enumerate(zip(tensor.sources(), spans, strict=True)):
-                self._options.watch(tensor, use, start * ref.info.dtype.size, span.data)
         self._sink.write(tensor.name, start * size, out.data)
         if self._options.progress:
             self._options.progress(out.data.nbytes)
