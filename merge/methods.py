@@ -4,38 +4,63 @@ from __future__ import annotations
 
 import inspect
 import json
+import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from merge_models.merge.strategies import STRATEGIES, AbstractStrategy, find_strategy, parameters_of
 
+NARROW = 100
+"""Columns below which a table of five columns leaves too little for the last one."""
 
-def describe_all(as_json: bool = False) -> str:
-    """The table of strategies: name, carrier, base model, models, source."""
+
+def describe_all(as_json: bool = False, width: int = 0) -> str:
+    """The table of strategies: name, carrier, base model, models, what it does.
+
+    Args:
+        as_json: as JSON instead.
+        width: columns of the terminal; 0 where lines may be of any length.
+    """
     if as_json:
         return json.dumps([_document(strategy) for strategy in STRATEGIES], indent=2)
-    rows = [("method", "carrier", "base", "models", "what it does")]
-    for strategy in STRATEGIES:
-        name = ", ".join((strategy.name, *strategy.aliases))
-        what = inspect.getdoc(strategy) or ""
-        rows.append(
-            (
-                name,
-                strategy.carrier,
-                strategy.base_model.value,
-                _models(strategy),
-                _first_line(what),
-            )
-        )
+    head = ("method", "carrier", "base", "models", "what it does")
+    rows = [head, *map(_row, STRATEGIES)]
+    lines = _listed(rows[1:], width) if 0 < width < NARROW else _table(rows, width)
+    hint = _wrapped("merge-models methods NAME tells a method's parameters.", width)
+    return "\n".join([*lines, "", *hint])
+
+
+def _row(strategy: type[AbstractStrategy]) -> tuple[str, ...]:
+    name = ", ".join((strategy.name, *strategy.aliases))
+    return name, strategy.carrier, strategy.base_model.value, _models(strategy), _summary(strategy)
+
+
+def _table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """A line a row, the last column wrapped within the width."""
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]])
-        for row in rows
-    ]
-    return "\n".join([*lines, "", "merge-models methods NAME tells a method's parameters."])
+    lines = []
+    for row in rows:
+        start = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
+        lines += _wrapped(row[4], width, start + "  ", " " * (len(start) + 2))
+    return lines
 
 
-def describe(name: str, as_json: bool = False) -> str:
-    """One strategy: its docstring, and its parameters with types, defaults and ranges.
+def _listed(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Two lines or more a row, for narrow terminals."""
+    lines = []
+    for name, carrier, base, models, what in rows:
+        facts = f" ({carrier}; base {base}; {models} model{'' if models == '1' else 's'})"
+        lines += _wrapped(name + facts, width, "", "    ") + _wrapped(what, width, "    ", "    ")
+    return lines
+
+
+def describe(name: str, as_json: bool = False, width: int = 0) -> str:
+    """One strategy: what it does, and its parameters with types, defaults and ranges.
+
+    Args:
+        name: of the strategy, or an alias.
+        as_json: as JSON instead.
+        width: columns of the terminal; 0 where lines may be of any length.
 
     Raises:
         RecipeError: there is no such strategy.
@@ -43,22 +68,43 @@ def describe(name: str, as_json: bool = False) -> str:
     strategy = find_strategy(name)
     if as_json:
         return json.dumps(_document(strategy), indent=2)
-    lines = [f"{strategy.name}", "", inspect.getdoc(strategy) or "", ""]
-    lines.append(f"base model: {strategy.base_model.value}; models: {_models(strategy)}")
-    lines.append("parameters:")
+    parts = [[strategy.name]]
+    paragraphs = _plain(inspect.getdoc(strategy) or "").split("\n\n")
+    parts += [_wrapped(paragraph, width or NARROW) for paragraph in paragraphs]
+    facts = [f"base model: {strategy.base_model.value}; models: {_models(strategy)}", "parameters:"]
     for parameter in parameters_of(strategy).values():
         scope = " per model" if parameter.per_model else ""
-        lines.append(
-            f"  {parameter.name} ({parameter.kind.__name__}{scope}, default {parameter.default},"
+        told = (
+            f"{parameter.name} ({parameter.kind.__name__}{scope}, default {parameter.default},"
             f" {parameter.range_text()}): {parameter.doc}"
         )
-    return "\n".join(lines)
+        facts += _wrapped(told, width, "  ", "      ")
+    return "\n\n".join("\n".join(lines) for lines in [*parts, facts])
 
 
-def _first_line(text: str) -> str:
+def _plain(docstring: str) -> str:
+    """A docstring as it is read on a terminal: code in plain quotes."""
+    return docstring.replace("``", "'")
+
+
+def _summary(strategy: type[AbstractStrategy]) -> str:
     """The docstring's first sentence, on one line."""
-    paragraph = " ".join(text.split("\n\n")[0].split())
+    paragraph = " ".join(_plain(inspect.getdoc(strategy) or "").split("\n\n")[0].split())
     return paragraph.split(". ")[0].rstrip(".")
+
+
+def _wrapped(text: str, width: int, first: str = "", later: str = "") -> list[str]:
+    line = " ".join(text.split())
+    if not width:
+        return [first + line]
+    return textwrap.wrap(
+        line,
+        width,
+        initial_indent=first,
+        subsequent_indent=later,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 def _models(strategy: type[AbstractStrategy]) -> str:
@@ -72,7 +118,7 @@ def _document(strategy: type[AbstractStrategy]) -> dict[str, Any]:
     return {
         "name": strategy.name,
         "aliases": list(strategy.aliases),
-        "summary": _first_line(inspect.getdoc(strategy) or ""),
+        "summary": _summary(strategy),
         "carrier": strategy.carrier,
         "base_model": strategy.base_model.value,
         "models": list(strategy.parents),

@@ -334,20 +334,25 @@ class _StrictLoader(yaml.SafeLoader):
 def parse_recipe(value: Any, where: str = "recipe") -> Recipe:
     """A recipe from plain values.
 
+    Args:
+        value: what a recipe's YAML holds.
+        where: where it stands, for errors; empty where the user knows.
+
     Raises:
         RecipeError: a key is unknown, missing, or has a value of the wrong kind.
     """
+    prefix = f"{where}: " if where else ""
     if not isinstance(value, dict):
-        raise RecipeError(f"{where}: is not a map with merge_method and models")
+        raise RecipeError(f"{prefix}is not a map with merge_method and models")
     fields = {k: v for k, v in value.items() if v is not None}
     if isinstance(fields.get("models"), list):
         fields["models"] = [{"model": m} if isinstance(m, str) else m for m in fields["models"]]
-    _check_keys(fields, Recipe, where)
+    _check_keys(fields, Recipe, prefix)
     if isinstance(fields.get("tokenizer"), dict):
         for place, part, kind in parts_of(fields["tokenizer"]):
-            _check_keys(part, kind, f"{where}: {place}")
+            _check_keys(part, kind, f"{prefix}{place}: ")
     if "tokenizer" in fields and "tokenizer_source" in fields:
-        raise RecipeError(f"{where}: give tokenizer or tokenizer_source, not both")
+        raise RecipeError(f"{prefix}give tokenizer or tokenizer_source, not both")
     try:
         recipe = Recipe(**_tuples(fields))
     except ValidationError as error:
@@ -355,32 +360,33 @@ def parse_recipe(value: Any, where: str = "recipe") -> Recipe:
         place = ".".join(str(part) for part in first["loc"])
         message = "is missing" if first["type"] == "missing" else first["msg"]
         message = message.replace("a valid tuple", "a list").replace("a valid dictionary", "a map")
-        raise RecipeError(f"{where}: '{printable(place)}' {message}") from None
+        message = message.replace("Input should", "should").removeprefix("Value error, ")
+        raise RecipeError(f"{prefix}'{printable(place)}' {message}") from None
     given = [key for key in ("models", "slices", "modules") if getattr(recipe, key)]
     if len(given) != 1:
-        raise RecipeError(f"{where}: give exactly one of models, slices, modules, not {given or 'none'}")
+        raise RecipeError(f"{prefix}give exactly one of models, slices, modules, not {given or 'none'}")
     try:
         find_strategy(recipe.merge_method)
     except RecipeError as error:
-        raise RecipeError(f"{where}: {error}") from None
+        raise RecipeError(f"{prefix}{error}") from None
     return recipe
 
 
-def _check_keys(value: Any, kind: type[BaseModel], where: str) -> None:
+def _check_keys(value: Any, kind: type[BaseModel], prefix: str) -> None:
     """Refuses unknown keys at every level, with the nearest known one."""
     known = list(kind.model_fields)
     for key in value:
         if key not in known:
             hint = did_you_mean(str(key), known)
-            raise RecipeError(f"{where}: unknown key '{printable(str(key))}'{hint}")
+            raise RecipeError(f"{prefix}unknown key '{printable(str(key))}'{hint}")
     children = {"models": ModelEntry, "slices": OutputSlice, "sources": SliceSource, "modules": Module}
     for key, child in children.items():
         inner = value.get(key)
         items = inner.values() if isinstance(inner, dict) else inner if isinstance(inner, list) else []
         for item in items:
             if not isinstance(item, dict):
-                raise RecipeError(f"{where}: every entry of {key} is a map, not {printable(repr(item))}")
-            _check_keys(item, child, f"{where}: {key}")
+                raise RecipeError(f"{prefix}every entry of {key} is a map, not {printable(repr(item))}")
+            _check_keys(item, child, f"{prefix}{key}: ")
 
 
 def _tuples(value: Any) -> Any:

@@ -205,7 +205,14 @@ MISTAKES: dict[str, tuple[Callable[[Path], Sequence[object]], list[str]]] = {
         _say("merge", *OUT, "--weights", "0,0"),
         ["0, 0 sum to zero", "normalize: false"],
     ),
-    "unknown method": (_say("merge", *OUT, "-m", "liner"), ["'liner'", "did you mean 'linear'?"]),
+    "unknown method": (
+        _say("merge", *OUT, "-m", "liner"),
+        ["Error: unknown merge method 'liner'", "did you mean 'linear'?"],
+    ),
+    "seed out of range": (
+        _say("merge", *OUT, "--seed", "1" + "0" * 30),
+        ["Error: 'seed' should be less than 9223372036854775808"],
+    ),
     "base missing": (_say("merge", *OUT, "-m", "task_arithmetic"), ["task_arithmetic", "--base"]),
     "only the base": (
         _say("merge", "m0", "--base", "m0", "-m", "task_arithmetic", "-o", "out"),
@@ -343,7 +350,8 @@ def test_help_is_fast() -> None:
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
-def test_methods_are_told_from_their_classes() -> None:
+def test_methods_are_told_from_their_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "10000")
     table = call("methods").stdout
     documents = json.loads(call("methods", "--json").stdout)
     assert {"linear", "task_arithmetic"} <= {document["name"] for document in documents}
@@ -355,6 +363,18 @@ def test_methods_are_told_from_their_classes() -> None:
         assert json.loads(call("methods", document["name"], "--json").stdout) == document
         for alias in document["aliases"]:
             assert call("methods", alias).stdout == text
+
+
+@pytest.mark.parametrize("columns", [50, 80, 100, 140])
+def test_methods_fit_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "10000")
+    whole = call("methods").stdout
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for arguments in ((), ("task_arithmetic",), ("orthogonal",)):
+        text = call("methods", *arguments).stdout
+        assert max(map(len, text.splitlines())) <= columns and "``" not in text
+    words = set(re.findall(r"\w{4,}", whole)) - {"method", "carrier", "what", "does"}
+    assert words <= set(re.findall(r"\w+", call("methods").stdout))
 
 
 # Options

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import click
 
 
@@ -16,4 +18,5 @@ def methods(name: str | None, as_json: bool) -> None:
     """
     from merge_models.merge.methods import describe, describe_all
 
-    click.echo(describe(name, as_json) if name else describe_all(as_json))
+    width = shutil.get_terminal_size((0, 0)).columns  # lines of any length where no terminal is
+    click.echo(describe(name, as_json, width) if name else describe_all(as_json, width))

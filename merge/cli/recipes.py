@@ -71,7 +71,7 @@ def recipe_from(
             "dtype": dtype,
             "seed": seed,
         },
-        "command line",
+        where="",
     )
 
 
