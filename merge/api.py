@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Union, cast, overload
 
-from merge_models.merge.checkpoint.digest import FAST, STRONG
+from merge_models.merge.checkpoint.digest import FAST, STRONG, Kinds
 from merge_models.merge.checkpoint.dtypes import parse_dtype
 from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE
 from merge_models.merge.checkpoint.staging import check_target
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 PathLike = Union[str, "os.PathLike[str]"]
-_INPUT_KINDS = {"fast": FAST, "strong": STRONG}
+_DIGESTS = {"fast": FAST, "strong": STRONG}
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ def run_recipe(
     threads: int | None = None,
     max_memory: int | str | None = None,
     on_nonfinite: str = "error",
+    output_digests: str = "strong",
     input_digests: str = "fast",
     allow_pickle: bool = False,
     progress: Callable[[int], None] | None = None,
@@ -106,8 +107,9 @@ def run_recipe(
         max_memory: bytes that the process may take, as a number or as ``"2GB"``: fewer workers run, and fewer
             blocks are held, where it takes that. By default as many as there are.
         on_nonfinite: ``error`` or ``keep``, for NaN and Inf.
-        input_digests: how the manifest tells the inputs that were read: ``fast`` (XXH3, finds every accident)
-            or ``strong`` (BLAKE3, which nobody can forge).
+        output_digests: how the manifest tells the output's tensors: ``strong`` (BLAKE3, which nobody can
+            forge) or ``fast`` (XXH3, which finds every accident).
+        input_digests: the same for the inputs that were read.
         allow_pickle: read files of ``torch.save`` too, such as ``pytorch_model.bin``; nothing of them is run
             (``torch.load(weights_only=True)``), and their tensors are read by block like all others.
         progress: called with the bytes just written, or found written already, from any worker.
@@ -121,8 +123,7 @@ def run_recipe(
     """
     if on_nonfinite not in ("error", "keep"):
         raise RecipeError(f"on_nonfinite is 'error' or 'keep', not {on_nonfinite!r}")
-    if input_digests not in _INPUT_KINDS:
-        raise RecipeError(f"input_digests is 'fast' or 'strong', not {input_digests!r}")
+    kinds = Kinds(_kind("output_digests", output_digests), _kind("input_digests", input_digests))
     clock = _Clock()
     target, before = Path(out), earlier or Earlier()
     results = [str(names.located.name) for names in before.names]
@@ -134,12 +135,18 @@ def run_recipe(
             clock.outside(planned, prepared)
         options = _options(prepared, threads, max_memory, on_nonfinite, progress)
         judge = None if review is None else partial(clock.outside, review)
-        writing = Writing(prepared, target, overwrite, before.names, _INPUT_KINDS[input_digests], judge)
+        writing = Writing(prepared, target, overwrite, before.names, kinds, judge)
         figures = writing.run(options, restart)
     finally:
         prepared.close()
     plan = prepared.plan
     return MergeResult(target, clock.seconds, plan.bytes_in, plan.bytes_out, figures, writing.resumed)
+
+
+def _kind(option: str, value: str) -> str:
+    if value not in _DIGESTS:
+        raise RecipeError(f"{option} is 'fast' or 'strong', not {value!r}")
+    return _DIGESTS[value]
 
 
 class _Clock:

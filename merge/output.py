@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import numpy as np
 
 from merge_models.merge.card import plain
-from merge_models.merge.checkpoint.digest import TensorDigest, digest_stored
+from merge_models.merge.checkpoint.digest import Kinds, TensorDigest, digest_stored, kind_of
 from merge_models.merge.checkpoint.header import TensorInfo
 from merge_models.merge.checkpoint.source import DiskSource
 from merge_models.merge.checkpoint.staging import Staging
@@ -27,21 +27,21 @@ class StagedOutput:
     Args:
         staging: where shards are written.
         plan: what is written.
-        input_kind: kind of the inputs' digests.
+        kinds: of the digests.
 
     Attributes:
         digests: digest of every tensor that is finished.
         figures: what is told of them.
     """
 
-    def __init__(self, staging: Staging, plan: Plan, input_kind: str) -> None:
+    def __init__(self, staging: Staging, plan: Plan, kinds: Kinds) -> None:
         self.digests: dict[str, str] = {}
         self.figures: dict[str, Figures] = {}
-        self._staging, self._plan, self._kind = staging, plan, input_kind
+        self._staging, self._plan, self._kinds = staging, plan, kinds
         self._sizes = {tensor.name: tensor.nbytes for tensor in plan.tensors}
         self._open: dict[str, TensorDigest] = {}
         self._inputs: dict[Place, str] = {}
-        self._reading: dict[Place, TensorDigest] = {}
+        self._reading: dict[str, list[TensorDigest | None]] = {}
         self._feeds = _feeds(plan)
         self._lock = threading.Lock()
 
@@ -54,49 +54,58 @@ class StagedOutput:
         tensors = {tensor.name: tensor for tensor in self._plan.tensors}
         noted = {record["tensor"]: record for record in records if record.get("tensor") in tensors}
         with ThreadPoolExecutor(threads) as pool:
-            found = pool.map(lambda name: self._staging.digest(name, tensors[name].nbytes), noted)
+            found = pool.map(lambda name: self._recovered(tensors[name], noted[name]), noted)
             for name, digest in zip(noted, found, strict=True):
-                if digest == noted[name]["digest"]:
-                    self._take_over(tensors[name], noted[name])
+                if digest is not None:
+                    self._take_over(tensors[name], noted[name], digest)
         return frozenset(self.digests)
 
-    def _take_over(self, tensor: TensorPlan, record: Mapping[str, Any]) -> None:
-        self.digests[tensor.name] = record["digest"]
+    def _recovered(self, tensor: TensorPlan, record: Mapping[str, Any]) -> str | None:
+        """A staged tensor's digest, of the kind that is wanted now; None where it is not what was noted."""
+        noted = record["digest"]
+        if self._staging.digest(tensor.name, tensor.nbytes, kind_of(noted)) != noted:
+            return None
+        if kind_of(noted) == self._kinds.output:
+            return noted
+        return self._staging.digest(tensor.name, tensor.nbytes, self._kinds.output)
+
+    def _take_over(self, tensor: TensorPlan, record: Mapping[str, Any], digest: str) -> None:
+        self.digests[tensor.name] = digest
         if record["figures"]:
             self.figures[tensor.name] = record["figures"]
-        for place, digest in zip(self._feeds[tensor.name], record["inputs"], strict=True):
-            if place is not None and digest is not None:
-                self._inputs[place] = digest
+        for place, read in zip(self._feeds[tensor.name], record["inputs"], strict=True):
+            if place is not None and read is not None and kind_of(read) == self._kinds.inputs:
+                self._inputs[place] = read
 
     def buffer(self, name: str, start: int, stop: int, scratch: np.ndarray) -> np.ndarray:
         del name
         return scratch[: stop - start]
 
     def write(self, name: str, start: int, data: np.ndarray) -> None:
+        digest = self._open.get(name)
+        if digest is None:
+            with self._lock:
+                digest = self._open.setdefault(name, TensorDigest(self._sizes[name], self._kinds.output))
+        digest.add(start, data)
         self._staging.write(name, start, data)
-        self._digest(self._open, name, lambda: TensorDigest(self._sizes[name])).add(start, data)
 
     def watch(self, tensor: TensorPlan, use: int, start: int, data: np.ndarray) -> None:
         """Takes a part of a source into that source's digest."""
-        place = self._feeds[tensor.name][use]
-        if place is not None:
-            size = tensor.sources()[use].info.nbytes
-            self._digest(self._reading, place, lambda: TensorDigest(size, self._kind)).add(start, data)
+        digest = (self._reading.get(tensor.name) or self._begin(tensor))[use]
+        if digest is not None:
+            digest.add(start, data)
 
-    def _digest(
-        self, digests: dict[Any, TensorDigest], key: Any, make: Callable[[], TensorDigest]
-    ) -> TensorDigest:
-        digest = digests.get(key)
-        if digest is None:
-            with self._lock:
-                digest = digests.setdefault(key, make())
-        return digest
+    def _begin(self, tensor: TensorPlan) -> list[TensorDigest | None]:
+        feeds = zip(self._feeds[tensor.name], tensor.sources(), strict=True)
+        made = [TensorDigest(ref.info.nbytes, self._kinds.inputs) if place else None for place, ref in feeds]
+        with self._lock:
+            return self._reading.setdefault(tensor.name, made)
 
     def finish(self, name: str, figures: Figures) -> None:
         """Notes a tensor in the journal."""
         digest = self._open.pop(name).text()
         assert digest is not None, name
-        read = [None if place is None else self._reading.pop(place).text() for place in self._feeds[name]]
+        read = [None if source is None else source.text() for source in self._reading.pop(name)]
         for place, text in zip(self._feeds[name], read, strict=True):
             if place is not None and text is not None:
                 self._inputs[place] = text
@@ -115,14 +124,14 @@ class StagedOutput:
         Returns:
             The digests of all stored tensors that were read.
         """
-        empty = str(TensorDigest(0).text())
+        empty = str(TensorDigest(0, self._kinds.output).text())
         for tensor in self._plan.tensors:
             if tensor.nbytes == 0:
                 self.digests[tensor.name] = empty
         read = {_place(info): info for tensor in self._plan.tensors for info in _stored(self._plan, tensor)}
         missing = [info for place, info in read.items() if place not in self._inputs]
         with ThreadPoolExecutor(threads) as pool:
-            found = pool.map(lambda info: digest_stored(info, self._kind), missing)
+            found = pool.map(lambda info: digest_stored(info, self._kinds.inputs), missing)
             self._inputs |= dict(zip(map(_place, missing), found, strict=True))
         return {place: self._inputs[place] for place in read}
 

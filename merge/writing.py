@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_models.merge.card import REVIEW_MARK, described, manifest, model_card, sealed
-from merge_models.merge.checkpoint.digest import digest_bytes, digest_file
+from merge_models.merge.checkpoint.digest import Kinds, digest_bytes, digest_file
 from merge_models.merge.checkpoint.journal import binding_digest
 from merge_models.merge.checkpoint.source import read_json
 from merge_models.merge.checkpoint.staging import MANIFEST, Staging, free_space, staged_bytes
@@ -46,13 +46,13 @@ class Writing:
         target: Path,
         overwrite: bool,
         before: tuple[Names, ...],
-        input_kind: str,
+        kinds: Kinds,
         review: Callable[[Path, Prepared], str] | None,
     ) -> None:
         self._prepared, self._before, self._review = prepared, before, review
         self._binding = prepared.binding()
         self._staging = Staging(target, prepared.layout, overwrite)
-        self._output = StagedOutput(self._staging, prepared.plan, input_kind)
+        self._output = StagedOutput(self._staging, prepared.plan, kinds)
         self.resumed = 0
 
     def run(self, options: RunOptions, restart: bool) -> dict[str, Figures]:

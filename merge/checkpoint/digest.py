@@ -21,11 +21,11 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from blake3 import blake3
-from xxhash import xxh3_128
+from xxhash import xxh3_128_digest
 
 from merge_models.merge.checkpoint.archive import is_archive, read_archive
 from merge_models.merge.checkpoint.header import TensorInfo, printable
@@ -34,7 +34,20 @@ from merge_models.merge.errors import CheckpointError
 PIECE = 1 << 18
 STRONG, FAST = "blake3t", "xxh3t"
 _CHUNK = 1 << 20
-_HASHES: dict[str, Callable[[Any], Any]] = {STRONG: blake3, FAST: xxh3_128}
+
+
+def _blake3(data: Any) -> bytes:
+    return blake3(data).digest()
+
+
+_HASHES: dict[str, Callable[[Any], bytes]] = {STRONG: _blake3, FAST: xxh3_128_digest}
+
+
+class Kinds(NamedTuple):
+    """Kinds of the digests that a manifest tells tensors by: ``STRONG`` or ``FAST`` each."""
+
+    output: str = STRONG
+    inputs: str = FAST
 
 
 class TensorDigest:
@@ -57,9 +70,10 @@ class TensorDigest:
         stop = start + data.nbytes
         first = -(-start // PIECE)
         last = self._count() if stop == self._nbytes else stop // PIECE
+        at = first * PIECE - start
         for number in range(first, last):
-            at = number * PIECE - start
-            self._pieces[number] = self._hash(data[at : min(at + PIECE, data.nbytes)]).digest()
+            self._pieces[number] = self._hash(data[at : at + PIECE])
+            at += PIECE
         with self._lock:
             self._left -= max(last - first, 0)
         if start < first * PIECE:
@@ -78,7 +92,7 @@ class TensorDigest:
             if sum(len(part) for _, part in parts) < size:
                 return
             del self._fragments[number]
-        self._pieces[number] = self._hash(b"".join(part for _, part in sorted(parts))).digest()
+        self._pieces[number] = self._hash(b"".join(part for _, part in sorted(parts)))
         with self._lock:
             self._left -= 1
 
@@ -87,7 +101,7 @@ class TensorDigest:
         with self._lock:
             if self._left:
                 return None
-        return f"{self._kind}:{self._hash(b''.join(self._pieces)).hexdigest()}"
+        return f"{self._kind}:{self._hash(b''.join(self._pieces)).hex()}"
 
 
 def kind_of(digest: str) -> str:

@@ -246,12 +246,12 @@ class Staging:
                         " or choose another disk"
                     ) from None
 
-    def digest(self, name: str, nbytes: int) -> str | None:
+    def digest(self, name: str, nbytes: int, kind: str) -> str | None:
         """The digest of a tensor as it is staged; None where it cannot be read."""
         shard, offset = self._layout.places[name]
         with self._open_file(shard) as descriptor:
             try:
-                return digest_range(descriptor, offset, nbytes)
+                return digest_range(descriptor, offset, nbytes, kind)
             except OSError:
                 return None
 
