@@ -18,7 +18,7 @@ from merge_models.merge.errors import CheckpointError, MergeError
 from merge_models.merge.identity import version, versions
 from merge_models.merge.multi import run_recipes
 from merge_models.merge.recipe import parse_recipe
-from merge_models.merge.verify import read_manifest
+from merge_models.merge.verify import files_under, read_manifest
 
 _CHUNK = 4 << 20
 
@@ -28,7 +28,8 @@ class Reproduction:
     """What running a merge again gave.
 
     Attributes:
-        differences: one line for each file or tensor that came out otherwise; empty where all bytes agree.
+        differences: one line for each file or tensor that came out otherwise, or that the merge does not
+            make; empty where all bytes agree.
         other_versions: what runs here in another version than the merge was made with.
         tensors: how many were compared.
     """
@@ -65,16 +66,17 @@ def reproduce(
     recipes = [
         parse_recipe(value, MANIFEST) for value in (*record.get("earlier_recipes", ()), record["recipe"])
     ]
+    pickles = record["options"].get("allow_pickle", False) is True
     try:
         with tempfile.TemporaryDirectory(prefix="merge-models-", dir=scratch) as place:
             again = Path(place) / "again"
             run_recipes(
                 recipes,
                 again,
-                places=_places(record["models"]),
+                places=_places(record["models"], allow_pickle=pickles),
                 shard_size=record["output"]["shard_size"],
                 on_nonfinite=record["options"]["on_nonfinite"],
-                allow_pickle=record["options"].get("allow_pickle", False) is True,
+                allow_pickle=pickles,
                 threads=threads,
                 progress=progress,
             )
@@ -86,14 +88,15 @@ def reproduce(
     return Reproduction(tuple(differences), _other_versions(record), record["output"]["tensors"])
 
 
-def _places(models: Mapping[str, Any]) -> dict[str, Path]:
+def _places(models: Mapping[str, Any], *, allow_pickle: bool) -> dict[str, Path]:
     """Where the models are: on this machine, or in the Hub's cache at the commit that was read."""
     places = {}
     for text, described in models.items():
         if "path" in described:
             places[text] = places[described["path"]] = Path(described["path"])
         elif described.get("repository") and described.get("revision"):
-            places[text] = resolve(f"{described['repository']}@{described['revision']}")
+            commit = f"{described['repository']}@{described['revision']}"
+            places[text] = resolve(commit, allow_pickle=allow_pickle)
     return places
 
 
@@ -107,6 +110,8 @@ def _compare(folder: Path, again: Path) -> list[str]:
             continue
         elif not _same_bytes(folder / name, again / name):
             differences += _named(name, folder / name, again / name)
+    others = [name for name in files_under(folder) if name not in names and name != MANIFEST]
+    differences += [f"{name}: is no part of this merge" for name in others]
     return [printable(line, 2000) for line in differences]
 
 

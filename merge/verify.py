@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from merge_models.merge.card import MANIFEST_FORMAT, PICKLE, SEAL, sealed
 from merge_models.merge.checkpoint.digest import digest_file, digest_header, digest_stored, kind_of
 from merge_models.merge.checkpoint.header import TensorInfo, printable, read_header
+from merge_models.merge.checkpoint.hub import cached
 from merge_models.merge.checkpoint.pickled import read_pickled
 from merge_models.merge.checkpoint.source import read_json
 from merge_models.merge.checkpoint.staging import MANIFEST
@@ -72,7 +73,7 @@ def verify(out: str | os.PathLike[str], *, inputs: bool = False, threads: int = 
         checks.add_output(folder, record)
         if inputs:
             for given in record["inputs"]:
-                checks.add_input(given)
+                checks.add_input(given, record["models"].values())
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / MANIFEST}: lacks {error}; restore it") from None
     with ThreadPoolExecutor(threads) as pool:
@@ -103,15 +104,15 @@ class _Checks:
             elif not missing_file:
                 self.problems.append(f"{folder}: tensor '{name}' is missing")
         known = {MANIFEST, *digests["files"], *digests["headers"]}
-        for name in _files_under(folder):
+        for name in files_under(folder):
             if name not in known:
                 self.problems.append(f"{folder / name}: is no part of this merge")
 
-    def add_input(self, given: Mapping[str, Any]) -> None:
+    def add_input(self, given: Mapping[str, Any], models: Iterable[Mapping[str, Any]]) -> None:
         for small in given["small_files"]:
-            self._small(Path(small["path"]), small["digest"])
+            self._small(_located(small["path"], models), small["digest"])
         for weight in given["files"]:
-            file = Path(weight["path"])
+            file = _located(weight["path"], models)
             found = self._shard(file, weight["header"], pickled=weight.get("format") == PICKLE)
             for name, digest in weight["read"].items():
                 if name in found:
@@ -144,6 +145,17 @@ class _Checks:
         self.pending.append(lambda: _compare_tensor(info, digest))
 
 
+def _located(path: str, models: Iterable[Mapping[str, Any]]) -> Path:
+    """Where an input's file is: at its path, or, from the Hub, in the cache that this machine has now."""
+    if not os.path.exists(path):
+        for model in models:
+            _, commit, name = path.partition(f"/snapshots/{model.get('revision')}/")
+            folder = cached(model["repository"], model["revision"]) if commit else None
+            if folder is not None:
+                return folder / name
+    return Path(path)
+
+
 def _compare_file(file: Path, digest: str) -> str:
     try:
         return "" if digest_file(file) == digest else f"{file}: has changed"
@@ -159,7 +171,7 @@ def _compare_tensor(info: TensorInfo, digest: str) -> str:
     return "" if same else f"{info.file}: tensor '{info.name}' has changed"
 
 
-def _files_under(folder: Path) -> Sequence[str]:
+def files_under(folder: Path) -> Sequence[str]:
     """Every file in a folder but hidden ones, which tools leave there (.gitattributes, .cache)."""
     paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir())
     return [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]

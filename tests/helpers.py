@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -75,6 +76,25 @@ def write_folder(
 def write_models(place: Path, count: int, dtype: torch.dtype = torch.float32) -> list[str]:
     """``count`` siblings in folders ``m0``, ``m1``, …; their paths."""
     return [str(write_folder(place / f"m{seed}", tensors(seed, dtype))) for seed in range(count)]
+
+
+def write_hub(cache: Path, repository: str, commits: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """A repository in a cache as huggingface_hub fills it: states by commit, the last of which is main."""
+    home = cache / f"models--{repository.replace('/', '--')}"
+    for commit, state in commits.items():
+        blobs = write_folder(home / "blobs" / commit, state)
+        snapshot = home / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        for blob in blobs.iterdir():
+            (snapshot / blob.name).symlink_to(os.path.relpath(blob, snapshot))
+        point_hub(cache, repository, "main", commit)
+
+
+def point_hub(cache: Path, repository: str, revision: str, commit: str) -> None:
+    """Lets a branch or tag of a cached repository name a commit."""
+    refs = cache / f"models--{repository.replace('/', '--')}" / "refs"
+    refs.mkdir(exist_ok=True)
+    (refs / revision).write_text(commit)
 
 
 def write_json(file: Path, value: Any) -> Path:

@@ -29,8 +29,10 @@ from .helpers import (
     entry,
     merge_folders,
     merge_states,
+    point_hub,
     tensors,
     write_folder,
+    write_hub,
     write_json,
     write_models,
     write_raw,
@@ -424,15 +426,8 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monke
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache as huggingface_hub fills it: two revisions of org/model; the tests' process is offline."""
     cache = tmp_path / "cache"
-    repository = cache / "models--org--model"
-    for seed, (revision, commit) in enumerate({"main": "a" * 40, "v2": "b" * 40}.items()):
-        blobs = write_folder(repository / "blobs" / commit, tensors(seed))
-        snapshot = repository / "snapshots" / commit
-        snapshot.mkdir(parents=True)
-        for blob in blobs.iterdir():
-            (snapshot / blob.name).symlink_to(blob)
-        (repository / "refs").mkdir(exist_ok=True)
-        (repository / "refs" / revision).write_text(commit)
+    write_hub(cache, "org/model", {"b" * 40: tensors(1), "a" * 40: tensors(0)})
+    point_hub(cache, "org/model", "v2", "b" * 40)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     return cache

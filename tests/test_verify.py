@@ -28,7 +28,7 @@ from merge_models.merge.reproduce import reproduce
 from merge_models.merge.strategies import STRATEGIES
 from merge_models.merge.verify import verify
 from tests.crash.families import FAMILIES, run_family, write_inputs
-from tests.helpers import listing, tensors, write_folder, write_models
+from tests.helpers import listing, point_hub, tensors, write_folder, write_hub, write_models
 from tests.strategy_cases import CASES, Case
 
 ROOT = Path(__file__).parent.parent
@@ -265,6 +265,93 @@ def test_what_does_not_come_out_the_same_is_named(tmp_path: Path) -> None:
     shutil.rmtree(models[1])
     with pytest.raises(MergeError, match="m1"):
         reproduce(tmp_path / "out", scratch=tmp_path)
+
+
+def test_reproduce_tells_what_is_no_part_of_a_merge(made: Path, tmp_path: Path) -> None:
+    """As verify does: a file more could be code that the folder's reader runs."""
+    out = copied(made, tmp_path)
+    (out / ".gitattributes").write_text("x")
+    assert reproduce(out, scratch=tmp_path).differences == ()
+    (out / "code").mkdir()
+    (out / "code/modeling_x.py").write_text("x")
+    assert reproduce(out, scratch=tmp_path).differences == ("code/modeling_x.py: is no part of this merge",)
+
+
+# Inputs from the Hub
+
+OLD, NEW, OTHER = "a" * 40, "b" * 40, "c" * 40
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """org/one and org/two in a local cache, and a merge ``out`` of both and of a folder."""
+    cache = tmp_path / "cache"
+    write_hub(cache, "org/one", {OLD: tensors(0)})
+    write_hub(cache, "org/two", {OTHER: tensors(1)})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    folder = write_folder(tmp_path / "local", tensors(2))
+    merge(["org/one", "org/two@main", str(folder)], out=tmp_path / "out")
+    return cache
+
+
+def test_hub_inputs_are_found_at_the_commit_that_was_read(cache: Path, tmp_path: Path) -> None:
+    """A branch that has moved on since changes nothing."""
+    out = tmp_path / "out"
+    models = json.loads((out / MANIFEST).read_text())["models"]
+    assert models["org/one"] == {"repository": "org/one", "revision": OLD}
+    assert models["org/two@main"] == {"repository": "org/two", "revision": OTHER}
+    write_hub(cache, "org/one", {NEW: tensors(5)})
+    assert not verify(out, inputs=True).problems
+    assert reproduce(out, scratch=tmp_path).differences == ()
+    assert merge(["org/one"], out=tmp_path / "moved") and listing(tmp_path / "moved") != listing(out)
+
+
+def test_hub_inputs_are_found_in_another_cache(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on another machine, which has the same commits."""
+    out, moved = tmp_path / "out", Path(shutil.move(cache, tmp_path / "elsewhere"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(moved))
+    found = verify(out, inputs=True)
+    assert not found.problems and found.tensors == 4 * len(tensors(0))
+    assert reproduce(out, scratch=tmp_path).differences == ()
+    (weights,) = (moved / "models--org--two/blobs").rglob("model.safetensors")
+    flip(weights, weights.stat().st_size - 1)
+    (problem,) = verify(out, inputs=True).problems
+    assert re.search(rf"elsewhere/models--org--two/snapshots/{OTHER}/.* has changed", problem)
+    (line,) = reproduce(out, scratch=tmp_path).differences
+    assert line.startswith("model.safetensors: tensor '")
+
+
+def test_hub_inputs_that_are_gone_are_named(cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.rmtree(cache / "models--org--two")
+    missing = verify(out, inputs=True).problems
+    assert len(missing) == 2 and all(f"models--org--two/snapshots/{OTHER}/" in line for line in missing)
+    with pytest.raises(MergeError, match=f"org/two@{OTHER}: no such folder, and not in the local Hub cache"):
+        reproduce(out, scratch=tmp_path)
+    point_hub(cache, "org/one", "main", OTHER)
+    with pytest.raises(MergeError, match="org/one"):
+        merge(["org/one", str(tmp_path / "local")], out=tmp_path / "no")
+
+
+def test_a_hub_adapter_is_reproduced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model and its adapter are two repositories, each at its own commit."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    write_inputs(tmp_path)
+    (family,) = (family for family in FAMILIES if family.name == "adapter")
+    for name, commit in {"m1": OLD, "adapter": NEW}.items():
+        snapshot = tmp_path / f"cache/models--org--{name}/snapshots" / commit
+        shutil.copytree(tmp_path / name, snapshot)
+        point_hub(tmp_path / "cache", f"org/{name}", "main", commit)
+    run_family(family, tmp_path / "local", tmp_path)
+    merge(["org/m1+org/adapter", str(tmp_path / "m2")], out=tmp_path / "out")
+    tensors_of = [
+        json.loads((tmp_path / n / MANIFEST).read_text())["digests"]["tensors"] for n in ("local", "out")
+    ]
+    assert tensors_of[0] == tensors_of[1]
+    assert not verify(tmp_path / "out", inputs=True).problems
+    assert reproduce(tmp_path / "out", scratch=tmp_path).differences == ()
 
 
 # Bytes depend on the recipe alone

@@ -56,6 +56,20 @@ def hub_revision(path: Path) -> str | None:
     return path.name if found and path.parent.name == "snapshots" else None
 
 
+def cached(repository: str, revision: str) -> Path | None:
+    """The folder of huggingface_hub's cache with a repository at a commit; None where it is not there.
+
+    Nothing is fetched.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None
+
+
 def _from_hub(name: str, wanted: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
