@@ -19,7 +19,7 @@ from merge_models.merge.checkpoint.threads import default_threads
 from merge_models.merge.errors import PlanError, RecipeError, did_you_mean
 from merge_models.merge.identity import Names
 from merge_models.merge.in_memory import InMemory, merge_in_memory
-from merge_models.merge.memory import load_libraries, memory_now, needed, within
+from merge_models.merge.memory import budget, needed
 from merge_models.merge.preparation import Prepared, prepare
 from merge_models.merge.recipe import Recipe, check_rounding, recipe_of
 from merge_models.merge.run import RunOptions
@@ -176,10 +176,10 @@ def _options(
     progress: Callable[[int], None] | None,
 ) -> RunOptions:
     plan, recipe, workers = prepared.plan, prepared.recipe, threads or default_threads()
-    need = needed(plan, workers)
-    if max_memory is not None:
-        load_libraries(plan)
-        need = within(plan, workers, parse_size(max_memory, "memory"), memory_now())
+    if max_memory is None:
+        need = needed(plan, workers)
+    else:
+        need = budget(plan, workers, parse_size(max_memory, "memory")).need
     return RunOptions(need.threads, on_nonfinite, recipe.seed, progress, recipe.rounding, need.held)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import resource
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from merge_models.merge.errors import PlanError
@@ -76,6 +76,40 @@ def within(plan: Plan, threads: int, limit: int, before: int) -> Need:
     fitting = min(threads, 1 + (room - least.total) // max(wanted.worker, 1))
     left = room - Need(fitting, wanted.worker, 0, wanted.sources).total
     return Need(fitting, wanted.worker, min(wanted.held, left), wanted.sources)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run will take in all, as ``max_memory`` counts it.
+
+    Attributes:
+        program: bytes of the process before it: Python, its libraries, and the plan.
+        need: what the run takes beyond them.
+        least: bytes in all that ``max_memory`` must allow.
+    """
+
+    program: int
+    need: Need
+    least: int
+
+    @property
+    def total(self) -> int:
+        """Bytes in all, at most."""
+        return self.program + self.need.total
+
+
+def budget(plan: Plan, threads: int, limit: int | None) -> Budget:
+    """What a run with so many threads, and within a limit where there is one, will take.
+
+    Loads the libraries that the run will use.
+
+    Raises:
+        PlanError: the limit is too small.
+    """
+    load_libraries(plan)
+    program = memory_now()
+    need = needed(plan, threads) if limit is None else within(plan, threads, limit, program)
+    return Budget(program, need, program + replace(need, threads=1, held=0).total)
 
 
 def load_libraries(plan: Plan) -> None:

@@ -26,7 +26,7 @@ GENERATION, TOKENIZER = "generation_config.json", "tokenizer_config.json"
 def check_space(target: Path, prepared: Prepared) -> None:
     needed = sum(shard.nbytes for shard in prepared.layout.shards) - staged_bytes(target, prepared.layout)
     free = free_space(target)
-    if needed > free:
+    if free is not None and needed > free:
         raise PlanError(
             f"output {target}: needs {shown_size(needed, 'up')} of disk, {shown_size(free, 'down')} is free;"
             " make room or choose another disk"
@@ -90,8 +90,11 @@ class Writing:
         """Keeps what is finished and says so in the failure's text; cleans up where nothing is."""
         done = max(len(self._output.digests), noted)
         never = isinstance(failure, (PlanError, RecipeError, ChangedError))  # will not go on
-        if not done or never or self._staging.is_published:
+        is_published = self._staging.is_published
+        if not done or never or is_published:
             self._staging.discard()
+            if isinstance(failure, KeyboardInterrupt):
+                failure.args = ("the output is complete" if is_published else "nothing was published",)
             return
         self._staging.close()
         hint = (

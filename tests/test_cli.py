@@ -635,6 +635,26 @@ def test_stopped_before_anything_is_finished_leaves_nothing(place: Path) -> None
     assert listing(place) == before
 
 
+def test_interrupted_commands_that_publish_nothing_do_not_speak_of_it(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*given: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("merge_models.evals.evaluation.evaluate", interrupted)
+    done = call("eval", "m0", "-p", "m1")
+    assert (done.exit_code, done.stderr) == (130, "Error: interrupted\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_file_system_that_takes_no_files_is_told_as_such(place: Path) -> None:
+    done = call("merge", "m0", "m1", "-o", "/proc/x")
+    assert done.exit_code == 2
+    assert done.stderr == (
+        "Error: /proc/x: cannot be made: its file system takes no files; choose another output\n"
+    )
+
+
 _MAIN = "from merge_models.merge.cli import main; main(prog_name='merge-models')"
 _PRINTING = {
     "help of a command": ("merge", "--help"),

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from merge_models.merge import Linear, PlanError, merge, prepare, run
 from merge_models.merge.checkpoint.source import Checkpoint
+from merge_models.merge.cli import main
 from merge_models.merge.held import HeldBlocks
 from merge_models.merge.memory import FIXED_BYTES, Need, needed, within
 from merge_models.merge.recipe import recipe_of
@@ -97,6 +99,28 @@ def test_workers_go_first_and_then_held_blocks(tmp_path: Path) -> None:
     assert within(plan, 8, least.total + full.worker, 0).threads == 2
     with pytest.raises(PlanError, match="with one thread"):
         within(plan, 8, least.total - 1, 0)
+
+
+def test_a_plan_says_what_max_memory_must_allow(tmp_path: Path) -> None:
+    """Both count the program: what the plan calls the least is enough, and less is refused."""
+    paths = write_models(tmp_path, 3)
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text(recipe_of(Karcher(), paths).yaml())
+
+    def planned(*options: str) -> Any:
+        return CliRunner().invoke(main, ["plan", str(recipe), "--threads", "4", "--json", *options])
+
+    free = json.loads(planned().stdout)
+    need = needed(prepare(recipe).plan, 4)
+    assert free["threads"] == 4 and free["memory_bytes"] - free["memory_bytes_program"] == need.total
+    least = free["memory_bytes_least"]
+    assert least == free["memory_bytes_program"] + Need(1, need.worker, 0, need.sources).total
+    slack = 4_000_000  # the program's own size varies
+    tight = json.loads(planned("--max-memory", str(least + slack)).stdout)
+    assert tight["memory_bytes"] <= least + slack
+    merge(paths, Karcher(), out=tmp_path / "out", max_memory=least + slack)
+    refused = planned("--max-memory", str(free["memory_bytes_program"]))
+    assert refused.exit_code == 2 and "memory: this merge needs" in refused.stderr
 
 
 def test_nothing_is_written_where_the_limit_is_too_small(tmp_path: Path) -> None:

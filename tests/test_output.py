@@ -268,7 +268,7 @@ def test_an_output_may_not_touch_an_input(place: str, tmp_path: Path) -> None:
         (".", "current folder"),
         ("..", "current folder"),
         ("", "current folder"),
-        ("/proc/nothing/here", "needs|permission"),
+        ("/proc/nothing/here", "takes no files|permission"),
     ],
 )
 def test_places_where_nothing_can_be_made(

@@ -20,9 +20,10 @@ from click.testing import CliRunner
 
 from merge_models.merge import CheckpointError, Linear, MergeError, MergeResult, NonFiniteError, merge
 from merge_models.merge.checkpoint import journal as journals
-from merge_models.merge.checkpoint.digest import FAST, PIECE, STRONG, TensorDigest, digest_range
+from merge_models.merge.checkpoint.digest import FAST, PIECE, STRONG, TensorDigest, digest_range, kind_of
 from merge_models.merge.checkpoint.journal import Journal
 from merge_models.merge.cli import main
+from merge_models.merge.verify import verify
 from tests.crash import power
 from tests.crash.families import FAMILIES
 from tests.helpers import kept, listing, read_folder, tensors, write_folder, write_models
@@ -339,6 +340,17 @@ def test_merges_survive_power_cuts(tmp_path: Path) -> None:
 
 
 # Digests
+
+
+def test_a_merge_goes_on_with_other_kinds_of_digests(tmp_path: Path) -> None:
+    """All digests are then of the kinds asked for last, and fit."""
+    models, out = stopped(tmp_path, output_digests="fast")
+    assert run(*models, out=out, input_digests="strong").resumed == 8
+    record = json.loads((out / "merge_manifest.json").read_text())
+    read = [d for given in record["inputs"] for file in given["files"] for d in file["read"].values()]
+    kinds = {kind_of(digest) for digest in (*record["digests"]["tensors"].values(), *read)}
+    assert kinds == {STRONG} and not verify(out, inputs=True).problems
+    assert_as_undisturbed(models, out, input_digests="strong")
 
 
 @pytest.mark.parametrize("kind", [STRONG, FAST])

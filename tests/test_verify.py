@@ -120,6 +120,21 @@ def test_two_models_of_one_name_keep_two_names(tmp_path: Path) -> None:
     assert "- `model`" in card and "- `model-2`" in card
 
 
+def test_fast_digests_of_the_output(tmp_path: Path) -> None:
+    """Any changed byte is still found, by digests that are quicker to take."""
+    merge(write_models(tmp_path, 2), out=tmp_path / "out", output_digests="fast")
+    out = tmp_path / "out"
+    digests = json.loads((out / MANIFEST).read_text())["digests"]
+    assert all(digest.startswith("xxh3t:") for digest in digests["tensors"].values())
+    assert all(digest.startswith("blake3:") for digest in digests["files"].values())
+    assert not verify(out).problems
+    flip(out / "model.safetensors", (out / "model.safetensors").stat().st_size - 1)
+    (problem,) = verify(out).problems
+    assert "has changed" in problem
+    with pytest.raises(MergeError, match="output_digests is 'fast' or 'strong'"):
+        merge(["x"], out=tmp_path / "no", output_digests="weak")
+
+
 def test_strong_digests_of_inputs(tmp_path: Path) -> None:
     models = write_models(tmp_path, 2)
     merge(models, out=tmp_path / "out", input_digests="strong")

@@ -85,9 +85,10 @@ def _nearest_existing(folder: Path) -> Path:
     return folder
 
 
-def free_space(target: Path) -> int:
-    """Bytes free where ``target`` will be."""
-    return shutil.disk_usage(_nearest_existing(target.resolve().parent)).free
+def free_space(target: Path) -> int | None:
+    """Bytes free where ``target`` will be; None where the file system does not say how large it is."""
+    usage = shutil.disk_usage(_nearest_existing(target.resolve().parent))
+    return usage.free if usage.total else None
 
 
 class Staging:
@@ -121,9 +122,9 @@ class Staging:
             self._lock = self._take()
         except OSError as error:
             self._remove_parents()
-            raise CheckpointError(
-                f"{target}: cannot be made: {error.strerror}; choose another output"
-            ) from None
+            refuses = error.errno == errno.ENOENT  # folders on the way were made: /proc answers so
+            reason = "its file system takes no files" if refuses else error.strerror
+            raise CheckpointError(f"{target}: cannot be made: {reason}; choose another output") from None
 
     def _take(self) -> int:
         self.home.mkdir(parents=True, exist_ok=True)

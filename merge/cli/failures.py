@@ -116,9 +116,9 @@ def _fail(message: str, code: int = 2) -> NoReturn:
 
 
 def _leave(word: str, interruption: KeyboardInterrupt, code: int) -> NoReturn:
-    """Says what is kept, and ends at once: a block in work may take minutes yet."""
+    """Says what became of the work, and ends at once: a block in work may take minutes yet."""
     try:
-        _fail(f"{word}; {interruption if interruption.args else 'nothing was published'}", code)
+        _fail(f"{word}; {interruption}" if interruption.args else word, code)
     finally:
         if threading.active_count() > 1:
             sys.stdout.flush()

@@ -10,7 +10,7 @@ import click
 
 from merge_models.evals.commands import review_options
 from merge_models.merge.cli.options import write_options
-from merge_models.merge.cli.planning import plan_text
+from merge_models.merge.cli.planning import memory_of, plan_text
 from merge_models.merge.cli.recipes import naming, recipe_from, strategy_options, with_rounding
 from merge_models.merge.cli.results import tell_result
 from merge_models.merge.cli.reviews import check_reviewable, judgement, review_asked_for
@@ -79,7 +79,9 @@ def _run(recipe: Recipe, options: dict[str, Any]) -> None:
 
         def planned(prepared: Prepared) -> None:
             if verbose and not quiet:
-                click.echo(plan_text(prepared))
+                click.echo(
+                    plan_text(prepared, memory_of(prepared, options["threads"], options["max_memory"]))
+                )
             if review:
                 check_reviewable(prepared)
                 review.check([model.path for role, model in prepared.roles() if role != "tokens"])
@@ -114,7 +116,9 @@ def _run_several(recipes: Sequence[Recipe], intermediate_dir: Path | None, optio
 
         def planned(prepared: Prepared) -> None:
             if verbose and not quiet:
-                click.echo(plan_text(prepared))
+                click.echo(
+                    plan_text(prepared, memory_of(prepared, options["threads"], options["max_memory"]))
+                )
             progress.start(prepared.plan.bytes_out)
 
         steps = run_recipes(

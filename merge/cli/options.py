@@ -10,6 +10,9 @@ import click
 allow_pickle_option = click.option(
     "--allow-pickle", is_flag=True, help="Read files of torch.save too (.bin, .pt); no code in them is run."
 )
+max_memory_option = click.option(
+    "--max-memory", metavar="SIZE", help="Memory that the program may take, such as 2GB."
+)
 
 
 def write_options(command: Any) -> Any:
@@ -20,7 +23,7 @@ def write_options(command: Any) -> Any:
         click.option("--restart", is_flag=True, help="Begin anew; by default a stopped merge goes on."),
         click.option("--shard-size", default="5GB", show_default=True, help="Bytes per output file."),
         click.option("--threads", type=click.IntRange(1, 1024), help="Workers [default: cores]."),
-        click.option("--max-memory", metavar="SIZE", help="Memory that the program may take, such as 2GB."),
+        max_memory_option,
         click.option(
             "--on-nonfinite",
             type=click.Choice(["error", "keep"]),

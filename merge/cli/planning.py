@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge_models.merge.cli.options import allow_pickle_option
+from merge_models.merge.cli.options import allow_pickle_option, max_memory_option
 from merge_models.merge.cli.recipes import naming
 from merge_models.merge.errors import counted, printable
 from merge_models.merge.sizes import shown_size
 
 if TYPE_CHECKING:
+    from merge_models.merge.memory import Budget
     from merge_models.merge.preparation import Prepared
 
 
@@ -23,31 +23,52 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--shard-size", default="5GB", show_default=True, help="Bytes per output file.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Workers [default: cores].")
+@max_memory_option
 @allow_pickle_option
-def plan(recipe: Path, as_json: bool, shard_size: str, threads: int | None, allow_pickle: bool) -> None:
+def plan(
+    recipe: Path,
+    as_json: bool,
+    shard_size: str,
+    threads: int | None,
+    max_memory: str | None,
+    allow_pickle: bool,
+) -> None:
     """Show what a recipe would do, from headers alone; nothing is written.
 
     \b
     Example: merge-models plan recipe.yml --json
     """
-    from merge_models.merge.checkpoint.threads import default_threads
     from merge_models.merge.multi import plan_recipes, targets
     from merge_models.merge.recipe import load_recipes
 
-    workers = threads or default_threads()
     with naming(recipe):
         recipes = load_recipes(recipe)
         places = targets(recipes, Path("OUT"))
         with plan_recipes(recipes, places, shard_size, allow_pickle=allow_pickle) as plans:
-            documents = [plan_document(prepared, workers) for prepared in plans]
-            texts = [plan_text(prepared, workers) for prepared in plans]
+            takes = [memory_of(prepared, threads, max_memory) for prepared in plans]
+            documents = [plan_document(*pair) for pair in zip(plans, takes, strict=True)]
+            texts = [plan_text(*pair) for pair in zip(plans, takes, strict=True)]
     if as_json:
         click.echo(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
     else:
         click.echo("\n".join(texts))
 
 
-def plan_document(prepared: Prepared, threads: int) -> dict[str, Any]:
+def memory_of(prepared: Prepared, threads: int | None, max_memory: str | None) -> Budget:
+    """What running a plan will take, with the options that ``run`` has.
+
+    Raises:
+        MergeError: ``max_memory`` is no size, or too small.
+    """
+    from merge_models.merge.checkpoint.threads import default_threads
+    from merge_models.merge.memory import budget
+    from merge_models.merge.sizes import parse_size
+
+    limit = None if max_memory is None else parse_size(max_memory, "memory")
+    return budget(prepared.plan, threads or default_threads(), limit)
+
+
+def plan_document(prepared: Prepared, memory: Budget) -> dict[str, Any]:
     """A plan as JSON holds it."""
     plan = prepared.plan
     return {
@@ -73,9 +94,10 @@ def plan_document(prepared: Prepared, threads: int) -> dict[str, Any]:
         "bytes_in": plan.bytes_in,
         "bytes_out": plan.bytes_out,
         "parameters": plan.parameters,
-        "threads": threads,
-        "memory_bytes": prepared.memory(threads).total,
-        "memory_bytes_one_thread": replace(prepared.memory(1), held=0).total,
+        "threads": memory.need.threads,
+        "memory_bytes": memory.total,
+        "memory_bytes_least": memory.least,
+        "memory_bytes_program": memory.program,
         "disk_bytes": sum(shard.nbytes for shard in prepared.layout.shards),
     }
 
@@ -86,7 +108,7 @@ def _tokenizer_of(prepared: Prepared) -> dict[str, Any] | None:
     return made and {"source": made.source, "tokens": len(made.ids), "rows": made.rows}
 
 
-def plan_text(prepared: Prepared, threads: int = 1) -> str:
+def plan_text(prepared: Prepared, memory: Budget) -> str:
     """A plan as lines to read."""
     plan, recipe = prepared.plan, prepared.recipe
     merged = [t for t in plan.tensors if t.action == "merge"]
@@ -121,9 +143,9 @@ def plan_text(prepared: Prepared, threads: int = 1) -> str:
         f"  reads {shown_size(plan.bytes_in)} a pass, writes {shown_size(disk)}"
         f" in {counted(len(prepared.layout.shards), 'file')}"
     )
-    need, least = prepared.memory(threads), replace(prepared.memory(1), held=0)
     lines.append(
-        f"  memory {shown_size(need.total, 'up')} at most with {counted(threads, 'thread')},"
-        f" {shown_size(least.total, 'up')} at least (--max-memory), beyond the program itself"
+        f"  memory {shown_size(memory.total, 'up')} at most with {counted(memory.need.threads, 'thread')},"
+        f" {shown_size(memory.least, 'up')} at least (--max-memory), {shown_size(memory.program, 'up')} of it"
+        " for the program itself"
     )
     return "\n".join(printable(line, 2000) for line in lines)
