@@ -111,10 +111,8 @@ static double NAME(dot)(const double *a, const double *b, size_t count) {
 }
 
 #ifdef FUSED
-static inline lanes NAME(widen)(const float *x) {
-    lanes wide;
-    for (int l = 0; l < LANES; l++) wide[l] = x[l];
-    return wide;
+static inline void NAME(widen)(const float *x, lanes *wide) {
+    for (int l = 0; l < LANES; l++) (*wide)[l] = x[l];
 }
 
 /* gram for the commonest numbers of sources of at most 16 bits, whose differences are as good in float: products
@@ -126,9 +124,10 @@ static inline CONTRACTED __attribute__((always_inline)) void NAME(gram_narrow)(
     size_t j = 0;
     for (int k = 0; k < number; k++) sum[k] = (lanes){0};
     for (; j + LANES <= count; j += LANES) {
-        lanes own = NAME(widen)(r + j);
+        lanes own;
         int k = 0;
-        for (int i = 0; i < sources; i++) d[i] = NAME(widen)(x[i] + j);
+        NAME(widen)(r + j, &own);
+        for (int i = 0; i < sources; i++) NAME(widen)(x[i] + j, &d[i]);
         sum[k++] += own * own;
         for (int i = 0; i < sources; i++) sum[k++] += own * d[i];
         for (int i = 0; i < sources; i++)
