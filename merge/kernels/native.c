@@ -7,6 +7,7 @@
 
 typedef double lanes __attribute__((vector_size(64)));
 typedef float floats __attribute__((vector_size(32)));
+typedef int64_t indices __attribute__((vector_size(64)));
 
 /* How terms are mixed: task_vectors.h says what each does. */
 enum { SUM, ELECT, LARGEST, CONSENSUS, ALONE };

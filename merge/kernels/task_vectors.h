@@ -1,7 +1,7 @@
 /* Kernels on task vectors (a source minus the base), straight from storage bytes; included by body.h.
  * A difference's key is the bit pattern of its magnitude in binary32: it sorts as the magnitude does. */
 
-#define PART 128
+#define PART 256
 #define TALLY_BITS 10
 #define TALLIES (1 << TALLY_BITS)
 
@@ -324,7 +324,7 @@ static void NAME(norms)(int sources, const char *const *source, const int *type,
 typedef struct {
     const double *factor, *extra, *share;
     double lambda;
-    int kind, normalize, enough;
+    int kind, normalize, enough, plain;
 } NAME(rule);
 
 /* A tile's sums over the sources. */
@@ -427,60 +427,90 @@ static void NAME(mix_tile)(int sources, float (*restrict value)[PART], double (*
 }
 
 #ifdef FUSED
+/* out = base + sums * lambda / (the sum of the shares in an element's set of sources, or 1). There are few sets: their
+ * quotients are looked up. */
+static inline __attribute__((always_inline)) void NAME(divide)(
+    const int sources, double lambda, const double *share, const double *restrict sums, const int64_t *restrict which,
+    const float *restrict base, size_t count, float *restrict out) {
+    double quotient[16] = {0};
+    lanes low, high, sum, found;
+    indices set;
+    for (int k = 0; k < 1 << sources; k++) {
+        double part = 0;
+        for (int i = 0; i < sources; i++) part += k >> i & 1 ? share[i] : 0;
+        quotient[k] = lambda / (part > 0 ? part : 1.0);
+    }
+    memcpy(&low, quotient, sizeof low), memcpy(&high, quotient + 8, sizeof high);
+    for (size_t j = 0; j < count; j += 8) {
+        memcpy(&sum, sums + j, sizeof sum), memcpy(&set, which + j, sizeof set);
+        found = sources < 4 ? __builtin_shuffle(low, set) : __builtin_shuffle(low, high, set);
+        floats mixed = __builtin_convertvector(NAME(widen)(base + j) + sum * found, floats);
+        memcpy(out + j, &mixed, sizeof mixed);
+    }
+}
+
 /* mix_tile for the commonest rules and numbers of sources, all in registers. Called with constants, so that the
- * loops over sources are unrolled and that over elements is vectorised. It leaves out what only matters where a
- * sum nearly cancels the base; returns whether one did, and mix_tile must do the tile. */
+ * loops over sources are unrolled and that over elements is vectorised. Where it is plain, what is not left of a value
+ * is the base's already, and `left` is not looked at. It leaves out what only matters where a sum nearly cancels the
+ * base; returns whether one did, and mix_tile must do the tile. */
 static inline __attribute__((always_inline)) int NAME(fused)(
-    const int sources, const int kind, const int normalize, float (*restrict value)[PART],
+    const int sources, const int kind, const int normalize, const int plain, float (*restrict value)[PART],
     float (*restrict left)[PART], const float *restrict base, size_t count, const NAME(rule) *rule,
     float *restrict out) {
     double lambda = rule->lambda, noise = -0x1p-51 * sources, enough = rule->enough;
-    double factor[4], extra[4], share[4];
+    double factor[4], extra[4], sums[PART];
+    int64_t which[PART];
     uint32_t cancels = 0;
-    for (int i = 0; i < sources; i++) factor[i] = rule->factor[i], extra[i] = rule->extra[i], share[i] = rule->share[i];
+    for (int i = 0; i < sources; i++) factor[i] = rule->factor[i], extra[i] = rule->extra[i];
     for (size_t j = 0; j < count; j++) {
-        double b = base[j], all = 0, sizes = 0, sum = 0, part = 0, number = 0, high = 0, low = 0, sign = 1, q = lambda;
+        double b = base[j], all = 0, sizes = 0, sum = 0, number = 0, high = 0, low = 0, sign = 1;
         double term[4], weight[4];
+        int64_t set = 0;
+        int part[4];
         for (int i = 0; i < sources; i++) {
-            weight[i] = factor[i] * (double)left[i][j];
+            weight[i] = plain ? factor[i] : factor[i] * (double)left[i][j];
             term[i] = ((double)value[i][j] - b) * weight[i];
             if (kind == ELECT || kind == CONSENSUS) all += term[i];
-            if (kind == ELECT) sizes += term[i] < 0 ? -term[i] : term[i];
+            if (kind == ELECT) sizes += fabs(term[i]);
             if (kind == LARGEST) high = term[i] > high ? term[i] : high, low = term[i] < low ? term[i] : low;
             if (kind == ALONE) number += weight[i] != 0 ? 1.0 : 0;
         }
         if (kind == ELECT) sign = all >= noise * sizes ? 1.0 : -1.0;
         if (kind == LARGEST) high = high >= -low ? high : low;
         for (int i = 0; kind == CONSENSUS && i < sources; i++) {
-            double rest = all - term[i], own = term[i] < 0 ? -term[i] : term[i];
-            number += own >= (rest < 0 ? -rest : rest) * extra[i] ? 1.0 : 0;
+            number += fabs(term[i]) >= fabs(all - term[i]) * extra[i] ? 1.0 : 0;
         }
         for (int i = 0; i < sources; i++) {
-            double gained = term[i], takes = kind == ELECT ? gained * sign : weight[i] < 0 ? -weight[i] : weight[i];
-            if (kind == LARGEST) takes = gained == high ? takes : 0;
-            if (kind == CONSENSUS) takes = number >= enough ? takes : 0;
+            double gained = term[i];
+            part[i] = kind == ELECT ? gained * sign > 0 : plain || weight[i] != 0;
+            if (kind == LARGEST) part[i] &= gained == high;
+            if (kind == CONSENSUS) part[i] &= number >= enough;
             if (kind == ELECT) gained *= extra[i];
             if (kind == ALONE) gained *= number == 1.0 ? extra[i] : 1.0;
-            sum += takes > 0 ? gained : 0;
-            if (normalize) part += takes > 0 ? share[i] : 0;
+            sum += part[i] ? gained : 0;
+            if (normalize) set += part[i] ? 1 << i : 0;
         }
-        if (normalize) q = lambda / (part > 0 ? part : 1.0);
-        out[j] = (float)(b + sum * q);
+        if (normalize) sums[j] = sum, which[j] = set;
+        else out[j] = (float)(b + sum * lambda);
     }
+    if (normalize) NAME(divide)(sources, lambda, rule->share, sums, which, base, count, out);
     for (size_t j = 0; j < count; j++) cancels |= !(fabsf(out[j]) > fabsf(base[j]) * 0x1p-12f);
     return cancels != 0;
 }
 
-#define FUSE(sources, kind, normalize) \
-    case 16 * sources + 2 * kind + normalize: \
-        return !NAME(fused)(sources, kind, normalize, value, left, base, count, rule, out);
-#define FUSE_EACH(kind, normalize) FUSE(2, kind, normalize) FUSE(3, kind, normalize) FUSE(4, kind, normalize)
+#define FUSE(sources, kind, normalize, plain) \
+    case 32 * sources + 4 * kind + 2 * normalize + plain: \
+        return !NAME(fused)(sources, kind, normalize, plain, plain ? part : value, left, base, count, rule, out);
+#define FUSE_EACH(kind, normalize, plain) \
+    FUSE(2, kind, normalize, plain) FUSE(3, kind, normalize, plain) FUSE(4, kind, normalize, plain)
 /* Returns 0 where it is not made for the rule, or for the tile. */
 static int NAME(mix_fused)(int sources, float (*restrict value)[PART], float (*restrict left)[PART],
-                           const float *restrict base, size_t count, const NAME(rule) *rule, float *restrict out) {
-    switch (16 * sources + 2 * rule->kind + (rule->normalize != 0)) {
-        FUSE_EACH(SUM, 0) FUSE_EACH(SUM, 1) FUSE_EACH(ELECT, 0) FUSE_EACH(ELECT, 1)
-        FUSE_EACH(LARGEST, 1) FUSE_EACH(CONSENSUS, 0) FUSE_EACH(ALONE, 1)
+                           float (*restrict part)[PART], const float *restrict base, size_t count,
+                           const NAME(rule) *rule, float *restrict out) {
+    switch (32 * sources + 4 * rule->kind + 2 * (rule->normalize != 0) + rule->plain) {
+        FUSE_EACH(SUM, 0, 0) FUSE_EACH(SUM, 1, 0) FUSE_EACH(ELECT, 0, 0) FUSE_EACH(ELECT, 1, 0) FUSE_EACH(ALONE, 1, 0)
+        FUSE_EACH(SUM, 0, 1) FUSE_EACH(ELECT, 0, 1) FUSE_EACH(ELECT, 1, 1) FUSE_EACH(LARGEST, 1, 1)
+        FUSE_EACH(CONSENSUS, 0, 1)
     }
     return 0;
 }
@@ -505,10 +535,40 @@ static double NAME(reach)(int sources, const NAME(rule) *rule, const float *larg
     return reach * fabs(rule->lambda) / (rule->normalize && least < HUGE_VAL ? least : 1.0);
 }
 
-static uint32_t NAME(not_finite)(const float *x, size_t count) {
-    uint32_t bad = 0;
-    for (size_t j = 0; j < count; j++) bad |= (as_bits(x[j]) & 0x7f800000u) == 0x7f800000u;
-    return bad;
+#define WORDS 16
+/* The largest sizes seen of numbers in every so-manieth place, as bits. */
+static void NAME(note_sizes)(const float *x, size_t count, uint32_t *restrict most) {
+    size_t j = 0, k;
+    for (; j + WORDS <= count; j += WORDS)
+        for (k = 0; k < WORDS; k++) {
+            uint32_t size = as_bits(x[j + k]) & 0x7fffffffu;
+            most[k] = size > most[k] ? size : most[k];
+        }
+    for (k = 0; j + k < count; k++) {
+        uint32_t size = as_bits(x[j + k]) & 0x7fffffffu;
+        most[k] = size > most[k] ? size : most[k];
+    }
+}
+
+static void NAME(blend)(const float *restrict value, const float *restrict base, const float *restrict left, size_t count,
+                        float *restrict out) {
+    for (size_t j = 0; j < count; j++) {
+        float own = value[j], other = base[j];
+        out[j] = left[j] != 0 ? own : other;
+    }
+}
+
+static int NAME(leaves_all)(const thinning *by) { return !by->low && by->high >= 0x80000000u && !by->keep && !by->drop && !by->draws; }
+
+/* Whether a value that is set to the base's where it is not left is as good as a factor 0: where 0 is no part of a vote
+ * or a sum, or all is left. */
+static int NAME(is_plain)(int sources, const thinning *by, const NAME(rule) *rule) {
+    int plain = 1;
+    for (int i = 0; i < sources; i++) {
+        int blends = rule->kind == ELECT || (rule->kind == SUM && !rule->normalize);
+        plain &= !by[i].scale && rule->factor[i] != 0 && (blends || NAME(leaves_all)(&by[i]));
+    }
+    return plain;
 }
 
 /* Terms are factor * (what thin leaves) * (source - base); the rule says which take part.
@@ -518,27 +578,29 @@ static uint32_t NAME(not_finite)(const float *x, size_t count) {
 static int NAME(mix)(int sources, const char *const *source, const int *type, const char *base, int base_type,
                      const thinning *thinned, const double *factor, const double *extra, const double *share, int kind,
                      int normalize, int enough, double lambda, size_t count, char *target, int target_type) {
-    size_t each = 2 * (PART * (sizeof(double) + sizeof(float))) + sizeof(thinning) + sizeof(float);
+    size_t each = PART * (2 * sizeof(double) + 3 * sizeof(float)) + sizeof(thinning) + sizeof(float);
     double(*term)[PART] = malloc((size_t)sources * each), (*weight)[PART] = term + sources;
-    float(*value)[PART] = (float(*)[PART])(weight + sources), (*left)[PART] = value + sources;
-    thinning *by = (thinning *)(left + sources);
+    float(*value)[PART] = (float(*)[PART])(weight + sources), (*left)[PART] = value + sources, (*part)[PART] = left + sources;
+    thinning *by = (thinning *)(part + sources);
     float b[PART], out[PART], *largest = (float *)(by + sources);
-    NAME(rule) rule = {factor, extra, share, lambda, kind, normalize, enough};
+    NAME(rule) rule = {factor, extra, share, lambda, kind, normalize, enough, 0};
     NAME(sums) sums;
-    uint32_t bad = 0, overflows = 0;
+    uint32_t most[WORDS] = {0}, bad = 0, overflows = 0;
     if (!term) return -1;
     memcpy(by, thinned, (size_t)sources * sizeof *by);
+    rule.plain = NAME(is_plain)(sources, by, &rule);
     for (size_t start = 0; start < count; start += PART) {
         size_t tile = count - start < PART ? count - start : PART;
         NAME(load)(base, base_type, start, tile, b);
-        bad |= NAME(not_finite)(b, tile);
+        NAME(note_sizes)(b, tile, most);
         for (int i = 0; i < sources; i++) {
             NAME(load)(source[i], type[i], start, tile, value[i]);
-            bad |= NAME(not_finite)(value[i], tile);
+            NAME(note_sizes)(value[i], tile, most);
             largest[i] = NAME(thin)(value[i], b, start, tile, &by[i], left[i]);
+            if (rule.plain) NAME(blend)(value[i], b, left[i], tile, part[i]);
         }
         if (!(NAME(reach)(sources, &rule, largest) <= MODERATE) ||
-            !NAME(mix_fused)(sources, value, left, b, tile, &rule, out)) {
+            !NAME(mix_fused)(sources, value, left, part, b, tile, &rule, out)) {
             for (int i = 0; i < sources; i++) {
                 double own = factor[i];
                 for (size_t j = 0; j < tile; j++) {
@@ -551,8 +613,10 @@ static int NAME(mix)(int sources, const char *const *source, const int *type, co
         overflows |= NAME(store_floats)(out, target_type, start, tile, target);
     }
     free(term);
+    for (int k = 0; k < WORDS; k++) bad |= most[k] >= 0x7f800000u;
     return (int)(bad | overflows << 1);
 }
+#undef WORDS
 #undef MODERATE
 
 /* Mean rank, counted from 0, of elements that stand first to stop - 1 in order; half is 1/2 over the highest. */
