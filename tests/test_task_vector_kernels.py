@@ -63,6 +63,7 @@ def test_compiled_and_torch_kernels_agree_to_the_bit(rule: Rule, normalize: bool
         for thinned in (
             [Thinned()] * count,
             [Thinned(low=1 << 28, draw=((1, 2, 3), 0.6), scale=scale)] * count,
+            [Thinned(marks=(scale < 0.5).astype(np.uint8)), Thinned()] * count,
             [Thinned(low=middle + 1, high=ALL_KEYS, keep=2), Thinned(high=middle + 1, drop=1)] * count,
         ):
             thinned = thinned[:count]
@@ -92,7 +93,11 @@ def test_equal_parents_come_back_equal_where_the_base_is_far_larger(rule: Rule) 
 THINNED = [
     Thinned(),
     Thinned(low=1 << 28, high=1 << 30, keep=5, drop=7),
-    Thinned(draw=((1, 2, 3), 0.6), scale=np.random.default_rng(0).random(COUNT, np.float32)),
+    Thinned(
+        draw=((1, 2, 3), 0.6),
+        marks=np.arange(COUNT, dtype=np.uint8) % 3,
+        scale=np.random.default_rng(0).random(COUNT, np.float32),
+    ),
 ]
 
 
@@ -106,7 +111,8 @@ def test_norms_are_sums_over_what_is_finite_and_left(native: bool, dtype: torch.
         for tensor, part in zip(stored, THINNED, strict=True):
             delta = tensor.double() - base.double()
             sizes = torch.where(delta.isfinite(), delta.square() if squared else delta.abs(), 0.0)
-            wanted.append((sizes.sum(), (sizes * left(tensor, base, part)).sum()))
+            whole = sizes.sum() * (not squared)
+            wanted.append((whole, (sizes * left(tensor, base, part)).sum()))
         with nullcontext() if native else without_compiled():
             found = torch.from_numpy(norms(spans(stored), Span.of(base), THINNED, squared))
         torch.testing.assert_close(found, torch.tensor(wanted).T, rtol=1e-13, atol=0)
@@ -127,6 +133,8 @@ def left(tensor: Tensor, base: Tensor, part: Thinned) -> Tensor:
         if part.draw is not None and words is not None:
             inside &= (int(words[place]) + 2**31) / 2**32 < part.draw[1]
         kept[place] = inside
+    if part.marks is not None:
+        kept *= torch.from_numpy(part.marks != 0)
     return kept if part.scale is None else kept * torch.from_numpy(part.scale)
 
 

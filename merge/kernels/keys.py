@@ -23,7 +23,8 @@ Windows = Sequence[Sequence[tuple[int, int]]]
 Tally = tuple[np.ndarray, np.ndarray]
 """Keys, int32, and how many of each, int32; the same key may stand in several places."""
 
-_TALLIES = 1 << 10
+_MORE = (1 << 10) + 2
+"""A window's entries beyond one for each element: those of the kernel's table, and the window's ends."""
 
 
 def keys_of(source: Span, base: Span | None) -> np.ndarray:
@@ -105,7 +106,7 @@ def gather_keys(sources: Sequence[Span], base: Span | None, windows: Windows, le
     positive, above, within, entries = (np.zeros(n, np.int64) for n in (shape[:1], *[shape] * 3))
     edges = [window for row in windows for window in row]
     words = WORD * len(edges)
-    keys, times = _room(len(edges), count + _TALLIES)
+    keys, times = _room(len(edges), count + _MORE)
     compiled.check(
         library.merge_models_gather_keys(
             *compiled.sources(sources), *place(base), count, shape[1], words(*[a for a, _ in edges]),
@@ -116,11 +117,6 @@ def gather_keys(sources: Sequence[Span], base: Span | None, windows: Windows, le
     numbers = entries.reshape(-1).tolist()
     flat = [(k[:n].copy(), t[:n].copy()) for k, t, n in zip(keys, times, numbers, strict=True)]
     inside = [flat[at : at + shape[1]] for at in range(0, len(flat), shape[1])]
-    for row, sizes, spans in zip(inside, within, windows, strict=True):
-        row[:] = [
-            (np.array([first], np.int32), np.array([size], np.int32)) if stop - first == 1 else tally
-            for tally, size, (first, stop) in zip(row, sizes, spans, strict=True)
-        ]
     return Gathered(inside, within, above, positive)
 
 

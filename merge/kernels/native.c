@@ -14,10 +14,11 @@ enum { SUM, ELECT, LARGEST, CONSENSUS, ALONE };
 
 /* What is left of a source's difference from the base: elements with keys in [low, high), the first `keep` of those
  * with key low - 1, and not the first `drop` of those with key high - 1; of these, where it draws, those whose draw is
- * below a limit; times a scale of each, where that is given. */
+ * below a limit; of these, those that are marked; times a scale of each. The last two where they are given. */
 typedef struct {
     uint32_t low, high;
     uint64_t keep, drop;
+    const uint8_t *marks;
     const float *scale;
     uint32_t key[3];
     int32_t limit, draws;
@@ -28,6 +29,7 @@ typedef struct {
 #undef NAME
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include <immintrin.h>
 #define FUSED
 /* Lets a product and a sum be one instruction: for products that are exact, where the bits are the same. */
 #define CONTRACTED __attribute__((optimize("fp-contract=fast")))
@@ -39,9 +41,11 @@ typedef struct {
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
+#define COMPRESS
 #define NAME(x) x##_avx512
 #include "body.h"
 #undef NAME
+#undef COMPRESS
 #pragma GCC pop_options
 
 static int width(void) {
@@ -97,13 +101,13 @@ int merge_models_count_shared(int sources, const char *const *source, const int 
     return DISPATCH(count_shared, sources, source, type, base, base_type, count, low, out);
 }
 
-int merge_models_variance(int sources, const char *const *source, const int *type, size_t count, float *out) {
-    return DISPATCH(variance, sources, source, type, count, out);
+void merge_models_variance(int sources, const char *const *source, const int *type, size_t count, float *out) {
+    DISPATCH(variance, sources, source, type, count, out);
 }
 
-int merge_models_most_varied(int sources, const char *const *source, const int *type, size_t count, uint32_t least,
-                             size_t ties, float *out) {
-    return DISPATCH(most_varied, sources, source, type, count, least, ties, out);
+void merge_models_most_varied(int sources, const char *const *source, const int *type, size_t count, uint32_t least,
+                              size_t ties, uint8_t *out) {
+    DISPATCH(most_varied, sources, source, type, count, least, ties, out);
 }
 
 void merge_models_norms(int sources, const char *const *source, const int *type, const char *base, int base_type,

@@ -24,8 +24,9 @@ static void NAME(keys)(const char *source, int type, const float *restrict base,
     size_t j;
     NAME(load)(source, type, start, count, x);
     if (base)
-        for (j = 0; j < count; j++) x[j] -= base[j];
-    for (j = 0; j < count; j++) out[j] = as_bits(x[j]) & 0x7fffffffu;
+        for (j = 0; j < count; j++) out[j] = as_bits(x[j] - base[j]) & 0x7fffffffu;
+    else
+        for (j = 0; j < count; j++) out[j] = as_bits(x[j]) & 0x7fffffffu;
 }
 
 static void NAME(all_keys)(const char *source, int type, const char *base, int base_type, size_t count, uint32_t *out) {
@@ -43,26 +44,23 @@ static uint32_t NAME(count_inside)(const uint32_t *key, size_t count, uint32_t f
     return inside;
 }
 
-/* Puts the distances from `first` of the keys inside a window one after the other. Where few are inside, looks
- * for them eight at a time; else without branches, which could not be foretold. Returns how many they are. */
+/* Puts the distances from `first` of the keys inside a window one after the other; there is room for count + 16. Returns
+ * how many they are. */
 static uint32_t NAME(offsets)(const uint32_t *key, size_t count, uint32_t first, uint32_t span, uint32_t *out) {
-    uint32_t number = NAME(count_inside)(key, count, first, span), found = 0;
-    uint8_t inside[TILE + 8];
-    uint64_t eight;
-    size_t j;
-    if (!number) return 0;
-    if (number * 16 > count) {
-        for (j = 0; j < count; j++) {
-            out[found] = key[j] - first;
-            found += out[found] < span;
-        }
-        return found;
+    uint32_t found = 0;
+    size_t j = 0;
+#ifdef COMPRESS
+    for (; j + 16 <= count; j += 16) {
+        __m512i offset = _mm512_sub_epi32(_mm512_loadu_si512(key + j), _mm512_set1_epi32((int)first));
+        __mmask16 inside = _mm512_cmplt_epu32_mask(offset, _mm512_set1_epi32((int)span));
+        _mm512_storeu_si512(out + found, _mm512_maskz_compress_epi32(inside, offset));
+        found += (uint32_t)__builtin_popcount(inside);
     }
-    for (j = 0; j < count; j++) inside[j] = key[j] - first < span;
-    memset(inside + count, 0, 8);
-    for (j = 0; j < count; j += 8)
-        for (memcpy(&eight, inside + j, 8); eight; eight &= eight - 1)
-            out[found++] = key[j + (unsigned)__builtin_ctzll(eight) / 8] - first;
+#endif
+    for (; j < count; j++) {
+        out[found] = key[j] - first;
+        found += out[found] < span;
+    }
     return found;
 }
 
@@ -92,7 +90,7 @@ static int NAME(count_all)(const char *source, int type, const char *base, int b
 static int NAME(count_keys)(int sources, const char *const *source, const int *type, const char *base,
                             int base_type, size_t count, int windows, const uint32_t *first, int shift,
                             uint32_t bins, int64_t *out) {
-    uint32_t key[TILE], offset[TILE + 1], span = bins << shift;
+    uint32_t key[TILE], offset[TILE + 16], span = bins << shift;
     float b[TILE];
     int failed = 0;
     if (shift == HIGH_SHIFT && bins == HIGH_BINS && windows == 1) {
@@ -132,46 +130,74 @@ static size_t NAME(tally)(const uint32_t *offset, uint32_t count, uint32_t first
     return listed;
 }
 
+/* A window of keys, and how many keys of a tile are beyond it, its first, its last, and between these. */
+typedef struct { uint32_t first, last, beyond, ahead, behind, between; } NAME(window);
+
+static void NAME(look)(const uint32_t *restrict key, size_t count, NAME(window) *w) {
+    uint32_t first = w->first, last = w->last, span = last > first ? last - first - 1 : 0;
+    uint32_t beyond = 0, ahead = 0, behind = 0, between = 0;
+    size_t j;
+    if (first == last)
+        for (j = 0; j < count; j++) beyond += key[j] > last, ahead += key[j] == first;
+    else for (j = 0; j < count; j++) {
+        beyond += key[j] > last;
+        ahead += key[j] == first;
+        behind += key[j] == last;
+        between += key[j] - first - 1 < span;
+    }
+    w->beyond = beyond, w->ahead = ahead, w->behind = behind, w->between = between;
+}
+
 /* Counts each source's keys from `least` on (number[0], one a source), and for each of its windows, keys in
  * [first, stop), those from `stop` on (number[1]) and those inside (number[2]). Of those inside it writes to
  * key[window] and times[window] which there are and how many of each, the same key several times perhaps, and
- * how many entries that makes (number[3]); for windows one key wide none. There is room for count + TALLIES in each.
- * Nonzero: out of memory. */
+ * how many entries that makes (number[3]). Brackets end at keys that are common: the first and the last are counted
+ * apart. There is room for count + TALLIES + 2 in each. Nonzero: out of memory. */
 static int NAME(gather_keys)(int sources, const char *const *source, const int *type, const char *base,
                              int base_type, size_t count, int windows, const uint32_t *first,
                              const uint32_t *stop, uint32_t least, uint32_t *const *list, uint32_t *const *times,
                              int64_t *const *number) {
-    uint32_t key[TILE], offset[TILE + 1], (*table)[TALLIES][2] = calloc((size_t)sources * windows, sizeof *table);
+    uint32_t key[TILE], offset[TILE + 16], (*table)[TALLIES][2] = calloc((size_t)sources * windows, sizeof *table);
+    uint32_t(*edge)[2] = calloc((size_t)sources * windows, sizeof *edge);
     float b[TILE];
-    if (!table) return 1;
-    for (size_t start = 0; start < count; start += TILE) {
+    for (size_t start = 0; table && edge && start < count; start += TILE) {
         size_t tile = count - start < TILE ? count - start : TILE;
         if (base) NAME(load)(base, base_type, start, tile, b);
         for (int i = 0; i < sources; i++) {
             NAME(keys)(source[i], type[i], base ? b : 0, start, tile, key);
             number[0][i] += NAME(count_inside)(key, tile, least, 0x80000000u - least);
             for (int w = i * windows; w < (i + 1) * windows; w++) {
-                uint32_t span = stop[w] - first[w], found;
-                number[1][w] += NAME(count_inside)(key, tile, stop[w], 0x80000000u - stop[w]);
-                if (span < 2) found = NAME(count_inside)(key, tile, first[w], span);
-                else {
-                    found = NAME(offsets)(key, tile, first[w], span, offset);
-                    number[3][w] += NAME(tally)(offset, found, first[w], table[w], list[w] + number[3][w]);
+                NAME(window) seen = {first[w], stop[w] - 1, 0, 0, 0, 0};
+                if (stop[w] == first[w]) { /* nothing is inside, not even at 0 */
+                    number[1][w] += NAME(count_inside)(key, tile, stop[w], 0x80000000u - stop[w]);
+                    continue;
                 }
-                number[2][w] += found;
+                NAME(look)(key, tile, &seen);
+                number[1][w] += seen.beyond, number[2][w] += seen.ahead + seen.behind + seen.between;
+                edge[w][0] += seen.ahead, edge[w][1] += seen.behind;
+                if (seen.between) {
+                    uint32_t found = NAME(offsets)(key, tile, first[w] + 1, stop[w] - first[w] - 2, offset);
+                    number[3][w] += NAME(tally)(offset, found, first[w] + 1, table[w], list[w] + number[3][w]);
+                }
             }
         }
     }
-    for (int w = 0; w < sources * windows; w++) {
+    for (int w = 0; table && edge && w < sources * windows; w++) {
         for (int64_t j = 0; j < number[3][w]; j++) times[w][j] = 1;
         for (int j = 0; j < TALLIES; j++)
             if (table[w][j][1]) {
                 list[w][number[3][w]] = table[w][j][0];
                 times[w][number[3][w]++] = table[w][j][1];
             }
+        for (int j = 0; j < 2; j++)
+            if (edge[w][j]) {
+                list[w][number[3][w]] = j ? stop[w] - 1 : first[w];
+                times[w][number[3][w]++] = edge[w][j];
+            }
     }
-    free(table);
-    return 0;
+    int failed = !table || !edge;
+    free(table), free(edge);
+    return failed;
 }
 
 /* Counts, for each source, the elements whose key is above `low`: in out[0][source] those where another source's
@@ -199,50 +225,42 @@ static int NAME(count_shared)(int sources, const char *const *source, const int 
     return 0;
 }
 
-/* Population variance over the sources at each element of a tile; differences from the first source first, so that
- * equal sources have variance 0. */
+/* Population variance over the sources at each element of a tile: with differences d from the first source, the mean of
+ * their squares less the square of their mean. Equal sources have variance 0, and little cancels, since one d is 0. */
 static void NAME(variance_tile)(int sources, const char *const *source, const int *type, size_t start, size_t tile,
-                                double (*restrict e)[PART], float *restrict out) {
-    double first[PART], mean[PART], sum[PART];
+                                float *restrict out) {
+    double sum[PART], square[PART], each = 1.0 / sources;
+    float first[PART], other[PART];
     size_t j;
-    NAME(scale)(source[0], type[0], 1.0, start, tile, first);
-    for (j = 0; j < tile; j++) mean[j] = 0, sum[j] = 0;
-    for (int i = 0; i < sources; i++) {
-        NAME(subtract)(source[i], type[i], first, start, tile, e[i]);
-        for (j = 0; j < tile; j++) mean[j] += e[i][j];
+    NAME(load)(source[0], type[0], start, tile, first);
+    for (j = 0; j < tile; j++) sum[j] = 0, square[j] = 0;
+    for (int i = 1; i < sources; i++) {
+        NAME(load)(source[i], type[i], start, tile, other);
+        for (j = 0; j < tile; j++) {
+            double d = (double)other[j] - (double)first[j];
+            sum[j] += d, square[j] += d * d;
+        }
     }
-    for (j = 0; j < tile; j++) mean[j] /= sources;
-    for (int i = 0; i < sources; i++)
-        for (j = 0; j < tile; j++) sum[j] += (e[i][j] - mean[j]) * (e[i][j] - mean[j]);
-    for (j = 0; j < tile; j++) out[j] = (float)(sum[j] / sources);
+    for (j = 0; j < tile; j++) out[j] = (float)((square[j] - sum[j] * sum[j] * each) * each);
 }
 
-/* Nonzero: out of memory. */
-static int NAME(variance)(int sources, const char *const *source, const int *type, size_t count, float *out) {
-    double(*e)[PART] = malloc((size_t)sources * sizeof *e);
-    if (!e) return 1;
+static void NAME(variance)(int sources, const char *const *source, const int *type, size_t count, float *out) {
     for (size_t start = 0; start < count; start += PART)
-        NAME(variance_tile)(sources, source, type, start, count - start < PART ? count - start : PART, e, out + start);
-    free(e);
-    return 0;
+        NAME(variance_tile)(sources, source, type, start, count - start < PART ? count - start : PART, out + start);
 }
 
 /* out = 1 where the variance has a key of `least` or more, and for the first `ties` of those with the key below, else
- * 0. Nonzero: out of memory. */
-static int NAME(most_varied)(int sources, const char *const *source, const int *type, size_t count, uint32_t least,
-                             size_t ties, float *out) {
-    double(*e)[PART] = malloc((size_t)sources * sizeof *e);
+ * 0. */
+static void NAME(most_varied)(int sources, const char *const *source, const int *type, size_t count, uint32_t least,
+                              size_t ties, uint8_t *out) {
     float found[PART];
-    if (!e) return 1;
-    for (size_t start = 0; start < count; start += PART) {
+    for (size_t start = 0; start < count; start += PART, out += PART) {
         size_t tile = count - start < PART ? count - start : PART, j;
-        NAME(variance_tile)(sources, source, type, start, tile, e, found);
-        for (j = 0; j < tile; j++) out[start + j] = (as_bits(found[j]) & 0x7fffffffu) >= least ? 1.0f : 0.0f;
+        NAME(variance_tile)(sources, source, type, start, tile, found);
+        for (j = 0; j < tile; j++) out[j] = (as_bits(found[j]) & 0x7fffffffu) >= least;
         for (j = 0; ties && j < tile; j++)
-            if ((as_bits(found[j]) & 0x7fffffffu) == least - 1) out[start + j] = 1.0f, ties--;
+            if ((as_bits(found[j]) & 0x7fffffffu) == least - 1) out[j] = 1, ties--;
     }
-    free(e);
-    return 0;
 }
 
 /* Chris Wellons' triple32 bijection of 32-bit words (public domain), with key words added between its rounds. */
@@ -277,6 +295,8 @@ static float NAME(thin)(const float *restrict value, const float *restrict base,
         for (j = 0; j < count; j++)
             out[j] = (int32_t)NAME(scramble)(first + (uint32_t)j, by->key) < by->limit ? out[j] : 0.0f;
     }
+    if (by->marks)
+        for (j = 0; j < count; j++) out[j] = by->marks[start + j] ? out[j] : 0.0f;
     if (!by->scale) return 1.0f;
     uint32_t largest = 0;
     for (j = 0; j < count; j++) {
@@ -288,8 +308,21 @@ static float NAME(thin)(const float *restrict value, const float *restrict base,
 }
 
 #define SUMS 32
-/* out[0][i] = the sum of |source i - base|, or of its square; out[1][i] = the same of what is left of it. What is not
- * finite counts as 0. */
+/* Adds up sizes of value - base, or squares, times what is left where that is given. What is not finite counts as 0. */
+static inline __attribute__((always_inline)) void NAME(add_sizes)(
+    const float *restrict value, const float *restrict base, const float *restrict left, const int squared, size_t count,
+    double *restrict sum) {
+    for (size_t j = 0; j < count; j += SUMS)
+        for (size_t k = 0; k < SUMS; k++) {
+            double d = (double)value[j + k] - (double)base[j + k];
+            d = d - d == 0 ? d : 0;
+            d = squared ? d * d : fabs(d);
+            sum[k] += left ? d * (double)left[j + k] : d;
+        }
+}
+
+/* out[0][i] = the sum of |source i - base|, out[1][i] = the same of what is left of it; or (squared) of squares, and only
+ * of what is left. */
 static void NAME(norms)(int sources, const char *const *source, const int *type, const char *base, int base_type,
                         const thinning *thinned, int squared, size_t count, double *out) {
     float value[PART], left[PART], b[PART];
@@ -297,18 +330,13 @@ static void NAME(norms)(int sources, const char *const *source, const int *type,
         double whole[SUMS] = {0}, kept[SUMS] = {0};
         thinning by = thinned[i];
         for (size_t start = 0; start < count; start += PART) {
-            size_t tile = count - start < PART ? count - start : PART, j, k;
+            size_t tile = count - start < PART ? count - start : PART, j;
             NAME(load)(base, base_type, start, tile, b);
             NAME(load)(source[i], type[i], start, tile, value);
             NAME(thin)(value, b, start, tile, &by, left);
             for (j = tile; j % SUMS; j++) value[j] = b[j] = left[j] = 0;
-            for (j = 0; j < tile; j += SUMS)
-                for (k = 0; k < SUMS; k++) {
-                    double d = (double)value[j + k] - (double)b[j + k];
-                    d = d - d == 0 ? d : 0;
-                    d = squared ? d * d : d < 0 ? -d : d;
-                    whole[k] += d, kept[k] += d * (double)left[j + k];
-                }
+            if (squared) NAME(add_sizes)(value, b, left, 1, tile, kept);
+            else NAME(add_sizes)(value, b, left, 0, tile, kept), NAME(add_sizes)(value, b, 0, 0, tile, whole);
         }
         out[i] = out[sources + i] = 0;
         for (int k = 0; k < SUMS; k++) out[i] += whole[k], out[sources + i] += kept[k];
@@ -558,7 +586,7 @@ static void NAME(blend)(const float *restrict value, const float *restrict base,
     }
 }
 
-static int NAME(leaves_all)(const thinning *by) { return !by->low && by->high >= 0x80000000u && !by->keep && !by->drop && !by->draws; }
+static int NAME(leaves_all)(const thinning *by) { return !by->low && by->high >= 0x80000000u && !by->keep && !by->drop && !by->draws && !by->marks; }
 
 /* Whether a value that is set to the base's where it is not left is as good as a factor 0: where 0 is no part of a vote
  * or a sum, or all is left. */

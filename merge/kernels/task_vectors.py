@@ -73,20 +73,19 @@ def _thinnings(thinned: Sequence[Thinned]):
 def _thinning(part: Thinned) -> compiled.Thinning:
     key, limit = ((0, 0, 0), 1 << 31) if part.draw is None else (part.draw[0], limit_of(part.draw[1]))
     draws = limit < 1 << 31
-    scale = None if part.scale is None else part.scale.ctypes.data
-    words = (WORD * 3)(*key)
-    return compiled.Thinning(
-        part.low, part.high, part.keep, part.drop, scale, words, limit if draws else 0, draws
-    )
+    arrays = (None if array is None else array.ctypes.data for array in (part.marks, part.scale))
+    words, limit = (WORD * 3)(*key), limit if draws else 0
+    return compiled.Thinning(part.low, part.high, part.keep, part.drop, *arrays, words, limit, draws)
 
 
 def norms(
     sources: Sequence[Span], base: Span, thinned: Sequence[Thinned], squared: bool = False
 ) -> np.ndarray:
-    """Sums of the sizes, or squares, of each source's difference from the base: float64 ``[2, N]``.
+    """Sums of the sizes of each source's difference from the base: float64 ``[2, N]``.
 
-    In the first row of all, in the second of what is left, factors aside. NaN and Inf count as 0.
-    Compiled and torch sums agree to rounding, not to the bit.
+    In the first row of all elements, in the second of what is left, factors aside. NaN and Inf count as 0.
+    With ``squared``, of squares, and the first row is 0. Compiled and torch sums agree to rounding, not to
+    the bit.
     """
     library = compiled.library_for(*sources, base)
     if library is None:
@@ -108,12 +107,12 @@ def variance(sources: Sequence[Span]) -> Span:
 
         return torch_task_vectors.variance(sources)
     out = Span(np.empty(4 * sources[0].count, np.uint8), BY_CODE["F32"])
-    compiled.check(library.merge_models_variance(*compiled.sources(sources), out.count, out.data.ctypes.data))
+    library.merge_models_variance(*compiled.sources(sources), out.count, out.data.ctypes.data)
     return out
 
 
 def most_varied(sources: Sequence[Span], least: int, ties: int) -> np.ndarray:
-    """Marks the elements of largest variance over sources: 1, others 0; float32 ``[count]``.
+    """Marks the elements of largest variance over sources: 1, others 0; uint8 ``[count]``.
 
     Those are the ones whose variance has a key of ``least`` or more, and the first ``ties`` of those just
     below.
@@ -123,10 +122,8 @@ def most_varied(sources: Sequence[Span], least: int, ties: int) -> np.ndarray:
         from merge_models.merge.kernels import torch_task_vectors
 
         return torch_task_vectors.most_varied(sources, least, ties)
-    out = np.empty(sources[0].count, np.float32)
-    compiled.check(
-        library.merge_models_most_varied(*compiled.sources(sources), out.size, least, ties, out.ctypes.data)
-    )
+    out = np.empty(sources[0].count, np.uint8)
+    library.merge_models_most_varied(*compiled.sources(sources), out.size, least, ties, out.ctypes.data)
     return out
 
 

@@ -25,6 +25,7 @@ class Thinned:
         keep: besides, of those with key ``low - 1``, so many, the first;
         drop: but of those with key ``high - 1`` not the first so many.
         draw: only elements that a draw with this key and probability keeps are left; None leaves all.
+        marks: uint8, 1 at the elements that are left, ``[count]``, or None.
         scale: float32 factors of the elements, ``[count]`` (0 drops one), or None.
         factor: factor of them all, beside the weight.
     """
@@ -34,6 +35,7 @@ class Thinned:
     keep: int = 0
     drop: int = 0
     draw: tuple[Key, float] | None = None
+    marks: np.ndarray | None = None
     scale: np.ndarray | None = None
     factor: float = 1.0
 

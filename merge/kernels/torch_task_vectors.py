@@ -110,6 +110,8 @@ def _left(source: Span, base: Span, part: Thinned) -> Tensor:
     if part.draw is not None:
         key, probability = part.draw
         kept &= mixed_words(len(keys), key) <= limit_of(probability) - 1
+    if part.marks is not None:
+        kept &= torch.from_numpy(part.marks).bool()
     left = kept.double()
     return left if part.scale is None else left.mul_(torch.from_numpy(part.scale))
 
@@ -125,27 +127,26 @@ def norms(sources: Sequence[Span], base: Span, thinned: Sequence[Thinned], squar
         size = source.tensor().double() - wide
         size = torch.where(size.isfinite(), size, 0.0)
         size = size.square_() if squared else size.abs_()
-        out[:, number] = float(size.sum()), float((size * _left(source, base, part)).sum())
+        whole = 0.0 if squared else float(size.sum())
+        out[:, number] = whole, float((size * _left(source, base, part)).sum())
     return out
 
 
 def variance(sources: Sequence[Span]) -> Span:
     first = sources[0].tensor().double()
-    differences = [source.tensor().double() - first for source in sources]
-    mean = torch.zeros_like(first)
-    for difference in differences:
-        mean += difference
-    mean /= len(sources)
-    total = torch.zeros_like(first)
-    for difference in differences:
-        total += (difference - mean).square_()
-    return Span.of((total / len(sources)).float())
+    total, square = torch.zeros_like(first), torch.zeros_like(first)
+    for source in sources[1:]:
+        difference = source.tensor().double() - first
+        total += difference
+        square += difference.square_()
+    each = 1.0 / len(sources)
+    return Span.of(((square - total * total * each) * each).float())
 
 
 def most_varied(sources: Sequence[Span], least: int, ties: int) -> np.ndarray:
     keys = keys_of(variance(sources), None)
     chosen = keys > least - 1
-    return (chosen | _first(keys == least - 1, ties)).float().numpy()
+    return (chosen | _first(keys == least - 1, ties)).byte().numpy()
 
 
 def ranked_draw(

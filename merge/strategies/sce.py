@@ -82,10 +82,10 @@ def _variances(block: Block) -> tuple[list[Span], None]:
 
 
 def _selected(block: Block, cut: Cut) -> list[Thinned]:
-    scale = None
+    marks = None
     if cut != EVERYTHING:
-        scale = most_varied(block.spans, cut.least(block.number), cut.ties(block.number))
-    return [Thinned(scale=scale)] * len(block.spans)
+        marks = most_varied(block.spans, cut.least(block.number), cut.ties(block.number))
+    return [Thinned(marks=marks)] * len(block.spans)
 
 
 def _energies(block: Block, cut: Cut) -> Moments:
