@@ -272,6 +272,24 @@ static inline uint32_t NAME(scramble)(uint32_t x, const uint32_t *key) {
     return x ^ x >> 14;
 }
 
+/* Sets the first so many elements that have a key, and counts them off. */
+static void NAME(set_ties)(const float *restrict value, const float *restrict base, uint32_t key, uint64_t *many, float to,
+                           size_t count, float *restrict out) {
+    uint32_t ties = 0;
+    size_t j;
+    for (j = 0; j < count; j++) ties += (as_bits(value[j] - base[j]) & 0x7fffffffu) == key;
+    if (ties <= *many) {
+        for (j = 0; j < count; j++) {
+            float own = out[j];
+            out[j] = (as_bits(value[j] - base[j]) & 0x7fffffffu) == key ? to : own;
+        }
+        *many -= ties;
+        return;
+    }
+    for (j = 0; *many; j++)
+        if ((as_bits(value[j] - base[j]) & 0x7fffffffu) == key) out[j] = to, --*many;
+}
+
 /* What is left of a tile of a source, as factors; returns the largest size among them. A draw is the scrambled index,
  * read as signed. */
 static float NAME(thin)(const float *restrict value, const float *restrict base, size_t start, size_t count,
@@ -285,11 +303,8 @@ static float NAME(thin)(const float *restrict value, const float *restrict base,
         }
     else
         for (j = 0; j < count; j++) out[j] = 1.0f;
-    for (j = 0; (by->keep | by->drop) && j < count; j++) {
-        uint32_t key = as_bits(value[j] - base[j]) & 0x7fffffffu;
-        if (key == low - 1 && by->keep) out[j] = 1.0f, by->keep--;
-        if (key == by->high - 1 && by->drop) out[j] = 0.0f, by->drop--;
-    }
+    if (by->keep) NAME(set_ties)(value, base, low - 1, &by->keep, 1.0f, count, out);
+    if (by->drop) NAME(set_ties)(value, base, by->high - 1, &by->drop, 0.0f, count, out);
     if (by->draws) {
         uint32_t first = (uint32_t)start;
         for (j = 0; j < count; j++)
