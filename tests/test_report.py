@@ -343,6 +343,20 @@ def test_a_comparison_in_every_format() -> None:
     }
 
 
+def test_a_comparison_keeps_evidence_and_remedy_apart() -> None:
+    made = CASES["collapsed"]()
+    assert made.verdict is not None
+    told = re.findall(
+        r"<dd>(.*?)</dd>", compare([made, CASES["healthy"]()]).to_html().split("What is known")[2]
+    )
+    bad = [finding for finding in made.verdict.findings if finding.status != "healthy"]
+    words = [html_module.unescape(re.sub("<.*?>", "", text)) for text in told]
+    assert len(bad) > 0 and words[1::2] == [finding.remedy.replace("`", "") for finding in bad]
+    assert all(
+        finding.evidence.replace("`", "") in text for finding, text in zip(bad, words[::2], strict=True)
+    )
+
+
 def test_comparisons_without_profiles_have_a_table() -> None:
     text = compare([CASES["weights only"](), CASES["bare"]()]).to_html()
     assert "Profiles by depth" not in text and len(text) < 60_000

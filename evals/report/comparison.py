@@ -21,7 +21,7 @@ from merge_models.evals.report.html import Html, name, prose, table, tag
 from merge_models.evals.report.markdown import table as markdown_table
 from merge_models.evals.report.numbers import number, percent
 from merge_models.evals.report.page import document
-from merge_models.evals.report.sections import Section, badge, figure
+from merge_models.evals.report.sections import Section, badge, figure, location
 from merge_models.evals.schema import SCHEMA_VERSION, Basis, Evaluation, Record, Status
 
 
@@ -212,7 +212,13 @@ def _summaries(comparison: Comparison) -> Section | None:
             tag("h3", name(row.name), " ", badge(row.status) if row.status else None),
             tag("p", prose(row.summary)),
             [
-                tag("p", tag("span", f.cause, class_="where"), ": ", prose(f.evidence), " ", prose(f.remedy))
+                tag(
+                    "dl",
+                    tag("dt", f.cause[:1].upper(), f.cause[1:]),
+                    tag("dd", prose(f"{location(f)} {f.evidence}")),
+                    tag("dt", "Remedy"),
+                    tag("dd", prose(f.remedy)),
+                )
                 for f in (evaluation.verdict.findings if evaluation.verdict else ())
                 if f.status != "healthy"
             ],
