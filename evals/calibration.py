@@ -22,7 +22,7 @@ import numpy as np
 from merge_models.evals.encoding import Encoder
 from merge_models.evals.jsonl import read_rows, read_text
 from merge_models.evals.schema import Calibration
-from merge_models.merge.checkpoint import open_checkpoint
+from merge_models.merge.checkpoint.lora import open_model
 from merge_models.merge.checkpoint.tokenizers import load_tokenizer
 from merge_models.merge.errors import MergeError, printable
 
@@ -186,7 +186,11 @@ def _share_of(token: int | None, ids: Mapping[str, np.ndarray]) -> float:
 
 
 def check_same_tokenizer(
-    models: Sequence[str | os.PathLike[str]], text: Text | None = None, otherwise: str = ""
+    models: Sequence[str | os.PathLike[str]],
+    text: Text | None = None,
+    otherwise: str = "",
+    *,
+    allow_pickle: bool = False,
 ) -> Any:
     """Checks that all models' tokenizers turn the text into the same tokens, and returns the first one's.
 
@@ -194,16 +198,17 @@ def check_same_tokenizer(
         models: folders or Hub ids.
         text: what to compare them on; by default the built-in text.
         otherwise: what the user may do where a model has no tokenizer, besides adding it.
+        allow_pickle: whether weights may be files of ``torch.save``; they are not read here.
 
     Raises:
         MergeError: one does not, or cannot be loaded; the text names the model and what to do.
     """
     text = text or read_calibration()
     documents = [document for of_domain in text.domains.values() for document in of_domain[:_COMPARED]]
-    first = _tokenizer_of(models[0], otherwise)
+    first = _tokenizer_of(models[0], otherwise, allow_pickle)
     expected = list(map(Encoder(first).bare, documents))
     for model in models[1:]:
-        tokenizer = _tokenizer_of(model, otherwise)
+        tokenizer = _tokenizer_of(model, otherwise, allow_pickle)
         for document, wanted, found in zip(
             documents, expected, map(Encoder(tokenizer).bare, documents), strict=True
         ):
@@ -212,8 +217,8 @@ def check_same_tokenizer(
     return first
 
 
-def _tokenizer_of(model: str | os.PathLike[str], otherwise: str) -> Any:
-    with closing(open_checkpoint(model)) as checkpoint:
+def _tokenizer_of(model: str | os.PathLike[str], otherwise: str, allow_pickle: bool) -> Any:
+    with closing(open_model(os.fspath(model), allow_pickle=allow_pickle)) as checkpoint:
         return load_tokenizer(checkpoint, otherwise).tokenizer
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime, timezone
+from functools import partial
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from merge_models.evals.lineage import Lineage, lineage
+from merge_models.evals.lineage import Lineage, lineage, short_name
 from merge_models.evals.schema import Evaluation, ModelRef, Role
 from merge_models.merge.errors import MergeError, printable
 
 if TYPE_CHECKING:
     from merge_models.evals.calibration import Batches
+    from merge_models.evals.models import Loaded
     from merge_models.evals.probes import Probe
     from merge_models.evals.tasks import TaskProbe, TaskSettings
 
@@ -38,13 +40,14 @@ def evaluate(
     seed: int = 0,
     device: str | None = None,
     threads: int | None = None,
+    allow_pickle: bool = False,
     name: str | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Measures a merge against its parents and judges it.
 
     Args:
-        merged: folder or Hub id of the merge.
+        merged: folder or Hub id of the merge, also with an adapter (``MODEL+ADAPTER``), like all others.
         parents: of its parents; by default those that its manifest names.
         base: of the model that the parents were tuned from, where there is one; by default the manifest's.
         weights: the parents' shares in every weighted mean [default: the recipe's where they are plain
@@ -56,6 +59,7 @@ def evaluate(
         seed: of samples, shuffles and bootstraps; equal seeds give equal numbers.
         device: where models run [default: CPU].
         threads: for the weights' diagnosis [default: all cores].
+        allow_pickle: read files of ``torch.save`` too; nothing of them is run.
         name: what the report calls the merge [default: its folder's name].
         progress: is called with a line as each step begins.
 
@@ -66,7 +70,7 @@ def evaluate(
     unknown = set(measure) - set(MEASURES)
     if unknown:
         raise MergeError(f"cannot measure {sorted(unknown)}; there are {', '.join(MEASURES)}")
-    family = lineage(merged, parents, base, weights)
+    family = lineage(merged, parents, base, weights, allow_pickle=allow_pickle)
     refs = _refs(family, name)
     evaluation = Evaluation(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -75,18 +79,26 @@ def evaluate(
         notes=family.notes,
     )
     models = bool({"activations", "information", "tasks"} & set(measure))
-    batches = _batches(family, data, tokens, length, seed, device) if models else None
+    batches = _batches(family, data, tokens, length, seed, device, allow_pickle) if models else None
     task_probe = _task_probe(batches, tasks, measure, seed) if batches else None
     if "weights" in measure:
         from merge_models.evals.weights import diagnose_weights
 
         progress("weights")
         found = diagnose_weights(
-            family.merged, family.parents, family.base, weights=family.weights, threads=threads
+            family.merged,
+            family.parents,
+            family.base,
+            weights=family.weights,
+            threads=threads,
+            allow_pickle=allow_pickle,
         )
         evaluation = evaluation.model_copy(update={"weights": found})
     if batches is not None:
-        evaluation = _run_models(evaluation, family, measure, batches, task_probe, seed, device, progress)
+        from merge_models.evals.models import open_model
+
+        opened = partial(open_model, device=device, allow_pickle=allow_pickle)
+        evaluation = _run_models(evaluation, family, measure, batches, task_probe, seed, opened, progress)
     return judged(evaluation)
 
 
@@ -105,7 +117,7 @@ def _refs(family: Lineage, name: str | None) -> tuple[ModelRef, ...]:
     parent_roles: list[Role] = ["parent"] * len(family.parents)
     roles: list[Role] = ["merge", *parent_roles, *base_role]
     shares = [None, *family.weights, *([None] if family.base else [])]
-    names = unique_names([printable(Path(str(f).rstrip("/")).name or str(f), 60) for f in folders])
+    names = unique_names([printable(short_name(f), 60) for f in folders])
     return tuple(
         ModelRef(name=name, role=role, weight=share)
         for name, role, share in zip(names, roles, shares, strict=True)
@@ -126,7 +138,15 @@ def unique_names(names: Sequence[str]) -> list[str]:
     return out
 
 
-def _batches(family: Lineage, data: Name, tokens: int, length: int, seed: int, device: str | None) -> Batches:
+def _batches(
+    family: Lineage,
+    data: Name,
+    tokens: int,
+    length: int,
+    seed: int,
+    device: str | None,
+    allow_pickle: bool,
+) -> Batches:
     """The calibration text: read, and tried on every tokenizer, before anything is measured."""
     from merge_models.evals.calibration import calibration_batches, check_same_tokenizer, read_calibration
     from merge_models.evals.models import check_device
@@ -134,7 +154,9 @@ def _batches(family: Lineage, data: Name, tokens: int, length: int, seed: int, d
     check_device(device)
     text = read_calibration(data)
     others = [*family.parents, *([family.base] if family.base else [])]
-    tokenizer = check_same_tokenizer([family.merged, *others], text, _WITHOUT_TOKENIZER)
+    tokenizer = check_same_tokenizer(
+        [family.merged, *others], text, _WITHOUT_TOKENIZER, allow_pickle=allow_pickle
+    )
     return calibration_batches(tokenizer, source=text, tokens=tokens, length=length, seed=seed)
 
 
@@ -158,11 +180,10 @@ def _run_models(
     batches: Batches,
     task: TaskProbe | None,
     seed: int,
-    device: str | None,
+    opened: Callable[[str], AbstractContextManager[Loaded]],
     progress: Callable[[str], None],
 ) -> Evaluation:
     from merge_models.evals.activations import ActivationProbe
-    from merge_models.evals.models import open_model
 
     folders = [*family.parents, *([family.base] if family.base else []), family.merged]
     wants_activations = bool({"activations", "information"} & set(measure))
@@ -171,7 +192,7 @@ def _run_models(
     merge, *others = evaluation.models
     for ref, folder in zip([*others, merge], folders, strict=True):
         progress(f"{ref.role} {ref.name}")
-        with open_model(folder, device=device) as loaded:
+        with opened(folder) as loaded:
             for probe in probes:
                 probe.observe(ref, loaded.model, loaded.tokenizer)
     update: dict[str, object] = {}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from merge_models.evals.advice import advise
 from merge_models.evals.compatibility import Finding, compare_headers
 from merge_models.evals.evaluation import unique_names
+from merge_models.evals.lineage import short_name
 from merge_models.evals.schema import Inspection, ModelRef, WeightDiagnosis
 from merge_models.evals.weights.family import normalised_weights, open_model
 from merge_models.merge.checkpoint.header import printable
@@ -26,6 +28,7 @@ def inspect_parents(
     headers_only: bool = False,
     weights: Sequence[float] | None = None,
     threads: int | None = None,
+    allow_pickle: bool = False,
 ) -> Inspection:
     """Looks at models that are to be merged.
 
@@ -34,11 +37,13 @@ def inspect_parents(
     follows which strategies fit (``advice.py`` has the rules and their sources).
 
     Args:
-        parents: folders, ``.safetensors`` files, Hub ids, state dicts or modules.
+        parents: folders, ``.safetensors`` files, Hub ids (each also with ``+ADAPTER``), state dicts or
+            modules.
         base: the model that they were tuned from.
         headers_only: leave out what needs the weights.
         weights: the parents' shares in every mean [default: equal].
         threads: tensors measured at the same time [default: one a core, at most 4].
+        allow_pickle: read files of ``torch.save`` too; nothing of them is run.
 
     Raises:
         MergeError: there is no parent, a model cannot be opened, or the weights do not fit the parents.
@@ -46,8 +51,9 @@ def inspect_parents(
     if not parents:
         raise MergeError("there are no parents; give one or more")
     shares = normalised_weights(weights, len(parents))
-    sources = [open_model(parent, f"parent {i + 1}") for i, parent in enumerate(parents)]
-    root = None if base is None else open_model(base, "the base")
+    opened = partial(open_model, allow_pickle=allow_pickle)
+    sources = [opened(parent, f"parent {i + 1}") for i, parent in enumerate(parents)]
+    root = None if base is None else opened(base, "the base")
     refs = _refs(sources, root, shares)
     findings = compare_headers([*sources, *([root] if root else [])], [ref.name for ref in refs])
     remarks = tuple(_same_files(refs, [*sources, *([root] if root else [])]))
@@ -61,7 +67,7 @@ def inspect_parents(
         return inspection
     from merge_models.evals.weights import diagnose_parents
 
-    found = diagnose_parents(parents, base, shares, threads=threads)
+    found = diagnose_parents(parents, base, shares, threads=threads, allow_pickle=allow_pickle)
     copies = () if remarks else tuple(_same_weights(refs, found))
     return _with_geometry(inspection, found, findings, copies)
 
@@ -116,7 +122,7 @@ def _same_weights(refs: Sequence[ModelRef], found: WeightDiagnosis) -> Iterator[
 
 def _refs(sources: Sequence[Source], base: Source | None, shares: Sequence[float]) -> tuple[ModelRef, ...]:
     models = [*sources, *([base] if base else [])]
-    labels = [printable(str(model.label).rstrip("/").rpartition("/")[2], 60) for model in models]
+    labels = [printable(short_name(str(model.label)), 60) for model in models]
     return tuple(
         ModelRef(
             name=name,

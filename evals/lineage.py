@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merge_models.merge.checkpoint import open_checkpoint
+from merge_models.merge.checkpoint.lora import open_model
 from merge_models.merge.checkpoint.source import read_json
 from merge_models.merge.checkpoint.staging import MANIFEST
 from merge_models.merge.errors import MergeError, counted, printable
@@ -27,8 +27,19 @@ class Lineage:
     notes: tuple[str, ...] = ()
 
 
+def short_name(model: Name) -> str:
+    """The last part of a model's path or Hub id; of a model with an adapter, both."""
+    parts = os.fspath(model).split("+")
+    return "+".join(Path(part.rstrip("/")).name or part for part in parts)
+
+
 def lineage(
-    merged: Name, parents: Sequence[Name], base: Name | None, weights: Sequence[float] | None
+    merged: Name,
+    parents: Sequence[Name],
+    base: Name | None,
+    weights: Sequence[float] | None,
+    *,
+    allow_pickle: bool = False,
 ) -> Lineage:
     """Fills in from the merge's manifest what the caller leaves out.
 
@@ -36,7 +47,7 @@ def lineage(
         MergeError: no parents are told and there is no manifest, a parent is none of the recipe's, or the
             weights do not fit the parents.
     """
-    open_checkpoint(merged).close()
+    open_model(os.fspath(merged), allow_pickle=allow_pickle).close()
     manifest = _manifest(merged)
     made_from = _models(manifest)
     told = tuple(os.fspath(parent) for parent in parents)
@@ -82,18 +93,27 @@ def _place(model: str, manifest: Mapping[str, Any]) -> str:
     models = manifest.get("models")
     described = models.get(model) if isinstance(models, dict) else None
     if not isinstance(described, dict):
-        return model
+        first, plus, second = _halves(model, models if isinstance(models, dict) else {})
+        return f"{_place(first, manifest)}+{_place(second, manifest)}" if plus else model
     if isinstance(described.get("path"), str):
         return described["path"]
     repository, revision = described.get("repository"), described.get("revision")
     return f"{repository}@{revision}" if repository and revision else model
 
 
+def _halves(model: str, known: Mapping[str, Any]) -> tuple[str, str, str]:
+    """A model and its adapter, where both are known; else the model alone."""
+    for cut in (at for at, letter in enumerate(model) if letter == "+"):
+        if model[:cut] in known and model[cut + 1 :] in known:
+            return model[:cut], "+", model[cut + 1 :]
+    return model, "", ""
+
+
 def _check_parents(merged: Name, told: Sequence[str], known: Sequence[str]) -> None:
     """A folder may have moved since: its last name decides."""
-    names = {Path(k).name for k in known}
+    names = {short_name(k) for k in known}
     for parent in told:
-        if Path(parent.rstrip("/")).name not in names:
+        if short_name(parent) not in names:
             raise MergeError(
                 f"{_show(parent)} is not a parent of {_show(merged)}: its {MANIFEST} names"
                 f" {', '.join(map(_show, known))}; evaluate against those"

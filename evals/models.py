@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from merge_models.evals.memory import release
-from merge_models.merge.checkpoint import Checkpoint, open_checkpoint, printable
+from merge_models.merge.checkpoint import printable
 from merge_models.merge.checkpoint.clean import lay_out_model
 from merge_models.merge.checkpoint.guard import read_json
 from merge_models.merge.checkpoint.layers import stacks
+from merge_models.merge.checkpoint.lora import open_model as open_source
+from merge_models.merge.checkpoint.source import DiskSource
 from merge_models.merge.errors import CheckpointError, MergeError
 
 if TYPE_CHECKING:
@@ -55,16 +58,22 @@ def check_device(device: str | torch.device | None) -> None:
 
 @contextmanager
 def open_model(
-    path: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    allow_pickle: bool = False,
 ) -> Iterator[Loaded]:
     """Loads a model and its tokenizer; its memory is free again on leaving, whoever still refers to it.
 
     Args:
-        path: a folder, a ``.safetensors`` file in one, or a Hub id.
+        path: a folder, a ``.safetensors`` file in one, or a Hub id; with ``+ADAPTER`` behind it the sum.
         device: where it runs; the CPU by default.
         dtype: what it computes in; float32 by default, also for bfloat16 checkpoints: rounding to 8 bits
             (relative error 2^-9 in every operation) is as large as what siblings differ by, and on most CPUs
             it is slower too.
+        allow_pickle: read files of ``torch.save`` too; nothing of them is run. They, and sums with adapters,
+            are written to a temporary folder as safetensors while the model is loaded.
 
     Raises:
         CheckpointError: there is no such model, transformers cannot load it without running its code, or its
@@ -73,7 +82,7 @@ def open_model(
     import torch
 
     check_device(device)
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_source(os.fspath(path), allow_pickle=allow_pickle)
     try:
         _check_config(checkpoint)
         with tempfile.TemporaryDirectory(prefix="merge-models-") as name:
@@ -117,7 +126,7 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_config(checkpoint: Checkpoint) -> None:
+def _check_config(checkpoint: DiskSource) -> None:
     """Refuses configs that no model of these tensors has, before anything is built from them."""
     label, config = checkpoint.label, checkpoint.config or read_json(checkpoint.folder / "config.json")
     if not config:
@@ -144,7 +153,7 @@ def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
             yield key, value
 
 
-def _load_model(checkpoint: Checkpoint, clean: Path, dtype: torch.dtype) -> Any:
+def _load_model(checkpoint: DiskSource, clean: Path, dtype: torch.dtype) -> Any:
     model_class = _model_class(checkpoint.label, read_json(clean / "config.json"))
     try:
         model, loading = model_class.from_pretrained(
@@ -195,7 +204,7 @@ def _model_class(label: str, config: Mapping[str, Any]) -> Any:
     )
 
 
-def _load_tokenizer(checkpoint: Checkpoint, clean: Path) -> Any:
+def _load_tokenizer(checkpoint: DiskSource, clean: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from safetensors.torch import load_file, save_file
 
 from merge_models.evals.evaluation import evaluate
 from merge_models.evals.lineage import lineage
+from merge_models.evals.models import open_model
 from merge_models.evals.outlets import check_outlets, write_outlets
 from merge_models.evals.schema import Evaluation
 from merge_models.merge import merge
 from merge_models.merge.cli import main
 from merge_models.merge.demo.skills import SKILLS, demo_folder
 from merge_models.merge.errors import MergeError
-from merge_models.merge.strategies import Linear, TaskArithmetic
+from merge_models.merge.strategies import Linear, Passthrough, TaskArithmetic
 
 EXPERTS = [demo_folder(name) for name in SKILLS]
 BASE = demo_folder("base")
@@ -339,3 +341,80 @@ def test_outlets_replace_a_file_whole(tmp_path: Path) -> None:
     with pytest.raises(MergeError, match="is a folder"):
         (tmp_path / "x.md").mkdir()
         check_outlets([tmp_path / "x.md"])
+
+
+# Parents that are no plain safetensors folders
+
+
+def write_adapter(out: Path) -> Path:
+    """A LoRA adapter of rank 2 on the demo's base, as PEFT writes it."""
+    generator = torch.Generator().manual_seed(0)
+    weight = load_file(BASE / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    factors = {
+        "lora_A": torch.randn(2, weight.shape[1], generator=generator) / 20,
+        "lora_B": torch.randn(weight.shape[0], 2, generator=generator) / 20,
+    }
+    out.mkdir()
+    name = "base_model.model.model.layers.0.mlp.up_proj"
+    save_file({f"{name}.{k}.weight": v for k, v in factors.items()}, out / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["up_proj"]}
+    (out / "adapter_config.json").write_text(json.dumps(config))
+    return out
+
+
+def write_pickled(source: Path, out: Path) -> Path:
+    shutil.copytree(source, out, ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save(load_file(source / "model.safetensors"), out / "pytorch_model.bin")
+    return out
+
+
+def assert_measured_alike(one: Evaluation, other: Evaluation) -> None:
+    assert one.activations is not None and other.activations is not None
+    assert one.activations.sites == other.activations.sites
+    assert one.weights is not None and other.weights is not None
+    norms = [{t.name: t.norm_ratio for t in found.tensors} for found in (one.weights, other.weights)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-9)  # blocks of 32 and of 16 bits are cut otherwise
+
+
+def test_parents_with_adapters_and_pickled_parents_count_as_what_they_are(tmp_path: Path, text: Path) -> None:
+    reference = f"{BASE}+{write_adapter(tmp_path / 'adapter')}"
+    pickled = write_pickled(EXPERTS[0], tmp_path / "pickled")
+    merge([reference], Passthrough(), out=tmp_path / "sum", dtype="float32")  # sums are not rounded
+    out = tmp_path / "merged"
+    call = ["merge", reference, str(pickled), "-o", str(out), "--allow-pickle", "--data", str(text)]
+    call += ["--dtype", "float32"]
+    done = CliRunner().invoke(main, [*call, "--eval", "--report", str(tmp_path / "report.json")])
+    assert done.exit_code == 0, done.output
+    merge([tmp_path / "sum", EXPERTS[0]], Linear(), out=tmp_path / "plain", dtype="float32")
+    plain = evaluate(tmp_path / "plain", data=text, **QUICK)
+    of_manifest = evaluate(out, data=text, allow_pickle=True, **QUICK)
+    assert_measured_alike(of_manifest, plain)
+    assert [p.name for p in of_manifest.parents] == ["base+adapter", "pickled"]
+    with pytest.raises(MergeError, match="pickled.*--allow-pickle"):
+        evaluate(out, data=text, **QUICK)
+    assert not list(tmp_path.glob("merge-models-*"))
+
+
+def test_inspect_and_repair_take_the_same_references(tmp_path: Path, text: Path) -> None:
+    reference = f"{BASE}+{write_adapter(tmp_path / 'adapter')}"
+    pickled = write_pickled(EXPERTS[0], tmp_path / "pickled")
+    out = tmp_path / "merged"
+    merge([reference, pickled], Linear(), out=out, allow_pickle=True)
+    for call in (
+        ["inspect", reference, str(pickled), "--base", str(BASE)],
+        ["repair", str(out), "-o", str(tmp_path / "repaired"), "--data", str(text), "--tokens", "1536"],
+    ):
+        refused = CliRunner().invoke(main, call)
+        assert refused.exit_code == 2 and "--allow-pickle" in refused.stderr, refused.output
+        done = CliRunner().invoke(main, [*call, "--allow-pickle"])
+        assert done.exit_code == 0, done.output
+
+
+def test_a_full_disk_is_told_before_weights_are_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")(10, 9, 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(MergeError, match=r"needs .* KB of disk to be loaded, 1 B is free in .*; set TMPDIR"):
+        with open_model(write_pickled(BASE, tmp_path / "pickled"), allow_pickle=True):
+            pass

@@ -211,14 +211,6 @@ def test_refused_unless_allowed(tmp_path: Path, command: str) -> None:
         assert done.exit_code == 0, done.output
 
 
-def test_evaluation_of_pickled_parents_is_refused_before_the_merge(tmp_path: Path) -> None:
-    folder, out = folder_of(tmp_path / "m", state()), tmp_path / "out"
-    words = ["merge", str(folder), "-m", "passthrough", "--allow-pickle", "--eval", "-o", str(out)]
-    done = CliRunner().invoke(main, words)
-    assert done.exit_code == 2 and "convert them first" in done.output, done.output
-    assert not out.exists()
-
-
 def test_manifest_verify_and_reproduce(tmp_path: Path) -> None:
     pickled, _ = twins(tmp_path)
     out = tmp_path / "out"

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 from merge_models.evals.repairs.rescale import Mended, out_dimension
-from merge_models.merge.checkpoint import Checkpoint, OutputTensor, Staging, plan_layout
+from merge_models.merge.checkpoint import OutputTensor, Staging, plan_layout
 from merge_models.merge.checkpoint.guard import read_json
 from merge_models.merge.checkpoint.header import TensorInfo
 from merge_models.merge.checkpoint.sidecars import find_sidecars
+from merge_models.merge.checkpoint.source import DiskSource
 from merge_models.merge.errors import CheckpointError
 
 REPORT = "repair.json"
 _BLOCK = 1 << 24
 
 
-def stored_names(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def stored_names(checkpoint: DiskSource, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Which tensor of a checkpoint each parameter of the model is: of the same name, or behind a prefix.
 
     Parameters that transformers puts together from several tensors, or that two tensors could be, are left
@@ -40,7 +41,7 @@ def stored_names(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[
 
 
 def write_repaired(
-    checkpoint: Checkpoint,
+    checkpoint: DiskSource,
     model: torch.nn.Module,
     mended: Sequence[Mended],
     names: Mapping[str, str],
@@ -77,7 +78,7 @@ def write_repaired(
         for name, content in find_sidecars(checkpoint.folder, [f.name for f in checkpoint.files]).contents():
             if name != REPORT:
                 staging.write_bytes(name, content)
-        config = read_json(checkpoint.folder / "config.json")
+        config = checkpoint.config or read_json(checkpoint.folder / "config.json")
         if config:
             staging.write_json("config.json", config)
         staging.write_text(REPORT, report)
@@ -89,18 +90,18 @@ def write_repaired(
         raise
 
 
-def _read(checkpoint: Checkpoint, info: TensorInfo, start: int, stop: int) -> np.ndarray:
+def _read(checkpoint: DiskSource, info: TensorInfo, start: int, stop: int) -> np.ndarray:
     return checkpoint.read(info, start, stop, np.empty(stop - start, np.uint8))
 
 
-def _copy(checkpoint: Checkpoint, info: TensorInfo, staging: Staging) -> None:
+def _copy(checkpoint: DiskSource, info: TensorInfo, staging: Staging) -> None:
     for start in range(0, info.nbytes, _BLOCK):
         stop = min(start + _BLOCK, info.nbytes)
         staging.write(info.name, start, _read(checkpoint, info, start, stop))
 
 
 def _mapped(
-    checkpoint: Checkpoint, info: TensorInfo, scale: Tensor, shift: Tensor | None, dimension: int
+    checkpoint: DiskSource, info: TensorInfo, scale: Tensor, shift: Tensor | None, dimension: int
 ) -> np.ndarray:
     """The tensor's bytes after the map, computed from what is stored in float64 and rounded once."""
     dtype = getattr(torch, info.dtype.torch_name)

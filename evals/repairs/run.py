@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 
 from merge_models.evals.activations.head import body_of
 from merge_models.evals.calibration import Batches, calibration_batches, check_same_tokenizer
-from merge_models.evals.lineage import lineage
-from merge_models.evals.models import kind_of, open_model
+from merge_models.evals.lineage import lineage, short_name
+from merge_models.evals.models import Loaded, kind_of, open_model
 from merge_models.evals.repairs.folder import stored_names, write_repaired
 from merge_models.evals.repairs.rescale import (
     STRENGTHS,
@@ -29,7 +30,8 @@ from merge_models.evals.repairs.rescale import (
     unfold,
 )
 from merge_models.evals.schema import LayerRepair, RepairReport
-from merge_models.merge.checkpoint import Checkpoint, open_checkpoint
+from merge_models.merge.checkpoint.lora import open_model as open_source
+from merge_models.merge.checkpoint.source import DiskSource
 from merge_models.merge.checkpoint.staging import check_target
 from merge_models.merge.errors import MergeError, counted
 
@@ -49,6 +51,7 @@ def repair(
     seed: int = 0,
     overwrite: bool = False,
     device: str | None = None,
+    allow_pickle: bool = False,
     progress: Callable[[str], None] = lambda line: None,
 ) -> RepairReport:
     """Writes a copy of a merge whose activations have the scale of its parents' (REPAIR).
@@ -63,6 +66,7 @@ def repair(
         weights: the parents' shares [default: the recipe's, else equal].
         data, tokens, length, seed: the calibration text, as in ``evaluate``.
         device: where models run.
+        allow_pickle: read files of ``torch.save`` too; nothing of them is run.
         progress: is called with a line as each step begins.
 
     Returns:
@@ -71,18 +75,19 @@ def repair(
     Raises:
         MergeError: a model does not load, the output cannot be written, or there is nothing to rescale.
     """
-    family = lineage(target, parents, None, weights)
+    family = lineage(target, parents, None, weights, allow_pickle=allow_pickle)
     folders = [family.merged, *family.parents]
-    with closing(open_checkpoint(family.merged)) as checkpoint:
-        places = [open_checkpoint(folder).path for folder in folders]
+    opened = partial(open_model, device=device, allow_pickle=allow_pickle)
+    with closing(open_source(family.merged, allow_pickle=allow_pickle)) as checkpoint:
+        places = [path for folder in folders for path in _paths(folder, allow_pickle)]
         check_target(Path(out), places, overwrite)
-        tokenizer = check_same_tokenizer(folders)
+        tokenizer = check_same_tokenizer(folders, allow_pickle=allow_pickle)
         options: dict[str, Any] = {"source": data, "length": length, "seed": seed}
         text = calibration_batches(tokenizer, tokens=tokens, part="fit", **options)
         held_out = calibration_batches(tokenizer, tokens=max(tokens // 4, length), part="held-out", **options)
-        goals = _goals(family.parents, family.weights, text, device, progress)
-        progress(f"merge {Path(family.merged).name}")
-        with open_model(family.merged, device=device) as (model, _, _):
+        goals = _goals(family.parents, family.weights, text, opened, progress)
+        progress(f"merge {short_name(family.merged)}")
+        with opened(family.merged) as (model, _, _):
             return _repair(checkpoint, model, goals, text, held_out, Path(out), overwrite)
 
 
@@ -133,23 +138,28 @@ def repair_module(
     return _records(mended)
 
 
+def _paths(model: str, allow_pickle: bool) -> Sequence[Path]:
+    with closing(open_source(model, allow_pickle=allow_pickle)) as source:
+        return source.paths
+
+
 def _goals(
     parents: Sequence[str],
     weights: Sequence[float],
     text: Batches,
-    device: str | None,
+    opened: Callable[[str], AbstractContextManager[Loaded]],
     progress: Callable[[str], None],
 ) -> dict[str, Moments]:
     moments = []
     for parent in parents:
-        progress(f"parent {Path(parent).name}")
-        with open_model(parent, device=device) as (model, _, _):
+        progress(f"parent {short_name(parent)}")
+        with opened(parent) as (model, _, _):
             moments.append(measure(model, linear_modules(model), _runner(text), True))
     return goals_of(moments, weights)
 
 
 def _repair(
-    checkpoint: Checkpoint,
+    checkpoint: DiskSource,
     model: Any,
     goals: dict[str, Moments],
     text: Batches,

@@ -6,6 +6,7 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -29,6 +30,7 @@ def diagnose_weights(
     weights: Sequence[float] | None = None,
     *,
     threads: int | None = None,
+    allow_pickle: bool = False,
 ) -> WeightDiagnosis:
     """Measures the weights of a merge against its parents', and their deltas against the base.
 
@@ -41,13 +43,14 @@ def diagnose_weights(
         weights: the parents' shares in every mean over parents, normalised here [default: equal].
         threads: tensors measured at the same time [default: one a core, at most 4]; numbers do not depend
             on it.
+        allow_pickle: read files of ``torch.save`` too; nothing of them is run.
 
     Raises:
         MergeError: a model cannot be read or is of another architecture, or the weights do not fit.
     """
     if not parents:
         raise MergeError("a merge is measured against its parents; give one or more")
-    return _diagnose(merged, parents, base, weights, threads)
+    return _diagnose(merged, parents, base, weights, threads, allow_pickle)
 
 
 def diagnose_parents(
@@ -56,21 +59,28 @@ def diagnose_parents(
     weights: Sequence[float] | None = None,
     *,
     threads: int | None = None,
+    allow_pickle: bool = False,
 ) -> WeightDiagnosis:
     """The same before a merge: the parents' geometry, with every field of the merge empty."""
     if not parents:
         raise MergeError("there are no parents; give one or more")
-    return _diagnose(None, parents, base, weights, threads)
+    return _diagnose(None, parents, base, weights, threads, allow_pickle)
 
 
 def _diagnose(
-    merged: Any, parents: Sequence[Any], base: Any, weights: Sequence[float] | None, threads: int | None
+    merged: Any,
+    parents: Sequence[Any],
+    base: Any,
+    weights: Sequence[float] | None,
+    threads: int | None,
+    allow_pickle: bool,
 ) -> WeightDiagnosis:
     began = time.perf_counter()
     shares = normalised_weights(weights, len(parents))
-    sources = [open_model(parent, f"parent {i + 1}") for i, parent in enumerate(parents)]
-    merge = None if merged is None else open_model(merged, "the merge")
-    root = None if base is None else open_model(base, "the base")
+    opened = partial(open_model, allow_pickle=allow_pickle)
+    sources = [opened(parent, f"parent {i + 1}") for i, parent in enumerate(parents)]
+    merge = None if merged is None else opened(merged, "the merge")
+    root = None if base is None else opened(base, "the base")
     try:
         families, problems = align(merge, sources, root)
         found = _measure_all(families, shares, threads)

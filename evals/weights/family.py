@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from merge_models.merge.checkpoint.header import TensorInfo, printable
-from merge_models.merge.checkpoint.source import Source, StateDict, open_checkpoint
+from merge_models.merge.checkpoint.lora import open_model as open_source
+from merge_models.merge.checkpoint.source import Source, StateDict
 from merge_models.merge.errors import MergeError, counted
 
 if TYPE_CHECKING:
@@ -55,14 +56,14 @@ class TensorFamily:
         return [*self.parents, *([self.merged] if self.merged else [])]
 
 
-def open_model(model: object, label: str) -> Source:
-    """A folder, a file or a Hub id from disk (headers only); a state dict or module in memory.
+def open_model(model: object, label: str, *, allow_pickle: bool = False) -> Source:
+    """A folder, a file or a Hub id from disk (headers only), also with an adapter; a state dict or module.
 
     Raises:
         MergeError: it cannot be opened, or is none of these.
     """
     if isinstance(model, (str, os.PathLike)):
-        return open_checkpoint(cast("str | os.PathLike[str]", model))
+        return open_source(os.fspath(cast("str | os.PathLike[str]", model)), allow_pickle=allow_pickle)
     if isinstance(model, Mapping):
         return StateDict(cast("Mapping[str, Tensor]", model), label)
     if hasattr(model, "state_dict"):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import click
 
-from merge_models.evals.commands import eval_command, inspect_command, repair_command
 from merge_models.merge.cli.checking import reproduce, verify
 from merge_models.merge.cli.demonstration import demo
+from merge_models.merge.cli.evaluating import eval_command
 from merge_models.merge.cli.failures import Group
+from merge_models.merge.cli.inspecting import inspect_command
 from merge_models.merge.cli.listing import methods
 from merge_models.merge.cli.merging import merge, run
 from merge_models.merge.cli.planning import plan
+from merge_models.merge.cli.repairing import repair_command
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

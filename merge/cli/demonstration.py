@@ -35,11 +35,11 @@ def demo(keep: Path | None, report: Path | None) -> None:
 
 
 def _judge_demo(merges: Sequence[Path], scratch: Path, report: Path | None) -> None:
-    from merge_models.evals.commands import tell
     from merge_models.evals.evaluation import evaluate
     from merge_models.evals.outlets import write_outlets
     from merge_models.evals.report.comparison import compare
     from merge_models.evals.tasks import TaskSettings
+    from merge_models.merge.cli.verdicts import tell
     from merge_models.merge.demo.skills import SKILLS, demo_folder, held_out, solved
 
     text, questions = scratch / "solved.jsonl", scratch / "questions.jsonl"

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge_models.evals.commands import review_options
 from merge_models.merge.cli.options import write_options
 from merge_models.merge.cli.planning import memory_of, plan_text
 from merge_models.merge.cli.recipes import naming, recipe_from, strategy_options, with_rounding
 from merge_models.merge.cli.results import tell_result
-from merge_models.merge.cli.reviews import check_reviewable, judgement, review_asked_for
+from merge_models.merge.cli.reviews import review_asked_for, review_options
 from merge_models.merge.errors import MergeError, printable
 
 if TYPE_CHECKING:
@@ -83,13 +82,12 @@ def _run(recipe: Recipe, options: dict[str, Any]) -> None:
                     plan_text(prepared, memory_of(prepared, options["threads"], options["max_memory"]))
                 )
             if review:
-                check_reviewable(prepared)
-                review.check([model.path for role, model in prepared.roles() if role != "tokens"])
+                review.check(prepared)
             progress.start(prepared.plan.bytes_out)
 
         def judge(folder: Path, prepared: Prepared) -> str:
             assert review is not None
-            return judgement(review, folder, options["out"].name, prepared)
+            return review.judge(folder, options["out"].name, prepared)
 
         result = run_recipe(
             recipe,

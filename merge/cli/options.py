@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+PATH: Any = click.Path(path_type=Path)
+
 allow_pickle_option = click.option(
     "--allow-pickle", is_flag=True, help="Read files of torch.save too (.bin, .pt); no code in them is run."
 )
@@ -57,3 +59,27 @@ def write_options(command: Any) -> Any:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def measure_options(command: Any) -> Any:
+    """What models are run on, and how."""
+    options = [
+        click.option(
+            "--data", default="built-in", show_default=True, help="Calibration text: .jsonl or .txt."
+        ),
+        click.option("--tokens", type=click.IntRange(256), default=8192, show_default=True, help="Of it."),
+        click.option("--seed", default=0, show_default=True, help="Of samples, bootstraps."),
+        click.option("--device", help="Where models run [default: cpu]."),
+        click.option("--threads", type=click.IntRange(1, 1024), help="Workers [default: cores]."),
+        allow_pickle_option,
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def fail_on_option(command: Any) -> Any:
+    """``--fail-on``: exit code 3 for a verdict that bad."""
+    return click.option(
+        "--fail-on", type=click.Choice(["degraded", "collapsed"]), help="Exit with 3 if it is that bad."
+    )(command)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge_models.evals.commands import parse_weights
 from merge_models.merge.errors import RecipeError, counted
 
 if TYPE_CHECKING:
@@ -73,6 +72,20 @@ def recipe_from(
         },
         where="",
     )
+
+
+def parse_weights(text: str | None) -> list[float] | None:
+    """``.5,.3,.2`` as numbers.
+
+    Raises:
+        RecipeError: it is no list of numbers.
+    """
+    if text is None:
+        return None
+    try:
+        return [float(word) for word in text.replace(" ", "").split(",")]
+    except ValueError:
+        raise RecipeError(f"--weights '{text}' is not a list of numbers; write .5,.3,.2") from None
 
 
 def _weights(text: str | None, count: int) -> list[float] | None:

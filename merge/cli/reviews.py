@@ -1,17 +1,94 @@
-"""``--eval`` of the commands that merge: what can be judged, and the judgement."""
+"""``--eval`` of the commands that merge: a merge is judged before it is published."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge_models.evals.commands import Review
-from merge_models.merge.errors import MergeError
+from merge_models.merge.cli.options import PATH, fail_on_option
+from merge_models.merge.cli.verdicts import exit_by_verdict, say, tell, tell_outlets
 
 if TYPE_CHECKING:
+    from merge_models.evals.schema import Evaluation
     from merge_models.merge.preparation import Prepared
+
+
+def review_options(command: Any) -> Any:
+    """``--eval`` and what goes with it, for commands that merge."""
+    options = [
+        click.option("--eval", "evaluates", is_flag=True, help="Judge the merge; the verdict ends the card."),
+        click.option("--data", default="built-in", show_default=True, help="--eval: calibration text."),
+        click.option("--report", multiple=True, type=PATH, help="--eval: write .html, .json or .md."),
+        fail_on_option,
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+class Review:
+    """Judges a finished merge before it is published.
+
+    Args:
+        data: calibration text.
+        outlets: reports to write.
+        fail_on: the verdict from which on the process ends with 3.
+        allow_pickle: whether parents may be files of ``torch.save``.
+        quiet: print errors only.
+    """
+
+    def __init__(
+        self, data: str, outlets: Sequence[Path], fail_on: str | None, *, allow_pickle: bool, quiet: bool
+    ) -> None:
+        from merge_models.evals.outlets import check_outlets
+
+        check_outlets(outlets)
+        self._data, self._outlets, self._fail_on = data, outlets, fail_on
+        self._allow_pickle, self._quiet = allow_pickle, quiet
+        self._evaluation: Evaluation | None = None
+
+    def check(self, prepared: Prepared) -> None:
+        """Raises ``MergeError`` for text or tokenizers that would stop the evaluation after the merge."""
+        from merge_models.evals.calibration import check_same_tokenizer, read_calibration
+
+        models = [*_references(prepared, "parent"), *_references(prepared, "base")]
+        text = read_calibration(self._data)
+        check_same_tokenizer(models, text, "leave out --eval", allow_pickle=self._allow_pickle)
+
+    def judge(self, folder: Path, name: str, prepared: Prepared) -> str:
+        """The section for the model card of a finished folder that is to be published as ``name``."""
+        from merge_models.evals.evaluation import evaluate
+        from merge_models.evals.lineage import recipe_weights
+
+        base = _references(prepared, "base")
+        parents = _references(prepared, "parent") or base
+        weights = recipe_weights(prepared.recipe.document())
+        self._evaluation = evaluate(
+            folder,
+            parents,
+            next(iter(base), None),
+            weights=weights if weights and len(weights) == len(parents) else None,
+            data=self._data,
+            allow_pickle=self._allow_pickle,
+            name=name,
+            progress=(lambda line: None) if self._quiet else say,
+        )
+        return self._evaluation.to_markdown()
+
+    def close(self) -> None:
+        """Writes the reports, tells the verdict, and ends the process with 3 if it is too bad."""
+        from merge_models.evals.outlets import write_outlets
+
+        if self._evaluation is None:
+            return
+        write_outlets(self._evaluation, self._outlets)
+        if not self._quiet:
+            tell(self._evaluation)
+            tell_outlets(self._outlets)
+        exit_by_verdict([self._evaluation.verdict] if self._evaluation.verdict else [], self._fail_on)
 
 
 def review_asked_for(options: dict[str, Any]) -> Review | None:
@@ -19,41 +96,13 @@ def review_asked_for(options: dict[str, Any]) -> Review | None:
     wanted, data = options.pop("evaluates"), options.pop("data")
     outlets, fail_on = options.pop("report"), options.pop("fail_on")
     if wanted:
-        return Review(data, outlets, fail_on, quiet=options["quiet"])
+        allow_pickle, quiet = options["allow_pickle"], options["quiet"]
+        return Review(data, outlets, fail_on, allow_pickle=allow_pickle, quiet=quiet)
     if outlets or fail_on:
         raise click.UsageError(f"--{'report' if outlets else 'fail-on'} needs --eval")
     return None
 
 
-def check_reviewable(prepared: Prepared) -> None:
-    """Evaluation loads the parents as they stand: adapters must be merged, and pickles converted, before."""
-    from merge_models.merge.checkpoint.pickled import is_pickled
-    from merge_models.merge.checkpoint.source import Checkpoint
-
-    for _, model in prepared.roles():
-        if any(map(is_pickled, model.files)):
-            raise MergeError(
-                f"--eval cannot load the pickled weights of {model.label}: convert them first"
-                " (merge-models merge MODEL -m passthrough --allow-pickle -o OUT)"
-            )
-        if not isinstance(model, Checkpoint):
-            raise MergeError(
-                f"--eval cannot load {model.label} with its adapter: merge it into its model first"
-                " (merge-models merge MODEL+ADAPTER -m passthrough -o OUT)"
-            )
-
-
-def judgement(review: Review, folder: Path, name: str, prepared: Prepared) -> str:
-    """The section for the model card of a finished folder that is to be published as ``name``."""
-    from merge_models.evals.lineage import recipe_weights
-
-    models = {role: [m.path for r, m in prepared.roles() if r == role] for role in ("parent", "base")}
-    parents = models["parent"] or models["base"]
-    weights = recipe_weights(prepared.recipe.document())
-    return review.judge(
-        folder,
-        name,
-        parents,
-        next(iter(models["base"]), None),
-        weights if weights and len(weights) == len(parents) else None,
-    )
+def _references(prepared: Prepared, role: str) -> list[str]:
+    """What evaluation finds the models of a role by: their paths, adapters behind a plus."""
+    return ["+".join(map(str, model.paths)) for own, model in prepared.roles() if own == role]

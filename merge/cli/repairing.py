@@ -1,0 +1,78 @@
+"""The command ``repair``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from merge_models.merge.cli.options import PATH, measure_options
+from merge_models.merge.cli.recipes import parse_weights
+from merge_models.merge.cli.verdicts import say, tell_outlets
+
+if TYPE_CHECKING:
+    from merge_models.evals.schema import RepairReport
+
+
+@click.command("repair")
+@click.argument("target")
+@click.option("--parents", "-p", multiple=True, help="A parent (repeat) [default: those of the manifest].")
+@click.option("--weights", help="The parents' shares: .5,.3,.2 [default: the recipe's].")
+@click.option("-o", "--out", required=True, type=PATH, help="Output folder.")
+@click.option("--overwrite", is_flag=True, help="Replace a checkpoint that stands there.")
+@measure_options
+@click.option("--report", multiple=True, type=PATH, help="Write .html, .json or .md: before and after.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+def repair_command(target: str, **options: Any) -> None:
+    """Reset the activation scales of the merge TARGET to its parents' mean (REPAIR).
+
+    \b
+    Example: merge-models repair ./merged -o ./repaired
+    """
+    from merge_models.evals.evaluation import evaluate
+    from merge_models.evals.lineage import lineage
+    from merge_models.evals.outlets import check_outlets, write_outlets
+    from merge_models.evals.repairs import repair
+
+    outlets, quiet = options.pop("report"), options.pop("quiet")
+    out, overwrite, threads = options.pop("out"), options.pop("overwrite"), options.pop("threads")
+    check_outlets(outlets)
+    family = lineage(target, options.pop("parents"), None, parse_weights(options.pop("weights")))
+    options["weights"] = family.weights
+    saying = (lambda line: None) if quiet else say
+    report = repair(target, family.parents, out=out, overwrite=overwrite, progress=saying, **options)
+    if not quiet:
+        _tell_repair(report)
+    if outlets:
+        found = evaluate(
+            out,
+            family.parents,
+            measure=("weights", "activations"),
+            threads=threads,
+            progress=saying,
+            **options,
+        )
+        write_outlets(found.model_copy(update={"repair": report}), outlets)
+        if not quiet:
+            tell_outlets(outlets)
+
+
+def _tell_repair(report: RepairReport) -> None:
+    from statistics import median
+
+    ratios = [
+        (layer.variance_ratio_before, layer.variance_ratio_after)
+        for layer in report.layers
+        if layer.variance_ratio_before is not None and layer.variance_ratio_after is not None
+    ]
+    if ratios:
+        before, after = (median(pair[i] for pair in ratios) for i in (0, 1))
+        click.echo(
+            f"variance ratio to the parents, median of {len(ratios)} modules: {before:.3f} -> {after:.3f}"
+        )
+    if all(before == after for before, after in ratios):
+        click.echo("no rescaling lowers the loss: the copy has the merge's own weights")
+    if report.loss_before is not None and report.loss_after is not None:
+        click.echo(
+            f"loss on held-out text, nats a token: {report.loss_before:.4f} -> {report.loss_after:.4f}"
+        )
