@@ -111,8 +111,12 @@ static double NAME(dot)(const double *a, const double *b, size_t count) {
 }
 
 #ifdef FUSED
-static inline void NAME(widen)(const float *x, lanes *wide) {
-    for (int l = 0; l < LANES; l++) (*wide)[l] = x[l];
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wpsabi" /* inlined: it is never called with registers that are not there */
+static inline lanes NAME(widen)(const float *x) {
+    lanes wide;
+    for (int l = 0; l < LANES; l++) wide[l] = x[l];
+    return wide;
 }
 
 /* gram for the commonest numbers of sources of at most 16 bits, whose differences are as good in float: products
@@ -124,10 +128,9 @@ static inline CONTRACTED __attribute__((always_inline)) void NAME(gram_narrow)(
     size_t j = 0;
     for (int k = 0; k < number; k++) sum[k] = (lanes){0};
     for (; j + LANES <= count; j += LANES) {
-        lanes own;
+        lanes own = NAME(widen)(r + j);
         int k = 0;
-        NAME(widen)(r + j, &own);
-        for (int i = 0; i < sources; i++) NAME(widen)(x[i] + j, &d[i]);
+        for (int i = 0; i < sources; i++) d[i] = NAME(widen)(x[i] + j);
         sum[k++] += own * own;
         for (int i = 0; i < sources; i++) sum[k++] += own * d[i];
         for (int i = 0; i < sources; i++)
@@ -143,6 +146,8 @@ static inline CONTRACTED __attribute__((always_inline)) void NAME(gram_narrow)(
             for (int l = i; l < sources; l++) *o++ += (double)x[i][j] * x[l][j];
     }
 }
+
+#pragma GCC diagnostic pop
 
 /* Returns 0 where it is not made for the sources. */
 static CONTRACTED int NAME(gram_fused)(const char *reference, int reference_type, int sources, const char *const *source,
