@@ -476,7 +476,7 @@ static inline __attribute__((always_inline)) void NAME(divide)(
     const int sources, double lambda, const double *share, const double *restrict sums, const int64_t *restrict which,
     const float *restrict base, size_t count, float *restrict out) {
     double quotient[16] = {0};
-    lanes low, high, sum, found;
+    lanes low, high, sum, found, own;
     indices set;
     for (int k = 0; k < 1 << sources; k++) {
         double part = 0;
@@ -487,7 +487,8 @@ static inline __attribute__((always_inline)) void NAME(divide)(
     for (size_t j = 0; j < count; j += 8) {
         memcpy(&sum, sums + j, sizeof sum), memcpy(&set, which + j, sizeof set);
         found = sources < 4 ? __builtin_shuffle(low, set) : __builtin_shuffle(low, high, set);
-        floats mixed = __builtin_convertvector(NAME(widen)(base + j) + sum * found, floats);
+        NAME(widen)(base + j, &own);
+        floats mixed = __builtin_convertvector(own + sum * found, floats);
         memcpy(out + j, &mixed, sizeof mixed);
     }
 }
