@@ -111,8 +111,6 @@ static double NAME(dot)(const double *a, const double *b, size_t count) {
 }
 
 #ifdef FUSED
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wpsabi" /* inlined: it is never called with registers that are not there */
 static inline lanes NAME(widen)(const float *x) {
     lanes wide;
     for (int l = 0; l < LANES; l++) wide[l] = x[l];
@@ -146,8 +144,6 @@ static inline CONTRACTED __attribute__((always_inline)) void NAME(gram_narrow)(
             for (int l = i; l < sources; l++) *o++ += (double)x[i][j] * x[l][j];
     }
 }
-
-#pragma GCC diagnostic pop
 
 /* Returns 0 where it is not made for the sources. */
 static CONTRACTED int NAME(gram_fused)(const char *reference, int reference_type, int sources, const char *const *source,

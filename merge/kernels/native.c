@@ -31,6 +31,7 @@ typedef struct {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #include <immintrin.h>
 #define FUSED
+#pragma GCC diagnostic ignored "-Wpsabi" /* wide vectors are only passed to functions that are inlined */
 /* Lets a product and a sum be one instruction: for products that are exact, where the bits are the same. */
 #define CONTRACTED __attribute__((optimize("fp-contract=fast")))
 #pragma GCC push_options
