@@ -477,6 +477,7 @@ static inline __attribute__((always_inline)) void NAME(divide)(
     const float *restrict base, size_t count, float *restrict out) {
     double quotient[16] = {0};
     lanes low, high, sum, found, own;
+    floats narrow;
     indices set;
     for (int k = 0; k < 1 << sources; k++) {
         double part = 0;
@@ -487,7 +488,7 @@ static inline __attribute__((always_inline)) void NAME(divide)(
     for (size_t j = 0; j < count; j += 8) {
         memcpy(&sum, sums + j, sizeof sum), memcpy(&set, which + j, sizeof set);
         found = sources < 4 ? __builtin_shuffle(low, set) : __builtin_shuffle(low, high, set);
-        NAME(widen)(base + j, &own);
+        memcpy(&narrow, base + j, sizeof narrow), own = __builtin_convertvector(narrow, lanes);
         floats mixed = __builtin_convertvector(own + sum * found, floats);
         memcpy(out + j, &mixed, sizeof mixed);
     }
