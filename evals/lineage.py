@@ -133,10 +133,20 @@ def _shares(
                 " give one per parent"
             )
         return _normalised(weights), ()
-    of_recipe = recipe_weights(manifest.get("recipe"))
+    of_recipe = recipe_weights(manifest.get("recipe")) or _repair_weights(manifest)
     if of_recipe is not None and len(of_recipe) == len(parents) == len(made_from):
         return _normalised(of_recipe), ()
     return _normalised([1.0] * len(parents)), ()
+
+
+def _repair_weights(manifest: Mapping[str, Any]) -> list[float] | None:
+    """The shares by which a repaired merge was given its parents' scales."""
+    repair = manifest.get("repair")
+    weights = repair.get("weights") if isinstance(repair, dict) else None
+    if not isinstance(weights, list):
+        return None
+    known = [float(w) for w in weights if isinstance(w, (int, float)) and not isinstance(w, bool)]
+    return known if len(known) == len(weights) else None
 
 
 def _normalised(weights: Sequence[float]) -> tuple[float, ...]:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from merge_models.merge.checkpoint.digest import digest_bytes, digest_file, digest_header
+from merge_models.merge.checkpoint.digest import digest_bytes
 from merge_models.merge.checkpoint.layout import Layout
-from merge_models.merge.checkpoint.pickled import is_pickled
+from merge_models.merge.checkpoint.manifest import (
+    MANIFEST_FORMAT,
+    described,
+    described_input,
+    version,
+    versions,
+)
 from merge_models.merge.checkpoint.source import DiskSource
 from merge_models.merge.checkpoint.text import code_span, fenced, visible
-from merge_models.merge.identity import Names, Part, parameters, small_files, version, versions
+from merge_models.merge.identity import Names, parameters
 from merge_models.merge.kernels import native_name
 from merge_models.merge.plan import Plan, TensorPlan
 from merge_models.merge.recipe import Recipe
@@ -24,13 +28,8 @@ from merge_models.merge.strategies import find_strategy
 from merge_models.merge.strategies.base import Figures
 from merge_models.merge.survival import rounded
 
-MANIFEST_FORMAT = 2
 REVIEW_MARK = "<!-- evaluation: not made again by reproduce -->"
 """What follows it in a model card was measured, with its time, and differs from run to run."""
-PICKLE = "torch.save"
-"""``format`` of an input's weight file that is none of safetensors."""
-
-SEAL = "manifest_digest"
 
 
 def model_card(recipes: Sequence[Recipe], repositories: Sequence[str], library: str | None) -> str:
@@ -89,7 +88,7 @@ def manifest(
         "recipe_digest": digest_bytes(names.public.yaml().encode()),
         "seed": names.located.seed,
         "models": described(names.parts),
-        "inputs": [_input(role, model, read) for role, model in roles],
+        "inputs": [described_input(role, model, read) for role, model in roles],
         "output": {
             "tensors": len(plan.tensors),
             "parameters": plan.parameters,
@@ -122,56 +121,6 @@ def _groups(tensors: Sequence[TensorPlan]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def described(parts: Mapping[str, Part]) -> dict[str, Any]:
-    """Where models are found again, by their names in the recipe."""
-    return {text: _model(part) for text, part in parts.items()}
-
-
-def _model(part: Part) -> dict[str, Any]:
-    if part.is_result:
-        return {"earlier_recipe": part.text}
-    if part.repository:
-        return {"repository": part.repository, "revision": part.revision}
-    return {"path": part.location()}
-
-
 def plain(figures: Figures) -> dict[str, Any]:
     """Figures as strict JSON knows them: NaN and Inf in words."""
     return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
-
-
-def _input(role: str, model: DiskSource, read: Mapping[tuple[str, str], str]) -> dict[str, Any]:
-    """An input's files: small ones by content; of weights the header, and the tensors that were read."""
-    weights = [
-        {
-            "path": str(file.absolute()),
-            "bytes": file.stat().st_size,
-            **_hub_claim(file),
-            **({"format": PICKLE} if is_pickled(file) else {}),
-            "header": digest_header(file),
-            "read": {name: digest for (place, name), digest in read.items() if place == str(file)},
-        }
-        for file in model.files
-    ]
-    small = [{"path": str(file.absolute()), "digest": digest_file(file)} for file in small_files(model)]
-    return {
-        "role": role,
-        "model": model.label,
-        "tensors": len(model.tensors),
-        "files": weights,
-        "small_files": small,
-    }
-
-
-def _hub_claim(file: Path) -> dict[str, str]:
-    """The SHA-256 that the Hub gives a large file, which its cache names the file by. Not checked here."""
-    blob = file.resolve()
-    is_digest = len(blob.name) == 64 and not set(blob.name) - set("0123456789abcdef")
-    return {"hub_sha256": blob.name} if is_digest and blob.parent.name == "blobs" else {}
-
-
-def sealed(record: Mapping[str, Any]) -> str:
-    """The manifest's text, with a digest of itself at its end."""
-    body = {key: value for key, value in record.items() if key != SEAL}
-    seal = digest_bytes(json.dumps(body, indent=1).encode())
-    return json.dumps({**body, SEAL: seal}, indent=1) + "\n"

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from merge_models.merge.checkpoint.digest import digest_bytes, digest_file, digest_header
-from merge_models.merge.checkpoint.hub import hub_repositories, hub_revision
 from merge_models.merge.checkpoint.layout import Layout
-from merge_models.merge.checkpoint.lora import split_adapter
-from merge_models.merge.checkpoint.sidecars import MAX_SIDECAR, WANTED, Sidecars
+from merge_models.merge.checkpoint.manifest import Part, parts_of, small_files, version, versions
+from merge_models.merge.checkpoint.sidecars import Sidecars
 from merge_models.merge.checkpoint.source import DiskSource
-from merge_models.merge.checkpoint.staging import MANIFEST
 from merge_models.merge.errors import CheckpointError
 from merge_models.merge.kernels import native_name
 from merge_models.merge.plan import NUMERICS, Plan, TensorPlan
@@ -24,50 +19,7 @@ from merge_models.merge.recipe import Recipe, parse_recipe
 from merge_models.merge.strategies import parameters_of
 
 RECIPE_KEY, RECIPE_DIGEST_KEY = "merge_models.recipe", "merge_models.recipe_digest"
-_PACKAGES = ("torch", "numpy", "safetensors", "geoopt")
 _MODEL_KEYS = ("model", "base_model", "tokenizer_source", "source")
-
-
-def version(package: str = "merge-models") -> str:
-    """The installed version of a package."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
-def versions() -> dict[str, str]:
-    """What runs here: Python and the packages that compute."""
-    return {"python": platform.python_version(), **{package: version(package) for package in _PACKAGES}}
-
-
-@dataclass(frozen=True)
-class Part:
-    """One model or adapter that a recipe names.
-
-    Attributes:
-        text: as the recipe has it.
-        path: where it is.
-        repository, revision: on the Hub, where it is from there; the revision is a commit.
-        is_result: whether an earlier recipe of the same file makes it.
-    """
-
-    text: str
-    path: Path
-    repository: str | None
-    revision: str | None
-    is_result: bool
-
-    def location(self) -> str:
-        """What finds it from any working folder."""
-        return self.text if self.repository or self.is_result else str(Path(os.path.abspath(self.path)))
-
-    def public(self) -> str:
-        """A name that tells nothing of this machine."""
-        if self.repository or self.is_result:
-            return self.text
-        path = Path(os.path.abspath(self.path))
-        return os.fsencode(path.name).decode("utf-8", "replace") or "model"
 
 
 @dataclass(frozen=True)
@@ -96,13 +48,9 @@ def names_of(recipe: Recipe, models: Mapping[str, DiskSource], results: Sequence
     parts: dict[str, Part] = {}
     pieces: dict[str, list[str]] = {}
     for label, model in models.items():
-        base, adapter = split_adapter(label, results)
-        pieces[label] = [base] if adapter is None else [base, adapter]
-        for text, path in zip(pieces[label], model.paths, strict=True):
-            repositories = hub_repositories(text) if text not in results else []
-            revision = hub_revision(path) if repositories else None
-            repository = repositories[0] if repositories else None
-            parts[text] = Part(text, path, repository, revision, text in results)
+        found = parts_of(model, results)
+        pieces[label] = [part.text for part in found]
+        parts |= {part.text: part for part in found}
     shown = _distinct({text: part.public() for text, part in parts.items()})
     located = {label: "+".join(parts[t].location() for t in texts) for label, texts in pieces.items()}
     public = {label: "+".join(shown[t] for t in texts) for label, texts in pieces.items()}
@@ -200,17 +148,6 @@ def _inputs(roles: list[tuple[str, DiskSource]], sidecars: Sidecars) -> dict[str
     except OSError as error:
         raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}; allow it") from None
     return found
-
-
-def small_files(model: DiskSource) -> list[Path]:
-    """The config, tokenizer and other small files of a model's folders that a merge may read."""
-    folders = {path if path.is_dir() else path.parent for path in (*model.paths, model.tokenizer_folder)}
-    found = {file for folder in folders for pattern in WANTED for file in folder.glob(pattern)}
-    return sorted(file for file in found if file.name != MANIFEST and _is_small(file))
-
-
-def _is_small(file: Path) -> bool:
-    return file.is_file() and file.stat().st_size <= MAX_SIDECAR
 
 
 def parameters(tensor: TensorPlan) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from merge_models.merge.card import REVIEW_MARK
 from merge_models.merge.checkpoint.digest import digest_stored
 from merge_models.merge.checkpoint.header import TensorInfo, printable, read_header
 from merge_models.merge.checkpoint.hub import resolve
+from merge_models.merge.checkpoint.manifest import version, versions
 from merge_models.merge.checkpoint.staging import MANIFEST
 from merge_models.merge.errors import CheckpointError, MergeError
-from merge_models.merge.identity import version, versions
 from merge_models.merge.multi import run_recipes
 from merge_models.merge.recipe import parse_recipe
 from merge_models.merge.verify import files_under, read_manifest
@@ -63,6 +63,10 @@ def reproduce(
     """
     folder = Path(out)
     record = read_manifest(folder)
+    if "repair" in record:
+        raise CheckpointError(
+            f"{folder}: is a repaired merge, which is measured anew each time; repair it again"
+        )
     recipes = [
         parse_recipe(value, MANIFEST) for value in (*record.get("earlier_recipes", ()), record["recipe"])
     ]

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from merge_models.merge.card import REVIEW_MARK, described, manifest, model_card, sealed
+from merge_models.merge.card import REVIEW_MARK, manifest, model_card
 from merge_models.merge.checkpoint.digest import Kinds, digest_bytes, digest_file
 from merge_models.merge.checkpoint.journal import binding_digest
+from merge_models.merge.checkpoint.manifest import described, sealed
 from merge_models.merge.checkpoint.source import read_json
 from merge_models.merge.checkpoint.staging import MANIFEST, Staging, free_space, staged_bytes
 from merge_models.merge.errors import ChangedError, MergeError, PlanError, RecipeError

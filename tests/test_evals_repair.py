@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
+from merge_models.evals.lineage import lineage
 from merge_models.evals.repairs import repair, repair_module
 from merge_models.evals.repairs.rescale import linear_modules, measure
-from merge_models.merge import Linear, merge
+from merge_models.merge import Karcher, Linear, merge
 from merge_models.merge.demo import SKILLS, demo_folder, held_out
 from merge_models.merge.errors import MergeError
+from merge_models.merge.reproduce import reproduce
+from merge_models.merge.verify import verify
 from tests.helpers import listing, read_folder
 
 EXPERTS = [str(demo_folder(name)) for name in ("sorting", "reversing", "adding")]
@@ -199,3 +204,27 @@ def test_a_shrunken_merge_is_mended(tmp_path: Path) -> None:
     fixed, parent = read_folder(tmp_path / "out"), read_folder(Path(EXPERTS[0]))
     name = "model.layers.0.self_attn.o_proj.weight"
     torch.testing.assert_close(fixed[name].float(), parent[name].float(), rtol=0.03, atol=1e-3)
+
+
+def test_a_repaired_folder_knows_where_it_is_from(tmp_path: Path) -> None:
+    merged, out = tmp_path / "merged", tmp_path / "repaired"
+    merge(EXPERTS, Karcher(weight=(0.5, 0.3, 0.2), origin="base"), base=demo_folder("base"), out=merged)
+    report = repair(merged, out=out, tokens=1024, length=32)
+    assert verify(out).problems == () and verify(out, inputs=True).problems == ()
+    of_merge, of_repair = (lineage(folder, (), None, None) for folder in (merged, out))
+    assert replace(of_merge, merged="") == replace(of_repair, merged="")
+    assert of_repair.base == str(demo_folder("base"))
+    record = json.loads((out / "merge_manifest.json").read_text())
+    assert record["repair"]["loss_after"] == report.loss_after
+    assert [given["role"] for given in record["inputs"]] == ["merge", "parent", "parent", "parent", "base"]
+    card = (out / "README.md").read_text()
+    assert "`merged`" in card and "`sorting`" in card and str(tmp_path) not in card
+    yaml.safe_load(card.split("---\n")[1])
+    with pytest.raises(MergeError, match="is a repaired merge, .*; repair it again"):
+        reproduce(out)
+    with open(out / "model.safetensors", "r+b") as file:
+        file.seek(-3, 2)
+        byte = file.read(1)
+        file.seek(-3, 2)
+        file.write(bytes([byte[0] ^ 1]))
+    assert any("has changed" in line for line in verify(out).problems)

@@ -9,15 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from merge_models.evals.repairs.record import Origins, repair_binding, write_record
 from merge_models.evals.repairs.rescale import Mended, out_dimension
+from merge_models.evals.schema import RepairReport
 from merge_models.merge.checkpoint import OutputTensor, Staging, plan_layout
 from merge_models.merge.checkpoint.guard import read_json
 from merge_models.merge.checkpoint.header import TensorInfo
 from merge_models.merge.checkpoint.sidecars import find_sidecars
 from merge_models.merge.checkpoint.source import DiskSource
+from merge_models.merge.checkpoint.staging import MANIFEST
 from merge_models.merge.errors import CheckpointError
 
 REPORT = "repair.json"
+_OWN = (REPORT, "README.md", MANIFEST)
 _BLOCK = 1 << 24
 
 
@@ -46,14 +50,16 @@ def write_repaired(
     mended: Sequence[Mended],
     names: Mapping[str, str],
     out: Path,
-    report: str,
+    report: RepairReport,
+    origins: Origins,
     overwrite: bool,
 ) -> None:
     """Writes the folder: it appears complete, or not at all.
 
     Args:
         names: from parameters to tensors (``stored_names``).
-        report: text of ``repair.json``.
+        report: what changed; ``repair.json`` holds it.
+        origins: what it was made from.
 
     Raises:
         CheckpointError: the merge cannot be read or the output cannot be written.
@@ -68,7 +74,7 @@ def write_repaired(
     layout = plan_layout([OutputTensor(i.name, i.dtype, i.shape) for i in infos])
     staging = Staging(out, layout, overwrite)
     try:
-        staging.begin({"repair": report}, restart=True)
+        staging.begin(repair_binding(report, origins), restart=True)
         staging.allocate()
         for info in infos:
             if info.name in maps:
@@ -76,13 +82,14 @@ def write_repaired(
             else:
                 _copy(checkpoint, info, staging)
         for name, content in find_sidecars(checkpoint.folder, [f.name for f in checkpoint.files]).contents():
-            if name != REPORT:
+            if name not in _OWN:
                 staging.write_bytes(name, content)
         config = checkpoint.config or read_json(checkpoint.folder / "config.json")
         if config:
             staging.write_json("config.json", config)
-        staging.write_text(REPORT, report)
+        staging.write_text(REPORT, report.model_dump_json(indent=1))
         staging.write_index()
+        write_record(staging, layout, report, origins)
         staging.publish()
     except BaseException:
         if not staging.is_published:

@@ -18,6 +18,7 @@ from merge_models.evals.calibration import Batches, calibration_batches, check_s
 from merge_models.evals.lineage import lineage, short_name
 from merge_models.evals.models import Loaded, kind_of, open_model
 from merge_models.evals.repairs.folder import stored_names, write_repaired
+from merge_models.evals.repairs.record import Origins
 from merge_models.evals.repairs.rescale import (
     STRENGTHS,
     Mended,
@@ -70,13 +71,14 @@ def repair(
         progress: is called with a line as each step begins.
 
     Returns:
-        What changed; ``repair.json`` in the folder holds the same.
+        What changed; ``repair.json`` in the folder holds the same, and the manifest what it was made from.
 
     Raises:
         MergeError: a model does not load, the output cannot be written, or there is nothing to rescale.
     """
     family = lineage(target, parents, None, weights, allow_pickle=allow_pickle)
     folders = [family.merged, *family.parents]
+    origins = Origins(family.merged, family.parents, family.weights, family.base, allow_pickle)
     opened = partial(open_model, device=device, allow_pickle=allow_pickle)
     with closing(open_source(family.merged, allow_pickle=allow_pickle)) as checkpoint:
         places = [path for folder in folders for path in _paths(folder, allow_pickle)]
@@ -88,7 +90,7 @@ def repair(
         goals = _goals(family.parents, family.weights, text, opened, progress)
         progress(f"merge {short_name(family.merged)}")
         with opened(family.merged) as (model, _, _):
-            return _repair(checkpoint, model, goals, text, held_out, Path(out), overwrite)
+            return _repair(checkpoint, model, goals, text, held_out, Path(out), origins, overwrite)
 
 
 def repair_module(
@@ -165,6 +167,7 @@ def _repair(
     text: Batches,
     held_out: Batches,
     out: Path,
+    origins: Origins,
     overwrite: bool,
 ) -> RepairReport:
     names = stored_names(checkpoint, dict(model.named_parameters()))
@@ -183,7 +186,7 @@ def _repair(
         calibration=text.record,
     )
     unfold(undo)
-    write_repaired(checkpoint, model, mended, names, out, report.model_dump_json(indent=1), overwrite)
+    write_repaired(checkpoint, model, mended, names, out, report, origins, overwrite)
     return report
 
 
