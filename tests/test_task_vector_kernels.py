@@ -64,6 +64,7 @@ def test_compiled_and_torch_kernels_agree_to_the_bit(rule: Rule, normalize: bool
             [Thinned()] * count,
             [Thinned(low=1 << 28, draw=((1, 2, 3), 0.6), scale=scale)] * count,
             [Thinned(marks=(scale < 0.5).astype(np.uint8)), Thinned()] * count,
+            [Thinned(move=1e-2), Thinned(low=middle, move=1e-4)] * count,
             [Thinned(low=middle + 1, high=ALL_KEYS, keep=2), Thinned(high=middle + 1, drop=1)] * count,
         ):
             thinned = thinned[:count]

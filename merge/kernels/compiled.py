@@ -18,6 +18,7 @@ class Thinning(ctypes.Structure):
     """``thinning`` of native.c."""
 
     _fields_ = (
+        ("move", DOUBLE),
         ("low", WORD),
         ("high", WORD),
         ("keep", ctypes.c_uint64),

@@ -12,10 +12,11 @@ typedef int64_t indices __attribute__((vector_size(64)));
 /* How terms are mixed: task_vectors.h says what each does. */
 enum { SUM, ELECT, LARGEST, CONSENSUS, ALONE };
 
-/* What is left of a source's difference from the base: elements with keys in [low, high), the first `keep` of those
+/* What is left of a source's difference from the base: a move by at most `move`; elements with keys in [low, high), the first `keep` of those
  * with key low - 1, and not the first `drop` of those with key high - 1; of these, where it draws, those whose draw is
  * below a limit; of these, those that are marked; times a scale of each. The last two where they are given. */
 typedef struct {
+    double move;
     uint32_t low, high;
     uint64_t keep, drop;
     const uint8_t *marks;
@@ -141,4 +142,4 @@ void merge_models_survival(const float *value, const char *stored, int type, con
 }
 
 /* Compared with _INTERFACE of blocks.py: a library built from other sources is not used. */
-const int merge_models_interface = 4;
+const int merge_models_interface = 5;

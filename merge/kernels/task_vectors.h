@@ -272,6 +272,15 @@ static inline uint32_t NAME(scramble)(uint32_t x, const uint32_t *key) {
     return x ^ x >> 14;
 }
 
+/* Brings values within `move` of the base's. */
+static void NAME(restrain)(float *restrict value, const float *restrict base, double move, size_t count) {
+    for (size_t j = 0; j < count; j++) {
+        double own = value[j], least = (double)base[j] - move, most = (double)base[j] + move;
+        own = own < least ? least : own;
+        value[j] = (float)(own > most ? most : own);
+    }
+}
+
 /* Sets the first so many elements that have a key, and counts them off. */
 static void NAME(set_ties)(const float *restrict value, const float *restrict base, uint32_t key, uint64_t *many, float to,
                            size_t count, float *restrict out) {
@@ -348,6 +357,7 @@ static void NAME(norms)(int sources, const char *const *source, const int *type,
             size_t tile = count - start < PART ? count - start : PART, j;
             NAME(load)(base, base_type, start, tile, b);
             NAME(load)(source[i], type[i], start, tile, value);
+            if (by.move < HUGE_VAL) NAME(restrain)(value, b, by.move, tile);
             NAME(thin)(value, b, start, tile, &by, left);
             for (j = tile; j % SUMS; j++) value[j] = b[j] = left[j] = 0;
             if (squared) NAME(add_sizes)(value, b, left, 1, tile, kept);
@@ -554,7 +564,7 @@ static int NAME(mix_fused)(int sources, float (*restrict value)[PART], float (*r
                            const NAME(rule) *rule, float *restrict out) {
     switch (32 * sources + 4 * rule->kind + 2 * (rule->normalize != 0) + rule->plain) {
         FUSE_EACH(SUM, 0, 0) FUSE_EACH(SUM, 1, 0) FUSE_EACH(ELECT, 0, 0) FUSE_EACH(ELECT, 1, 0) FUSE_EACH(ALONE, 1, 0)
-        FUSE_EACH(SUM, 0, 1) FUSE_EACH(ELECT, 0, 1) FUSE_EACH(ELECT, 1, 1) FUSE_EACH(LARGEST, 1, 1)
+        FUSE(1, SUM, 0, 1) FUSE_EACH(SUM, 0, 1) FUSE_EACH(ELECT, 0, 1) FUSE_EACH(ELECT, 1, 1) FUSE_EACH(LARGEST, 1, 1)
         FUSE_EACH(CONSENSUS, 0, 1)
     }
     return 0;
@@ -641,6 +651,7 @@ static int NAME(mix)(int sources, const char *const *source, const int *type, co
         for (int i = 0; i < sources; i++) {
             NAME(load)(source[i], type[i], start, tile, value[i]);
             NAME(note_sizes)(value[i], tile, most);
+            if (by[i].move < HUGE_VAL) NAME(restrain)(value[i], b, by[i].move, tile);
             largest[i] = NAME(thin)(value[i], b, start, tile, &by[i], left[i]);
             if (rule.plain) NAME(blend)(value[i], b, left[i], tile, part[i]);
         }

@@ -75,7 +75,9 @@ def _thinning(part: Thinned) -> compiled.Thinning:
     draws = limit < 1 << 31
     arrays = (None if array is None else array.ctypes.data for array in (part.marks, part.scale))
     words, limit = (WORD * 3)(*key), limit if draws else 0
-    return compiled.Thinning(part.low, part.high, part.keep, part.drop, *arrays, words, limit, draws)
+    return compiled.Thinning(
+        part.move, part.low, part.high, part.keep, part.drop, *arrays, words, limit, draws
+    )
 
 
 def norms(

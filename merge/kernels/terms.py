@@ -28,6 +28,7 @@ class Thinned:
         marks: uint8, 1 at the elements that are left, ``[count]``, or None.
         scale: float32 factors of the elements, ``[count]`` (0 drops one), or None.
         factor: factor of them all, beside the weight.
+        move: how far from the base an element may be; those further away are brought so near, first of all.
     """
 
     low: int = 0
@@ -38,6 +39,7 @@ class Thinned:
     marks: np.ndarray | None = None
     scale: np.ndarray | None = None
     factor: float = 1.0
+    move: float = math.inf
 
 
 def limit_of(probability: float) -> int:

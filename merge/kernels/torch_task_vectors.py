@@ -28,7 +28,7 @@ def mix_into(
         _left(source, base, part).mul_(factor)
         for source, part, factor in zip(sources, thinned, factors, strict=True)
     ]
-    stored = [source.tensor() for source in sources]
+    stored = [_restrained(source, base, part) for source, part in zip(sources, thinned, strict=True)]
     out.tensor().copy_(_mixed(stored, base.tensor(), weights, mixing, shares, extra))
     if all(is_finite(span) for span in (*sources, base)):
         return 0 if is_finite(out) else OVERFLOW
@@ -99,9 +99,18 @@ def _added(tensors: Sequence[Tensor]) -> Tensor:
     return total
 
 
+def _restrained(source: Span, base: Span, part: Thinned) -> Tensor:
+    stored = source.tensor()
+    if part.move == math.inf:
+        return stored
+    wide = base.tensor().double()
+    near = torch.clamp(stored.double(), wide - part.move, wide + part.move)
+    return near if "F64" in (source.dtype.code, base.dtype.code) else near.float()
+
+
 def _left(source: Span, base: Span, part: Thinned) -> Tensor:
     """What is left of a source, as float64 factors."""
-    keys = keys_of(source, base)
+    keys = keys_of(Span.of(_restrained(source, base, part)), base)
     kept = (keys > part.low - 1) & (keys <= part.high - 1)
     if part.keep:
         kept |= _first(keys == part.low - 1, part.keep)
@@ -124,7 +133,7 @@ def norms(sources: Sequence[Span], base: Span, thinned: Sequence[Thinned], squar
     out = np.empty((2, len(sources)))
     wide = base.tensor().double()
     for number, (source, part) in enumerate(zip(sources, thinned, strict=True)):
-        size = source.tensor().double() - wide
+        size = _restrained(source, base, part).double() - wide
         size = torch.where(size.isfinite(), size, 0.0)
         size = size.square_() if squared else size.abs_()
         whole = 0.0 if squared else float(size.sum())

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from merge_models.merge.strategies.base import AbstractStrategy, BaseModel, Block
+from merge_models.merge.kernels.terms import Mixing, Rule, Thinned
+from merge_models.merge.strategies.base import AbstractTermStrategy, BaseModel, Block, Terms
 from merge_models.merge.strategies.parameters import parameter
 
 
 @dataclass(frozen=True)
-class NearSwap(AbstractStrategy):
+class NearSwap(AbstractTermStrategy):
     """Moves each element of the base towards the parent's, by at most ``t``: near ones swap, far ones stay.
 
     That is the weight ``min(1, t / |parent - base|)`` of the method's author, in closed form. Kernel: clamp.
@@ -28,9 +26,6 @@ class NearSwap(AbstractStrategy):
 
     t: float = parameter(0.0001, "the largest move of an element", minimum=0)
 
-    def combine(self, block: Block, survey: None) -> Tensor:
-        del survey
-        assert block.stored_base is not None
-        (stored,) = block.stored
-        base = block.stored_base.double()
-        return torch.clamp(stored.double(), base - self.t, base + self.t)
+    def terms(self, block: Block, survey: None) -> Terms:
+        del block, survey
+        return [Thinned(move=self.t)], Mixing(Rule.SUM, (1.0,))
