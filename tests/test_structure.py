@@ -14,6 +14,8 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("merge", "manifolds", "evals")
 SOURCES = sorted(file for room in ROOMS for file in (ROOT / room).rglob("*.py"))
 PACKAGE = "merge_models"
+DATA = ("evals/data", "evals/report/assets", "merge/demo/data")
+"""Folders of data: to setuptools, packages without code."""
 
 
 def name_of(file: Path) -> str:
@@ -43,9 +45,10 @@ def pyproject_list(key: str) -> list[str]:
 
 def test_packages_listed_are_the_folders_on_disk() -> None:
     folders = {file.parent for file in SOURCES if file.name == "__init__.py"}
-    on_disk = {".".join((PACKAGE, *folder.relative_to(ROOT).parts)) for folder in folders}
     with_code = {file.parent for file in SOURCES}
     assert with_code == folders, "a folder with code has no __init__.py"
+    with_data = {file.parent for name in DATA for file in (ROOT / name).rglob("*") if file.is_file()}
+    on_disk = {".".join((PACKAGE, *folder.relative_to(ROOT).parts)) for folder in folders | with_data}
     assert set(pyproject_list("packages")) == on_disk
 
 
