@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import time
 import warnings
 from collections.abc import Sequence
@@ -15,10 +16,11 @@ import torch
 import yaml
 from torch import Tensor
 
-from merge_models.merge import PlanError, RecipeError, run_recipe
+from merge_models.merge import CheckpointError, PlanError, RecipeError, run_recipe
 from merge_models.merge.checkpoint.lora import open_model
 from merge_models.merge.recipe import parse_recipe
 from merge_models.merge.tokenizer.alignment import align
+from merge_models.merge.tokenizer.build import save_tokenizer
 from merge_models.merge.tokenizer.chat import BUILT_IN
 from merge_models.merge.tokenizer.settings import TokenizerSettings
 from tests.helpers import assert_same_bits, read_folder, tensors, write_folder
@@ -522,6 +524,18 @@ def test_chat_templates_are_read_back(tmp_path: Path, name: str, rebuilt: bool) 
     settings = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
     assert settings["chat_template"] == (tmp_path / "out/chat_template.jinja").read_text()
     assert str(tmp_path) not in json.dumps(settings)
+
+
+@pytest.mark.parametrize("limit", [100, 2000])
+def test_a_full_disk_is_one_line(limit: int, tmp_path: Path) -> None:
+    """transformers writes the small file and tokenizers the large one, each with errors of its own."""
+    tokenizer, before = _tokenizer(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match="tokenizer cannot be written: File too large.*; make room"):
+            save_tokenizer(tokenizer, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_auto_takes_the_template_that_most_models_have(tmp_path: Path) -> None:

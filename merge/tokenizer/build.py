@@ -115,5 +115,8 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
         tokenizer.init_kwargs.pop(key, None)
     try:
         tokenizer.save_pretrained(folder)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: the tokenizer cannot be written: {error.strerror}") from None
+    except Exception as error:  # tokenizers raises nothing more particular
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(
+            f"{folder}: the tokenizer cannot be written: {reason}; make room, or choose another disk"
+        ) from None
