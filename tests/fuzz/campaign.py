@@ -11,15 +11,16 @@ from typing import Any
 
 from .cases import KINDS
 
-PATIENCE = 30.0
-"""Seconds after which a case counts as one that never ends."""
+PATIENCE = 120.0
+"""Seconds after which a case counts as one that never ends; many, for machines that have other work."""
 
 
 def work(numbers: list[int], pipe: Connection) -> None:
     """Runs cases one after the other and sends how each ended."""
-    from .run import Bench
+    from .run import Bench, limit_memory
 
     with Bench() as bench:
+        limit_memory()
         pipe.send(None)
         for number in numbers:
             pipe.send(bench.run(number))
@@ -40,7 +41,7 @@ class Worker:
         self._process = context.Process(target=work, args=(self.left, theirs), daemon=True)
         self._process.start()
         theirs.close()
-        self._heard = time.monotonic() + 60  # starting takes its time
+        self._heard = time.monotonic() + PATIENCE  # starting takes its time
 
     def step(self) -> bool:
         """Takes what has been sent; returns whether there is more to come."""

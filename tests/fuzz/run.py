@@ -1,13 +1,21 @@
-"""Runs cases in this process and says what was wrong with how they ended."""
+"""Runs cases and says what was wrong with how they ended.
+
+Most run in this process, one after the other, so that libraries are loaded once. So a case finds what earlier
+ones left in caches, and the start and end of a process are not in it. Therefore one in ``WHOLE`` runs as a
+process of its own; of these, time and memory are not measured, since most of it is for loading libraries.
+"""
 
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import stat
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +28,12 @@ from . import cases
 from .mutate import SECRET
 
 MAX_SECONDS, MAX_BYTES = 2.0, 200 << 20
+ROOM = 4 << 30
+"""Address space beyond that of the idle process: a case that wants more has no memory, and the machine stays
+well."""
+
+WHOLE = 401
+"""Prime, so that cases of every kind are among them."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,30 @@ class Outcome:
     wrong: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit code, what it printed, and what it raised instead, in words."""
+
+    code: int
+    output: str
+    error: str
+    raised: str = ""
+
+
+def _here(arguments: list[str]) -> Ended:
+    result = CliRunner().invoke(main, arguments, prog_name="merge-models")
+    failure = result.exception
+    if failure is None or isinstance(failure, SystemExit):
+        return Ended(result.exit_code, result.stdout, result.stderr)
+    return Ended(1, result.stdout, result.stderr, f"{type(failure).__name__}: {failure}"[:500])
+
+
+def _in_a_process(arguments: list[str]) -> Ended:
+    command = [sys.executable, "-m", "merge_models.merge.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
 class Bench:
     """A folder with the templates, a copy of which each case spoils; use as a context manager."""
 
@@ -49,7 +87,7 @@ class Bench:
         self._back = os.getcwd()
         cases.write_templates(self._root / "templates")
         for number in range(2 * len(cases.KINDS)):  # what is loaded once is not a case's cost
-            self._perform(number, self._root / "warm")
+            self._perform(number, self._root / "warm", _here)
         self._idle = _memory("VmRSS")
 
     def __enter__(self) -> Bench:
@@ -62,7 +100,8 @@ class Bench:
     def run(self, number: int, keep: Path | None = None) -> Outcome:
         """Runs a case; its files stay only in ``keep``."""
         _forget_peak()
-        message, seconds, wrong = self._perform(number, keep or self._root / "case")
+        call = _in_a_process if number % WHOLE == WHOLE - 1 else _here
+        message, seconds, wrong = self._perform(number, keep or self._root / "case", call)
         nbytes = _memory("VmHWM") - self._idle
         if seconds > MAX_SECONDS:
             wrong.append(f"took {seconds:.1f} s")
@@ -70,31 +109,33 @@ class Bench:
             wrong.append(f"took {nbytes >> 20} MB")
         return Outcome(number, message, seconds, nbytes, tuple(wrong))
 
-    def _perform(self, number: int, place: Path) -> tuple[str, float, list[str]]:
+    def _perform(
+        self, number: int, place: Path, call: Callable[[list[str]], Ended]
+    ) -> tuple[str, float, list[str]]:
         shutil.copytree(self._root / "templates", place, symlinks=True)
         (place / "outs").mkdir()
         arguments = cases.make(number, place)
         before, around = _listing(place, "outs"), sorted(os.listdir(place.parent))
         os.chdir(place)
         started = time.process_time()
-        result = CliRunner().invoke(main, arguments, prog_name="merge-models")
+        ended = call(arguments)
         seconds = time.process_time() - started
         os.chdir(self._back)
         wrong: list[str] = []
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            wrong.append(f"{type(result.exception).__name__}: {result.exception}"[:500])
-        elif result.exit_code == 0:
+        if ended.raised:
+            wrong.append(ended.raised)
+        elif ended.code == 0:
             wrong += _faults_of_success(place, arguments)
         else:
-            wrong += _faults_of_refusal(result.stderr, result.exit_code, place)
-        if not (result.stdout + result.stderr).replace("\n", "").isprintable():
+            wrong += _faults_of_refusal(ended.error, ended.code, place)
+        if not (ended.output + ended.error).replace("\n", "").isprintable():
             wrong.append("prints control characters")
         if _listing(place, "outs") != before or sorted(os.listdir(place.parent)) != around:
             wrong.append("changed something beside its target")
         if place.parent == self._root:
             shutil.rmtree(place)
-        lines = result.stderr.splitlines()
-        return (lines[-1] if result.exit_code and lines else ""), seconds, wrong
+        lines = ended.error.splitlines()
+        return (lines[-1] if ended.code and lines else ""), seconds, wrong
 
 
 def _faults_of_success(place: Path, arguments: list[str]) -> list[str]:
@@ -122,6 +163,8 @@ def _faults_of_refusal(text: str, code: int, place: Path) -> list[str]:
         wrong.append(f"no single line of error: {text[-300:]!r}")
     elif len(errors[0]) > 2100 or "Traceback" in text:
         wrong.append("an error that is no line")
+    elif "not enough memory" in text:
+        wrong.append("took all memory")
     if any(not name.startswith(".") for name in os.listdir(place / "outs")):
         wrong.append("left a target behind")
     return wrong
@@ -139,6 +182,13 @@ def _listing(folder: Path, without: str) -> dict[str, object]:
             plain = stat.S_ISREG(status.st_mode) and status.st_size < 1 << 24
             found[str(path)] = path.read_bytes() if plain else (status.st_mode, status.st_size)
     return found
+
+
+def limit_memory() -> None:
+    """Lets this process have ``ROOM`` more address space, where the system tells what it has."""
+    now = _memory("VmSize")
+    if now:
+        resource.setrlimit(resource.RLIMIT_AS, (now + ROOM, resource.RLIM_INFINITY))
 
 
 def _memory(key: str) -> int:
