@@ -7,14 +7,21 @@ digests, no fsync); with the journal and fast digests of output and inputs; with
 the output, fast of the inputs); with strong ones of both; and bare and default again with the fsync before
 publishing. CPU time is user + system. Figures are medians. Ratios are medians of those within a round: to the
 bare merge, with fsync where the way has it.
+
+    python -m benchmarks.journal --shares
+
+On a machine that others use, whole runs tell little. This clocks the CPU time within a run instead: that of
+journal and digests (each thread's own clock), against all the rest of the process.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -58,11 +65,64 @@ main(["run", recipe, "-o", out, *options])
 """
 
 
+_CLOCKED = """
+import functools, json, sys, threading, time
+recipe, out, *kinds = sys.argv[1:]
+from merge_models.merge.checkpoint import digest
+from merge_models.merge.output import StagedOutput
+spent, inside = {}, threading.local()
+
+def clock(owner, name):
+    function = getattr(owner, name)
+    @functools.wraps(function)
+    def clocked(*given):
+        if getattr(inside, "one", False):
+            return function(*given)
+        inside.one, began = True, time.thread_time()
+        try:
+            return function(*given)
+        finally:
+            inside.one = False
+            key = threading.get_ident()
+            spent[key] = spent.get(key, 0.0) + time.thread_time() - began
+    setattr(owner, name, clocked)
+
+for name in ("watch", "finish", "complete"):
+    clock(StagedOutput, name)
+clock(digest.TensorDigest, "add")
+from merge_models.merge.api import run_recipe
+run_recipe(recipe, out, threads=2, output_digests=kinds[0], input_digests=kinds[1])
+mine = sum(spent.values())
+print(json.dumps([mine, time.process_time() - mine]))
+"""
+
+
+def shares(recipe: Path, out: Path, runs: int) -> None:
+    """Prints what journal and digests take of the CPU time of runs, by kind of digest."""
+    kinds = [("fast", "fast"), ("strong", "fast"), ("strong", "strong")]
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {pair: [] for pair in kinds}
+    for _ in range(runs):
+        for pair in kinds:
+            command = [sys.executable, "-c", _CLOCKED, str(recipe), str(out), *pair]
+            told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            mine, rest = json.loads(told)
+            found[pair].append((mine, rest))
+            shutil.rmtree(out)
+    for (output, inputs), pairs in found.items():
+        ratios = [mine / rest for mine, rest in pairs]
+        mine, rest = (statistics.median(times) for times in zip(*pairs, strict=True))
+        print(
+            f"output {output:6} inputs {inputs:6} {mine:.3f} s of CPU beside {rest:.2f} s:"
+            f" {statistics.median(ratios):+.1%} ({min(ratios):+.1%} to {max(ratios):+.1%})"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.journal", description=__doc__)
     parser.add_argument("--size", choices=models.SIZES, default="1b")
     parser.add_argument("--dir", type=Path, default=models.default_dir())
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--shares", action="store_true", help="clock CPU time within runs")
     options = parser.parse_args()
     if not models.complete(options.dir, options.size):
         raise SystemExit(f"no models: python -m benchmarks.models --size {options.size} --dir {options.dir}")
@@ -74,6 +134,9 @@ def main() -> None:
         for parent in parents:
             for file in models.weight_files(parent):
                 _read(file)
+        if options.shares:
+            shares(recipe, folder / "out", options.runs)
+            return
         for number in range(options.runs + 1):
             for way in WAYS:
                 command = [sys.executable, "-c", _CHILD, way, str(recipe), str(folder / "out")]
