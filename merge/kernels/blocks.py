@@ -57,7 +57,7 @@ class Span:
         return torch.from_numpy(self.data).view(dtype) if self.count else torch.empty(0, dtype=dtype)
 
 
-_INTERFACE = 5
+_INTERFACE = 6
 """As in native.c. Both grow when the arguments or the arithmetic of a kernel change."""
 
 

@@ -697,6 +697,79 @@ static void NAME(give_ranks)(const uint64_t *pair, size_t at, size_t count, doub
     }
 }
 
+/* Copies the keys that are not 0, and their places; there is room for count + 16 of each. Returns how many they are. */
+static uint32_t NAME(changed)(const uint32_t *key, size_t count, uint32_t *kept, uint32_t *place) {
+    uint32_t found = 0;
+    size_t j = 0;
+#ifdef COMPRESS
+    __m512i at = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (; j + 16 <= count; j += 16, at = _mm512_add_epi32(at, _mm512_set1_epi32(16))) {
+        __m512i own = _mm512_loadu_si512(key + j);
+        __mmask16 inside = _mm512_test_epi32_mask(own, own);
+        _mm512_storeu_si512(kept + found, _mm512_maskz_compress_epi32(inside, own));
+        _mm512_storeu_si512(place + found, _mm512_maskz_compress_epi32(inside, at));
+        found += (uint32_t)__builtin_popcount(inside);
+    }
+#endif
+    for (; j < count; j++) {
+        kept[found] = key[j], place[found] = (uint32_t)j;
+        found += key[j] != 0;
+    }
+    return found;
+}
+
+#define BINS 4096
+#define MIXED 256
+/* Ranks differences of 16-bit numbers, of which many are 0 and most are few different ones, by counting them in bins up
+ * to the largest. Elements of bins with different keys are few, and compared with each other. Returns 0 where they are
+ * many. There is room for 2 * columns words in each of the scratch arrays. */
+static int NAME(rank_by_bins)(const uint32_t *key, size_t columns, double half, uint32_t *kept, uint32_t *place,
+                              float *restrict out) {
+    uint32_t bin[BINS] = {0}, before[BINS], holds[BINS], largest = 0, mixed = 0;
+    uint32_t *step = kept + columns, *crowd = place + columns;
+    uint32_t bins = columns < BINS ? (uint32_t)columns : BINS;
+    float rank[BINS];
+    size_t j, k;
+    for (j = 0; j < columns; j++) largest = key[j] > largest ? key[j] : largest;
+    if ((largest && largest < 0x10000000u) || largest >= 0x7f800000u) return 0;
+    uint32_t number = NAME(changed)(key, columns, kept, place), sum = (uint32_t)columns - number;
+    float zero = NAME(fraction)(0, sum, half), scale = (float)(bins - 1) / as_float(largest);
+    for (j = 0; j < columns; j++) out[j] = zero;
+    for (j = 0; j < number; j++) {
+        int32_t own = (int32_t)(as_float(kept[j]) * scale);
+        step[j] = (uint32_t)own < bins ? (uint32_t)own : bins - 1;
+    }
+    for (j = 0; j < number; j++) bin[step[j]]++, holds[step[j]] = kept[j];
+    for (j = 0; j < bins; j++) {
+        uint32_t here = bin[j];
+        before[j] = sum, bin[j] = 2 * sum + here - 1, sum += here;
+    }
+    for (j = 0; j < bins; j++) rank[j] = (float)((double)bin[j] * half);
+    for (j = 0; j < number; j++) {
+        out[place[j]] = rank[step[j]];
+        crowd[mixed] = step[j];
+        mixed += holds[step[j]] != kept[j];
+    }
+    if (!mixed) return 1;
+    for (j = 0; j < mixed; j++) holds[crowd[j]] = 0;
+    for (j = 0, mixed = 0; j < number; j++) {
+        crowd[mixed] = (uint32_t)j;
+        mixed += holds[step[j]] == 0;
+    }
+    if (mixed > MIXED) return 0;
+    for (j = 0; j < mixed; j++) {
+        uint32_t own = kept[crowd[j]], first = before[step[crowd[j]]], same = 0;
+        for (k = 0; k < mixed; k++) {
+            uint32_t other = kept[crowd[k]];
+            first += other < own && step[crowd[k]] == step[crowd[j]], same += other == own;
+        }
+        out[place[crowd[j]]] = NAME(fraction)(first, first + same, half);
+    }
+    return 1;
+}
+#undef BINS
+#undef MIXED
+
 #define CROWD 64
 /* Sorts magnitudes by 65536 steps up to the row's largest, byte by byte; different ones that share a step are few,
  * and sorted by insertion. Returns 0 where they are many. */
@@ -766,6 +839,7 @@ static int NAME(ranked_draw)(const char *source, int type, const char *base, int
     uint64_t *pairs = malloc(columns * (2 * sizeof(uint64_t) + sizeof(uint32_t))), *others = pairs + columns;
     uint32_t *key = (uint32_t *)(others + columns);
     double half = columns > 1 ? 0.5 / (double)(columns - 1) : 0;
+    int narrow = type != T_F32 && base_type != T_F32;
     float b[TILE];
     if (!pairs) return 1;
     for (size_t row = 0; row < rows; row++, out += columns) {
@@ -776,7 +850,8 @@ static int NAME(ranked_draw)(const char *source, int type, const char *base, int
         }
         if (columns == 1) *out = 0.5f;
         else if (columns <= 64) NAME(rank_by_counting)(key, columns, half, out);
-        else if (!NAME(rank_by_steps)(key, columns, (uint32_t *)pairs, (uint32_t *)others, half, out))
+        else if (!(narrow && NAME(rank_by_bins)(key, columns, half, (uint32_t *)pairs, (uint32_t *)others, out)) &&
+                 !NAME(rank_by_steps)(key, columns, (uint32_t *)pairs, (uint32_t *)others, half, out))
             NAME(give_ranks)(NAME(sorted)(key, columns, pairs, others), 0, columns, half, out);
         for (size_t j = 0; j < columns; j++) {
             uint32_t index = (uint32_t)(row * columns + j);
