@@ -1,0 +1,99 @@
+"""How it was measured: models, text, seeds, versions, definitions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from merge_models.evals.report.definitions import DEFINITIONS
+from merge_models.evals.report.facts import (
+    missing,
+    model_counts,
+    not_finite,
+    refusals,
+)
+from merge_models.evals.report.html import Html, name, prose, table, tag
+from merge_models.evals.report.numbers import number
+from merge_models.evals.report.sections.figures import Section
+from merge_models.evals.schema import (
+    ActivationDiagnosis,
+    Evaluation,
+)
+
+
+def method(evaluation: Evaluation) -> Section:
+    """Models, calibration, seeds, versions, definitions, and what is missing."""
+    lacking = [*missing(evaluation), *refusals(evaluation), *evaluation.notes]
+    broken = not_finite(evaluation)
+    if broken:
+        lacking.append(f"NaN or Inf in the merge: {', '.join(broken[:8])}{' …' if len(broken) > 8 else ''}.")
+    body = [
+        tag("h3", "What is missing") if lacking else None,
+        tag("ul", [tag("li", prose(sentence)) for sentence in lacking]) if lacking else None,
+        tag("h3", "Models"),
+        table(
+            None,
+            ["Model", "Role", "Weight", "Parameters"],
+            [[name(m.name), m.role, number(m.weight), number(m.parameters)] for m in evaluation.models],
+            words=(1,),
+            label="Models",
+        ),
+        _calibration(evaluation),
+        tag("h3", "Definitions"),
+        tag(
+            "dl",
+            [[tag("dt", DEFINITIONS[k].label), tag("dd", DEFINITIONS[k].text)] for k in _used(evaluation)],
+            class_="definitions",
+        ),
+        tag(
+            "p",
+            f"Made {evaluation.created} with ",
+            ", ".join(f"{package} {number_}" for package, number_ in evaluation.versions.items())
+            or "merge-models",
+            f"; report schema {evaluation.schema_version}. {model_counts(evaluation).capitalize()}. ",
+            "Every number of this page is in report.json.",
+            class_="quiet",
+        ),
+    ]
+    return Section("method", "How it was measured", body)
+
+
+def _calibration(evaluation: Evaluation) -> list[Html]:
+    found = evaluation.activations
+    if found is None:
+        return []
+    c = found.calibration
+    facts_ = [
+        ("Source", name(c.source)),
+        ("SHA-256 of the text", tag("code", c.digest)),
+        ("Tokens", f"{c.tokens:,} in {c.sequences:,} sequences, the first of each left out"),
+        ("Domains", ", ".join(f"{domain} {n:,}" for domain, n in c.domains.items()) or "one"),
+        ("Seed", str(c.seed)),
+        ("Sample", f"{found.sample:,} tokens for CKA, drift and O-information{_spectrum(found)}"),
+        ("Time", f"{number(found.seconds)} s for activations" + _weight_time(evaluation)),
+    ]
+    listed = [[tag("dt", label), tag("dd", value)] for label, value in facts_]
+    return [tag("h3", "Calibration text"), tag("dl", listed, class_="definitions")]
+
+
+def _spectrum(found: ActivationDiagnosis) -> str:
+    return f"; spectra of {found.spectrum_tokens:,} tokens" if found.spectrum_tokens else ""
+
+
+def _weight_time(evaluation: Evaluation) -> str:
+    return f", {number(evaluation.weights.seconds)} s for weights" if evaluation.weights else ""
+
+
+def _used(evaluation: Evaluation) -> Iterable[str]:
+    """Definitions of what tables and verdict use; a chart brings its own."""
+    if evaluation.verdict and evaluation.verdict.score is not None:
+        yield "score"
+    if evaluation.activations is not None:
+        yield from ("variance_ratio", "effective_rank_ratio")
+        if evaluation.activations.head is not None:
+            yield from ("loss", "kl", "js", "fisher_rao", "top1_agreement")
+    if evaluation.tasks is not None:
+        yield from ("recovery", "generation")
+    if evaluation.weights is not None:
+        yield from ("sign_conflict", "effective_parents", "unexplained")
+    if evaluation.information is not None:
+        yield "o_information"

@@ -1,0 +1,104 @@
+"""Weights."""
+
+from __future__ import annotations
+
+from merge_models.evals.report import charts
+from merge_models.evals.report.charts import Heat
+from merge_models.evals.report.definitions import DEFINITIONS
+from merge_models.evals.report.html import Html, name, table, tag
+from merge_models.evals.report.numbers import UNDEFINED, number, percent
+from merge_models.evals.report.sections.figures import Section, figure
+from merge_models.evals.schema import (
+    Evaluation,
+)
+
+
+def weights(evaluation: Evaluation) -> Section | None:
+    """Heat maps of tensor kind by depth, the whole model's figures, tensors outside the stack."""
+    found = evaluation.weights
+    if found is None:
+        return None
+    drawn = charts.weight_heats(evaluation)
+    shares = [
+        [
+            name(parent.name),
+            number(parent.weight),
+            number(found.parent_share[n])
+            if found.parent_share and n < len(found.parent_share)
+            else UNDEFINED,
+            number(found.delta_norms[n]) if found.delta_norms and n < len(found.delta_norms) else UNDEFINED,
+            *(number(v) for v in (found.cosine[n] if found.cosine and n < len(found.cosine) else ())),
+        ]
+        for n, parent in enumerate(evaluation.parents)
+    ]
+    cosines = [["Cosine to ", name(p.name)] for p in evaluation.parents] if found.cosine else []
+    body = [
+        tag("p", "Weights are a screening: they need no forward pass, and activations decide."),
+        _whole(evaluation),
+        table(
+            "Parents in the merge" + (" (cosines between deltas)" if evaluation.base else ""),
+            ["Parent", "Weight", "Share in the merge", "Delta norm over base", *cosines],
+            shares,
+            label="Parents in the merge",
+        ),
+        tag("div", [figure(chart, _heat_caption(chart)) for chart in drawn], class_="grid"),
+        _outside(evaluation),
+    ]
+    return Section("weights", "Weights", body, drawn)
+
+
+def _heat_caption(chart: Heat) -> str:
+    field = chart.key.removeprefix("weight_")
+    key = "weight_effective_rank_ratio" if field == "effective_rank_ratio" else field
+    return DEFINITIONS[key].text
+
+
+def _whole(evaluation: Evaluation) -> Html | None:
+    found = evaluation.weights
+    if found is None:
+        return None
+    told = [
+        ("Norm ratio", number(found.norm_ratio)),
+        ("Delta norm ratio", number(found.delta_norm_ratio)),
+        ("Sign conflict", percent(found.sign_conflict)),
+        ("Effective parents", number(found.effective_parents)),
+        ("Outside the parents' span", percent(found.unexplained)),
+    ]
+    known = [(label, value) for label, value in told if value != UNDEFINED]
+    return (
+        tag("dl", [tag("div", tag("dt", a), tag("dd", tag("b", b))) for a, b in known], class_="facts small")
+        if known
+        else None
+    )
+
+
+def _outside(evaluation: Evaluation) -> Html | None:
+    """Tensors that no heat map shows: embedding, final norm, head."""
+    found = [t for t in evaluation.weights.tensors if t.layer is None] if evaluation.weights else []
+    if not found:
+        return None
+    rows = [
+        [
+            name(t.name),
+            " × ".join(map(str, t.shape)) or "scalar",
+            number(t.norm_ratio),
+            number(t.delta_norm_ratio),
+            number(t.effective_rank_ratio),
+            percent(t.sign_conflict),
+            number(t.effective_parents),
+            "yes" if t.finite else "no",
+        ]
+        for t in found[:200]
+    ]
+    head = [
+        "Tensor",
+        "Shape",
+        "Norm",
+        "Delta norm",
+        "Effective rank",
+        "Sign conflict",
+        "Effective parents",
+        "Finite",
+    ]
+    caption = "Tensors outside the layers" + (f", the first 200 of {len(found)}" if len(found) > 200 else "")
+    return table(caption, head, rows, label="Tensors outside the layers")
