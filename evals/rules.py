@@ -75,10 +75,18 @@ def _divergence_remedy(evaluation: Evaluation) -> str:
             "the parents share no base (their weights are nearly orthogonal): no average of them works; merge"
             " models of one pre-training run, or align units first"
         )
-    if weights and weights.delta_norm_ratio and weights.delta_norm_ratio > 1.0:
-        factor = 1 / weights.delta_norm_ratio
-        return f"deltas are added up too strongly: multiply lambda (or the weights) by about {factor:.2g}"
-    return "merge fewer or nearer parents, or smaller deltas: ties or dare_ties with a lower lambda"
+    ratio = weights.delta_norm_ratio if weights else None
+    if ratio is not None and ratio > DEFAULT.delta_norm_high:
+        return f"deltas are added up too strongly: multiply lambda (or the weights) by about {1 / ratio:.2g}"
+    if len(evaluation.parents) == 1:
+        return (
+            "one parent and no norm that explains it: see in the report which layers differ, and whether this"
+            " is the merge's parent"
+        )
+    return (
+        "no norm explains it: merge the parents in pairs to find which of them do not fit, or stay nearer to"
+        " the best one (more weight to it)"
+    )
 
 
 def _off_diagonal(weights: WeightDiagnosis | None) -> list[float]:
@@ -214,11 +222,24 @@ def _norms(evaluation: Evaluation, scores: Sequence[DomainScore]) -> Iterator[Fi
 
 
 def _norm_remedy(shrunk: bool, what: str, ratio: float) -> str:
+    if what == "weights":
+        if shrunk:
+            return "-m norm_mean or karcher: they keep the parents' norm"
+        return "let the weights sum to 1 (normalize: true); for task vectors, lower lambda"
     if not shrunk:
-        return f"lower lambda or the weights by {1 / ratio:.2g}"
-    if what == "deltas":
-        return f"-m norm_mean or karcher with --set origin=base, or lambda {1 / ratio:.2g} times as large"
-    return "-m norm_mean or karcher: they keep the parents' norm"
+        return f"multiply lambda (or the weights) by about {1 / ratio:.2g}"
+    if ratio < DEFAULT.delta_norm_gone:
+        return "the merge is the base, or as good as: see whether weights, lambda and density are as meant"
+    return (
+        f"-m norm_mean or karcher with --set origin=base, or lambda (the weights) {1 / ratio:.2g} times as"
+        " large"
+    )
+
+
+def gone(finding: Finding) -> bool:
+    """Whether it says that nothing is left of the deltas: such a merge is the base, however near that is."""
+    deltas = finding.cause == "norm shrinkage" and finding.where == "the deltas"
+    return deltas and finding.value is not None and finding.value < DEFAULT.delta_norm_gone
 
 
 def _text(evaluation: Evaluation, scores: Sequence[DomainScore]) -> Iterator[Finding]:

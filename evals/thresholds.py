@@ -24,6 +24,7 @@ class Thresholds:
         norm_low, norm_high: of the whole model's norm ratio.
         delta_norm_low: of the deltas' norm ratio under which averaging has faded the deltas (1 / sqrt(N) of
             unrelated ones is expected of a mean).
+        delta_norm_gone: under which the merge is as good as the base, whatever faded the deltas.
         delta_norm_high: above which deltas were added up too strongly.
         looping: rise of the share of degenerate continuations over the worst parent's.
         recovery_degraded, recovery_collapsed: of a task's recovery fraction.
@@ -41,6 +42,7 @@ class Thresholds:
     norm_low: float = 0.9
     norm_high: float = 1.1
     delta_norm_low: float = 0.6
+    delta_norm_gone: float = 0.01
     delta_norm_high: float = 1.8
     looping: float = 0.2
     recovery_degraded: float = 0.8

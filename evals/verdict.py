@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from merge_models.evals.rules import EXPLAINING, RULES, against_base
+from merge_models.evals.rules import EXPLAINING, RULES, against_base, gone
 from merge_models.evals.schema import (
     Basis,
     Evaluation,
@@ -84,8 +84,10 @@ def _decides(finding: Finding, evaluation: Evaluation, *, decided: bool) -> bool
     """Whether a finding counts, or only explains what better evidence has decided."""
     if finding.cause not in EXPLAINING or evaluation.activations is None:
         return True
-    if decided or finding.cause in ("norm shrinkage", "norm blow-up"):
+    if decided:
         return False
+    if finding.cause in ("norm shrinkage", "norm blow-up"):
+        return gone(finding)
     return finding.status == "collapsed"  # near their bands, variance and rank leave them without harm
 
 

@@ -207,6 +207,51 @@ def test_weights_screen_and_never_call_it_collapsed(ratios: dict[str, float], ca
     assert (causes(found), found.verdict.status, found.verdict.basis) == ({cause}, "degraded", "weights")
 
 
+@pytest.mark.parametrize(
+    ("ratio", "says"),
+    [
+        (0.0, "the merge is the base"),
+        (5e-324, "the merge is the base"),
+        (1e-3, "the merge is the base"),
+        (0.25, " 4 times as large"),
+        (4.0, "multiply lambda (or the weights) by about 0.25"),
+    ],
+)
+def test_the_remedy_fits_what_is_left_of_the_deltas(ratio: float, says: str) -> None:
+    found = evaluation(weights=WeightDiagnosis(tensors=(), depth=(), delta_norm_ratio=ratio))
+    assert found.verdict is not None
+    (finding,) = found.verdict.findings
+    assert says in finding.remedy
+
+
+def test_a_merge_that_is_its_base_is_not_healthy_unless_predictions_say_so() -> None:
+    weights = WeightDiagnosis(tensors=(), depth=(), delta_norm_ratio=0.0)
+    near = evaluation(weights=weights, activations=activations())
+    kept = head({"math": (0.0, 9.0), "code": (9.0, 0.0)}, EVEN)
+    same = evaluation(weights=weights, activations=activations((site(0),), kept))
+    assert near.verdict is not None and near.verdict.status == "degraded"
+    assert same.verdict is not None and same.verdict.status == "healthy"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "parents", "says"),
+    [
+        (2.0, 2, "multiply lambda (or the weights) by about 0.5"),
+        (1.02, 2, "no norm explains it: merge the parents in pairs"),
+        (0.0, 2, "no norm explains it"),
+        (1.02, 1, "one parent and no norm"),
+    ],
+)
+def test_lambda_is_blamed_only_where_the_deltas_are_too_long(ratio: float, parents: int, says: str) -> None:
+    found = evaluation(
+        models=models(parents),
+        activations=activations((), head({"math": (2.0, 2.0), "code": (2.0, 2.0)}, EVEN)),
+        weights=WeightDiagnosis(tensors=(), depth=(), delta_norm_ratio=ratio),
+    )
+    assert found.verdict is not None
+    assert says in next(f.remedy for f in found.verdict.findings if f.cause == "divergence from all")
+
+
 def test_healthy_weights_find_nothing() -> None:
     found = evaluation(weights=WeightDiagnosis(tensors=(), depth=(), norm_ratio=1.0, delta_norm_ratio=1.0))
     assert causes(found) == set()
