@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +19,8 @@ from merge_models.merge.kernels.keys import keys_of
 from merge_models.merge.kernels.task_vectors import mix_into, most_varied, norms, ranked_draw, variance
 from merge_models.merge.kernels.terms import ALL_KEYS, Mixing, Rule, Thinned
 from merge_models.merge.kernels.torch_task_vectors import mixed_words
+
+from .helpers import write_models
 
 COUNT = 3000
 WEIGHTS = (0.5, 0.3, -0.2, 0.4, 0.1)
@@ -185,3 +190,36 @@ def test_what_is_not_finite_is_told_apart(native: bool, monkeypatch: pytest.Monk
     assert flags([fine, bad], base, rule) == NOT_FINITE
     assert flags([fine, fine], bad, rule) == NOT_FINITE
     assert flags([fine, fine], base, Mixing(Rule.SUM, (1e5, 1.0))) == OVERFLOW
+
+
+TORCH_FREE = """
+import sys
+from merge_models.merge import merge
+from merge_models.merge.strategies import find_strategy
+base, out, *parents = sys.argv[1:]
+for number, (name, options) in enumerate({methods!r}):
+    strategy = find_strategy(name)(**options)
+    merge(parents[:1] if name == "nearswap" else parents, strategy, base=base, out=f"{{out}}/{{number}}")
+    assert "torch" not in sys.modules, name
+"""
+METHODS = [
+    ("ties", {"density": 0.5, "rescale": "l1"}),
+    ("dare_ties", {"density": 0.5}),
+    ("della", {"density": 0.5}),
+    ("breadcrumbs", {"density": 0.8, "gamma": 0.1}),
+    ("sce", {"select_topk": 0.5}),
+    ("ramplus_tl", {}),
+    ("consensus", {}),
+    ("magmax", {}),
+    ("nearswap", {}),
+]
+
+
+def test_merges_of_task_vectors_do_without_torch(tmp_path: Path) -> None:
+    if compiled.library() is None:
+        pytest.skip("no compiled kernels here")
+    folders = write_models(tmp_path, 4, torch.bfloat16)
+    script = TORCH_FREE.format(methods=METHODS)
+    command = [sys.executable, "-c", script, folders[0], str(tmp_path / "out"), *folders[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
