@@ -130,10 +130,12 @@ def test_another_version_does_not_go_on(
 ) -> None:
     models, out = stopped(tmp_path)
     from merge_models.merge import identity
+    from merge_models.merge.checkpoint import manifest
 
     version = identity.version
     monkeypatch.setattr(identity, "NUMERICS", 99 if changed == "numerics" else identity.NUMERICS)
-    monkeypatch.setattr(identity, "version", lambda p="merge-models": "9" if p == changed else version(p))
+    for module in (identity, manifest):
+        monkeypatch.setattr(module, "version", lambda p="merge-models": "9" if p == changed else version(p))
     if changed == "kernels":
         monkeypatch.setattr(identity, "native_name", lambda: "abacus")
     with pytest.raises(CheckpointError, match=f"software: {changed} was .*, is (9|99|abacus)"):
