@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -229,7 +229,8 @@ def merge(
     Args:
         models: state dicts, ``nn.Module``s, or paths and Hub ids; all of one kind.
         strategy: what to do; uniform ``Linear()`` by default.
-        base: the base model, of the same kind as ``models``.
+        base: the base model, of the same kind as ``models``. Where the strategy measures deltas from it and
+            it is among ``models`` too (the same path, or the same object), it is not merged with itself.
         out: the output folder; needed for paths, refused for models in memory.
         dtype: dtype of the output, such as ``"bfloat16"``; by default that of the models.
         seed: key of all randomness.
@@ -247,6 +248,10 @@ def merge(
     chosen = strategy if strategy is not None else Linear()
     if not isinstance(chosen, AbstractStrategy):
         raise RecipeError(f"strategy is {chosen!r}; give an object, such as Linear()")
+    single = isinstance(models, (str, os.PathLike, Mapping)) or hasattr(models, "state_dict")
+    if single or not isinstance(models, Iterable):
+        raise RecipeError("models is one model; give a list of them")
+    models = cast("Sequence[PathLike] | Sequence[InMemory]", list(models))
     if not models:
         raise PlanError("there are no models to merge")
     given = [*models, *([base] if base is not None else [])]

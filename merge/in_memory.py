@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Union
 
 import numpy as np
 
 from merge_models.merge.assembly import Assembly, assign_whole
 from merge_models.merge.checkpoint.dtypes import DType
+from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.checkpoint.source import StateDict
+from merge_models.merge.errors import PlanError
 from merge_models.merge.lazy import LazyModule
 from merge_models.merge.plan import Plan, make_plan
 from merge_models.merge.run import RunOptions, execute
 from merge_models.merge.strategies.base import AbstractStrategy, BaseModel, Figures
+from merge_models.merge.strategies.parameters import parameters_of
 
 if TYPE_CHECKING:
     import torch
@@ -34,11 +38,17 @@ def merge_in_memory(
 ) -> dict[str, Tensor]:
     if base is not None and strategy.base_is_parent:
         models = [base, *(model for model in models if model is not base)]
-    parents = [StateDict(_state(model), f"model {number}") for number, model in enumerate(models)]
-    base_source = None if base is None else StateDict(_state(base), "base")
-    resolved = strategy.resolved(len(parents))
+    resolved = strategy.resolved(len(models))
     if resolved.base_use is BaseModel.UNUSED:
-        base_source = None
+        base = None
+    places = [place for place, model in enumerate(models) if base is None or model is not base]
+    if not places:
+        raise PlanError("there are no models to merge besides the base")
+    resolved, models = _for_parents(resolved, places), [models[place] for place in places]
+    states = [_state(model) for model in models]
+    ties = _ties([*states, *([] if base is None else [_state(base)])])
+    parents = [_source(state, ties, f"model {number}") for number, state in enumerate(states)]
+    base_source = None if base is None else _source(_state(base), ties, "base")
     sources = [*parents, *([base_source] if base_source is not None else [])]
     base_index = len(parents) if base_source is not None else None
     whole = assign_whole(sources, range(len(parents)), base_index, lambda name, at: resolved)
@@ -46,11 +56,43 @@ def merge_in_memory(
     plan = make_plan(sources, assembly, dtype)
     sink = _MemorySink(plan)
     execute(plan, sink, options)
-    first = _state(models[0])
-    return {
-        name: tensor.to(first[name].device) if name in first else tensor
+    made = {
+        name: tensor.to(states[0][name].device) if name in states[0] else tensor
         for name, tensor in sink.tensors.items()
     }
+    order = dict.fromkeys([*states[0], *made])
+    return {name: made[ties.get(name, name)] for name in order if ties.get(name, name) in made}
+
+
+def _for_parents(strategy: AbstractStrategy, places: Sequence[int]) -> AbstractStrategy:
+    """The strategy with the values of the models at these places alone."""
+    fields = [parameter.field for parameter in parameters_of(type(strategy)).values() if parameter.per_model]
+    kept = {field: tuple(getattr(strategy, field)[place] for place in places) for field in fields}
+    return replace(strategy, **kept).resolved(len(places))
+
+
+def _ties(states: Sequence[Mapping[str, Tensor]]) -> dict[str, str]:
+    """Names that share a tensor with an earlier name in every model, and that name: they are merged once."""
+    shared = [_shared(state) for state in states]
+    return {name: first for name, first in shared[0].items() if all(s.get(name) == first for s in shared)}
+
+
+def _shared(state: Mapping[str, Tensor]) -> dict[str, str]:
+    seen: dict[object, str] = {}
+    found = {}
+    for name, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided or tensor.is_meta:
+            continue
+        if tensor.numel():
+            kind = tensor.dtype, tensor.device, tuple(tensor.shape), tensor.stride(), tensor.is_neg()
+            first = seen.setdefault((tensor.data_ptr(), *kind), name)
+            if first != name:
+                found[name] = first
+    return found
+
+
+def _source(state: Mapping[str, Tensor], ties: Mapping[str, str], label: str) -> StateDict:
+    return StateDict({name: tensor for name, tensor in state.items() if name not in ties}, label)
 
 
 class _MemorySink:
@@ -78,4 +120,8 @@ class _MemorySink:
 
 
 def _state(model: InMemory) -> Mapping[str, Tensor]:
-    return model if isinstance(model, Mapping) else model.state_dict()
+    if isinstance(model, Mapping):
+        return model
+    if isinstance(model, torch.nn.Module):
+        return model.state_dict()
+    raise PlanError(f"a model in memory is a state dict or a module, not {printable(repr(model), 80)}")

@@ -113,7 +113,7 @@ def test_equal_parents_come_back(case: Case, dtype: torch.dtype) -> None:
 @over(case for case in CASES if case.strategy.base_model is not BaseModel.UNUSED)
 def test_parents_equal_to_the_base_give_the_base(case: Case) -> None:
     base = make_state(0, torch.bfloat16)
-    merged = merge([base] * case.count, case.strategy, base=base)
+    merged = merge([dict(base)] * case.count, case.strategy, base=base)
     assert_same({k: v + 0.0 for k, v in merged.items()}, {k: v + 0.0 for k, v in base.items()})
 
 

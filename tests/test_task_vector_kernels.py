@@ -82,6 +82,18 @@ def test_compiled_and_torch_kernels_agree_to_the_bit(rule: Rule, normalize: bool
                     assert torch.equal(fast, plain) and flags == wanted
 
 
+@pytest.mark.parametrize("compiled_too", [True, False])
+def test_the_beginning_of_a_block_mixes_as_the_block_does(compiled_too: bool) -> None:
+    stored, base = parents(2, torch.bfloat16)
+    scale = torch.rand(COUNT, generator=torch.Generator().manual_seed(0)).numpy()
+    thinned = [Thinned(scale=scale, draw=((1, 2, 3), 0.6)), Thinned(marks=(scale < 0.5).astype(np.uint8))]
+    mixing = Mixing(Rule.SUM, (0.5, 0.4))
+    with nullcontext() if compiled_too else without_compiled():
+        whole, _ = mixed(stored, base, thinned, mixing, torch.float32)
+        head, _ = mixed([t[:100] for t in stored], base[:100], thinned, mixing, torch.float32)
+    assert torch.equal(head, whole[:100])
+
+
 @pytest.mark.parametrize("rule", [Rule.SUM, Rule.ELECT])
 def test_equal_parents_come_back_equal_where_the_base_is_far_larger(rule: Rule) -> None:
     parent = torch.cat([torch.logspace(-30, 3, COUNT - 2), torch.tensor([0.0, -0.0])])

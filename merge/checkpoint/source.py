@@ -373,13 +373,15 @@ class StateDict:
         import torch
 
         for name, tensor in tensors.items():
+            if not isinstance(name, str):
+                raise CheckpointError(f"{label}: {name!r} is no name of a tensor; names are texts")
             if not isinstance(tensor, torch.Tensor) or tensor.is_meta:
                 kind = "on the meta device" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
                 raise CheckpointError(
                     f"{label}: '{printable(str(name))}' is no tensor with values but {kind}; leave it out"
                 )
         self.tensors = {name: self._describe(name, tensor) for name, tensor in tensors.items()}
-        self._tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        self._tensors = {name: tensor.detach().resolve_neg().contiguous() for name, tensor in tensors.items()}
 
     def _describe(self, name: str, tensor: Tensor) -> TensorInfo:
         dtype = BY_TORCH_NAME.get(str(tensor.dtype).removeprefix("torch."))

@@ -18,7 +18,7 @@ Key = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Thinned:
-    """What is left of one task vector in a block.
+    """What is left of one task vector in a block; of arrays, the beginning counts where less is mixed.
 
     Attributes:
         low, high: only elements with keys in ``[low, high)`` are left,

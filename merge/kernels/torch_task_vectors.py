@@ -120,9 +120,9 @@ def _left(source: Span, base: Span, part: Thinned) -> Tensor:
         key, probability = part.draw
         kept &= mixed_words(len(keys), key) <= limit_of(probability) - 1
     if part.marks is not None:
-        kept &= torch.from_numpy(part.marks).bool()
+        kept &= torch.from_numpy(part.marks[: len(keys)]).bool()
     left = kept.double()
-    return left if part.scale is None else left.mul_(torch.from_numpy(part.scale))
+    return left if part.scale is None else left.mul_(torch.from_numpy(part.scale[: len(keys)]))
 
 
 def _first(chosen: Tensor, number: int) -> Tensor:

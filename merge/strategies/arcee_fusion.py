@@ -27,6 +27,9 @@ from merge_models.merge.strategies.select import largest
 _FLOOR = 1e-8
 """Added to every probability of a run, as the method has it."""
 
+_LARGEST = 700.0
+"""Changes beyond it are as important as it is: their exponentials are not representable."""
+
 _LONG = 256
 """Divergences of runs as long as this are kept from the first round on; others are not worth their memory."""
 
@@ -112,7 +115,7 @@ def _divergences(block: Block) -> Tensor:
     """
     assert block.stored_base is not None
     base = _runs(block, block.stored_base).double()
-    growth = (_runs(block, block.stored[0]).double() - base).expm1_()
+    growth = (_runs(block, block.stored[0]).double() - base).clamp_(max=_LARGEST).expm1_()
     shares = base.softmax(-1)
     mean = (shares * growth).sum(-1, keepdim=True)
     change = growth.sub_(mean).div_(1 + mean).mul_(shares)

@@ -51,6 +51,8 @@ class Parameter:
         """
         if value is None and self.default is None:
             return None
+        if value is not None and getattr(value, "ndim", None) == 0:  # a number of numpy's or torch's
+            value = value.item()
         if self.kind is bool:
             return self._check_bool(value)
         if self.kind is str:
@@ -165,6 +167,8 @@ def per_model_values(parameter: Parameter, value: Any, count: int) -> tuple[Any,
     Raises:
         RecipeError: a sequence of another length was given.
     """
+    if getattr(value, "ndim", None) == 1:  # an array or a tensor
+        value = value.tolist()
     if not isinstance(value, (list, tuple)):
         return (parameter.check(value),) * count
     if len(value) != count:
