@@ -7,16 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from merge_models.merge.checkpoint.header import printable
-from merge_models.merge.checkpoint.layers import Place, depth, place_of, stacks
+from merge_models.merge.checkpoint.layers import depth, place_of, stacks
 from merge_models.merge.checkpoint.source import Source
 from merge_models.merge.errors import PlanError, RecipeError, did_you_mean
 from merge_models.merge.recipe import Module, OutputSlice, Recipe
-from merge_models.merge.settings import look_up, matches
+from merge_models.merge.settings import is_gradient, look_up, matches
 from merge_models.merge.strategies import AbstractStrategy, find_strategy, parameters_of
 from merge_models.merge.strategies.base import BaseModel
 from merge_models.merge.tied import find_tensor
 
 Levels = Sequence[Mapping[str, Any]]
+Dropped = tuple[str, str, str]
+"""A tensor that has no part in the output, its model's label, and why."""
+
 _MODULE_WORDS = {
     "text_decoder": ("text_decoder", "language_model", "text_model", "model", "lm_head"),
     "vision_tower": ("vision_tower", "vision_model", "visual", "vision_encoder"),
@@ -61,7 +64,7 @@ class Assembly:
 
     assignments: tuple[Assignment, ...]
     donor: int
-    dropped: tuple[tuple[str, str, str], ...] = ()
+    dropped: tuple[Dropped, ...] = ()
     layers: tuple[tuple[int, int], ...] | None = None
     notes: tuple[str, ...] = ()
 
@@ -95,22 +98,27 @@ class StrategyFactory:
                 if len(given) > 1:
                     raise RecipeError(f"parameter '{key}' of {self.method} is one for all models")
 
-    def make(self, name: str, at: float) -> AbstractStrategy:
+    def make(self, name: str, at: float, theirs: Sequence[str] | None = None) -> AbstractStrategy:
         """The strategy of a tensor by its name and depth.
+
+        Args:
+            name: its name in the output; filters of parameters that are one for all models look at it.
+            at: its depth in [0, 1].
+            theirs: its name in each parent, where filters of parameters of single models look.
 
         Raises:
             RecipeError: a parameter has a wrong type or range.
         """
         kind = find_strategy(self.method)
         values: dict[str, Any] = {}
-        for key, parameter in parameters_of(kind).items():
-            default = parameter.default
+        for parameter in parameters_of(kind).values():
             if parameter.per_model:
-                given = tuple(look_up(levels, key, name, at, default) for levels in self.entries)
+                places = zip(self.entries, theirs or [name] * len(self.entries), strict=True)
+                given = tuple(look_up(levels, parameter, own, at) for levels, own in places)
                 values[parameter.field] = given
             else:
                 levels = [*(self.entries[0][:1] if self.entries else ()), *self.shared]
-                values[parameter.field] = look_up(levels, key, name, at, default)
+                values[parameter.field] = look_up(levels, parameter, name, at)
         made = (*((k, repr(v)) for k, v in values.items()),)
         if made not in self._made:
             self._made[made] = kind(**values).resolved(len(self.entries))
@@ -123,7 +131,7 @@ def assign_whole(
     base: int | None,
     strategy_for: Callable[[str, float], AbstractStrategy],
     wanted: Callable[[str], bool] = lambda name: True,
-) -> tuple[list[Assignment], list[tuple[str, str, str]]]:
+) -> tuple[list[Assignment], list[Dropped]]:
     """Assigns whole models tensor by tensor, by name, in the donor's order.
 
     Args:
@@ -136,33 +144,51 @@ def assign_whole(
     Returns:
         The assignments, and what is dropped.
     """
-    donor = base if base is not None else parents[0]
-    names = dict.fromkeys(models[donor].tensors)
-    for parent in parents:
-        names.update(dict.fromkeys(models[parent].tensors))
+    names = _names_of(models, [*([] if base is None else [base]), *parents])
     counts = stacks(names)
-    assignments, dropped = [], []
-    for name in names:
-        if not wanted(name):
-            continue
-        if not any(find_tensor(models[parent], name) for parent in parents):
-            dropped.append((name, models[donor].label, "only the base has it"))
-            continue
-        lacking = [models[parent].label for parent in parents if find_tensor(models[parent], name) is None]
-        if lacking and name.endswith(_DERIVED):
-            dropped.append((name, lacking[0], "a buffer that not all models keep; computed when loaded"))
-            continue
-        strategy = strategy_for(name, depth(place_of(name), counts))
-        uses_base = base is not None and strategy.base_use is not BaseModel.UNUSED
-        assignments.append(
-            Assignment(
-                name,
-                tuple((parent, name) for parent in parents),
-                (base, name) if uses_base and base is not None else None,
-                strategy,
-            )
-        )
-    return assignments, dropped
+    made = _Made()
+    for name in filter(wanted, names):
+        origin = [(parent, name) for parent in parents]
+        at = None if base is None else (base, name)
+        made.add(models, name, origin, at, strategy_for(name, depth(place_of(name), counts)))
+    return made.assignments, made.dropped
+
+
+def _names_of(models: Sequence[Source], numbers: Iterable[int]) -> dict[str, None]:
+    """The tensors of some models, each once, in their order."""
+    return dict.fromkeys(name for number in numbers for name in models[number].tensors)
+
+
+@dataclass
+class _Made:
+    """Output tensors so far, and what is left out of them."""
+
+    assignments: list[Assignment] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+
+    def add(
+        self,
+        models: Sequence[Source],
+        name: str,
+        parents: Sequence[tuple[int, str]],
+        base: tuple[int, str] | None,
+        strategy: AbstractStrategy,
+    ) -> None:
+        """Takes an output tensor, unless none of its parents has it, or any may lack it."""
+        lacking = [
+            models[model].label for model, theirs in parents if find_tensor(models[model], theirs) is None
+        ]
+        if len(lacking) == len(parents):
+            only_base = base is not None and find_tensor(models[base[0]], base[1]) is not None
+            owner = models[base[0]] if base and only_base else next(m for m in models if name in m.tensors)
+            reason = "only the base has it" if only_base else f"{lacking[0]}, which decides here, has none"
+            self.dropped.append((name, owner.label, reason))
+        elif lacking and name.endswith(_DERIVED):
+            reason = "a buffer that not all models keep; computed when loaded"
+            self.dropped.append((name, lacking[0], reason))
+        else:
+            used = None if strategy.base_use is BaseModel.UNUSED else base
+            self.assignments.append(Assignment(name, tuple(parents), used, strategy))
 
 
 def assemble(recipe: Recipe, models: Sequence[Source]) -> Assembly:
@@ -231,23 +257,26 @@ def _assemble_slices(
     models: Sequence[Source],
     index: Mapping[str, int],
 ) -> Assembly:
-    """Concatenates runs of layers; what stands outside the layers comes from the first and last slice."""
-    first_model = models[index[slices[0].sources[0].model]]
-    prefix = _stack_of(first_model, belongs)
-    total = sum(piece.sources[0].layer_range[1] - piece.sources[0].layer_range[0] for piece in slices)
-    assignments: list[Assignment] = []
+    """Concatenates runs of layers. What stands before them comes from the first slice, what comes after from
+    the last: whatever any model of the slices has there."""
+    pieces = [_Piece(recipe, piece, levels, models, index) for piece in slices]
+    donor = pieces[0].numbers[0]
+    prefix = _stack_of(models[index[slices[0].sources[0].model]], belongs)
+    names = _names_of(models, [number for piece in pieces for number in piece.everyone()])
+    outside = [name for name in names if belongs(name) and place_of(name).prefix != prefix]
+    made = _Made()
+    for name in outside:
+        if place_of(name).is_first:
+            pieces[0].outside(made, name, 0.0)
     origins: list[tuple[int, int]] = []
-    made = [_Piece(recipe, piece, levels, models, index) for piece in slices]
-    outside = [n for n in first_model.tensors if belongs(n) and place_of(n).prefix != prefix]
-    assignments += [made[0].outside(name, 0.0) for name in outside if place_of(name).is_first]
-    for piece in made:
+    for piece in pieces:
         for offset in range(piece.length):
+            piece.layer(made, prefix, offset, len(origins))
             origins.append((piece.numbers[0], piece.starts[0] + offset))
-            assignments += piece.layer(prefix, offset, len(origins) - 1, total)
-    last = models[made[-1].numbers[0]]
-    ending = [n for n in last.tensors if belongs(n) and place_of(n).prefix != prefix]
-    assignments += [made[-1].outside(name, 1.0) for name in ending if not place_of(name).is_first]
-    return Assembly(tuple(assignments), index[slices[0].sources[0].model], layers=tuple(origins))
+    for name in outside:
+        if not place_of(name).is_first:
+            pieces[-1].outside(made, name, 1.0)
+    return Assembly(tuple(made.assignments), donor, tuple(made.dropped), layers=tuple(origins))
 
 
 class _Piece:
@@ -292,39 +321,43 @@ class _Piece:
             self.base = (index[base], ranges[0][0] if ranges else self.starts[0])
         self.factory = StrategyFactory(recipe.merge_method, [[s.parameters, *outer] for s in kept], outer)
 
-    def layer(self, prefix: str, offset: int, number: int, total: int) -> list[Assignment]:
-        """The assignments of one output layer."""
+    def everyone(self) -> list[int]:
+        """Its models, the base last."""
+        return [*self.numbers, *([] if self.base is None else [self.base[0]])]
+
+    def layer(self, made: _Made, prefix: str, offset: int, number: int) -> None:
+        """Makes output layer ``number`` of its own layer ``offset``; gradients run through this slice."""
         rests: dict[str, None] = {}
-        for model, start in zip(self.numbers, self.starts, strict=True):
-            rests.update(self._rests(model, prefix, start + offset))
-        at = depth(Place(prefix, number, ""), {prefix: total})
-        result = []
+        starts = [f"{prefix}{start + offset}." for start in self.starts]
+        base = None if self.base is None else (self.base[0], f"{prefix}{self.base[1] + offset}.")
+        for model, start in zip(self.numbers, starts, strict=True):
+            rests.update(self._rests(model, prefix, start))
+        if base is not None:
+            rests.update(self._rests(base[0], prefix, base[1]))
+        at = offset / (self.length - 1) if self.length > 1 else 1.0
         for rest in rests:
             name = f"{prefix}{number}.{rest}"
-            parents = tuple(
-                (model, f"{prefix}{start + offset}.{rest}")
-                for model, start in zip(self.numbers, self.starts, strict=True)
-            )
-            base = (self.base[0], f"{prefix}{self.base[1] + offset}.{rest}") if self.base else None
-            result.append(Assignment(name, parents, base, self.factory.make(name, at)))
-        return result
+            parents = [(model, start + rest) for model, start in zip(self.numbers, starts, strict=True)]
+            theirs = None if base is None else (base[0], base[1] + rest)
+            strategy = self.factory.make(name, at, [own for _, own in parents])
+            made.add(self.models, name, parents, theirs, strategy)
 
-    def _rests(self, model: int, prefix: str, layer: int) -> dict[str, None]:
-        start = f"{prefix}{layer}."
+    def _rests(self, model: int, prefix: str, start: str) -> dict[str, None]:
         found = {n[len(start) :]: None for n in self.models[model].tensors if n.startswith(start)}
         if not found:
             count = stacks(self.models[model].tensors).get(prefix, 0)
+            layer = start.removeprefix(prefix).rstrip(".")
             raise PlanError(
                 f"{self.models[model].label}: has no layer {layer} in '{prefix}' (it has {count});"
                 " mend layer_range"
             )
         return found
 
-    def outside(self, name: str, at: float) -> Assignment:
-        """The assignment of a tensor that is in no layer."""
+    def outside(self, made: _Made, name: str, at: float) -> None:
+        """Makes a tensor that is in no layer."""
         base = (self.base[0], name) if self.base else None
-        parents = tuple((model, name) for model in self.numbers)
-        return Assignment(name, parents, base, self.factory.make(name, at))
+        parents = [(model, name) for model in self.numbers]
+        made.add(self.models, name, parents, base, self.factory.make(name, at))
 
 
 def _stack_of(model: Source, belongs: Callable[[str], bool]) -> str:
@@ -389,8 +422,7 @@ def _differences(recipe: Recipe) -> list[str]:
     unused = use is BaseModel.UNUSED and not strategy.base_is_parent
     if recipe.base_model and recipe.models and unused and recipe.base_model not in listed:
         notes.append(f"base_model only donates config and tokenizer; {strategy.name} there averages it in")
-    values = [recipe.parameters, *(entry.parameters for entry in recipe.models or ())]
-    if any(isinstance(value, list) for level in values for value in level.values()):
+    if any(is_gradient(value) for level in recipe.levels() for value in level.values()):
         notes.append("gradients end at the final norm and lm_head; there those take the first value")
     if recipe.dtype and not recipe.out_dtype:
         notes.append("dtype is the output's; arithmetic is float32 or wider, there it is in dtype")

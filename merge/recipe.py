@@ -135,6 +135,15 @@ class Recipe(_Strict):
             return list(self.modules.items())
         return [(None, Module(models=self.models, slices=self.slices))]
 
+    def levels(self) -> list[dict[str, Any]]:
+        """The parameters of every level: the recipe's, and its modules', slices' and models'."""
+        levels = [self.parameters]
+        for _, part in self.parts():
+            levels += [part.parameters, *(entry.parameters for entry in part.models or ())]
+            for piece in part.slices or ():
+                levels += [piece.parameters, *(source.parameters for source in piece.sources)]
+        return levels
+
     def model_names(self) -> list[str]:
         """Every model named, the base first, each once."""
         names = [self.base_model] if self.base_model else []

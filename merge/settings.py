@@ -3,6 +3,8 @@
 A value is a scalar, a gradient (a list of numbers from the first layer to the last, interpolated), a filter
 ``{filter: PATTERN, value: VALUE}``, or a list of filters of which the first that matches wins. A pattern is a
 substring of the tensor's name, a glob (``*.mlp.*``), a range of layers (``layers:8-15``), or ``*`` for all.
+In a recipe of slices a gradient runs through each slice, wherever it stands, and parameters that each model
+has of its own are filtered by the tensor's name in that model; both as in mergekit.
 """
 
 from __future__ import annotations
@@ -15,51 +17,62 @@ from typing import Any
 from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.checkpoint.layers import place_of
 from merge_models.merge.errors import RecipeError
+from merge_models.merge.strategies.parameters import Parameter
 
 _RANGE = re.compile(r"layers:([0-9]{1,6})-([0-9]{1,6})")
 _MISSING = object()
 
 
-def look_up(levels: Sequence[Mapping[str, Any]], key: str, name: str, depth: float, default: Any) -> Any:
+def look_up(levels: Sequence[Mapping[str, Any]], parameter: Parameter, name: str, depth: float) -> Any:
     """A parameter's value for one tensor, from the innermost level that has one that applies.
 
     Args:
         levels: parameters by level, innermost first (source, slice, module, recipe).
-        key: the parameter.
+        parameter: the parameter; its default is the value where no level applies.
         name: the tensor's name.
         depth: its depth in [0, 1].
-        default: the value where no level applies.
 
     Raises:
         RecipeError: a filter or gradient is malformed.
     """
     for level in levels:
-        if level.get(key) is not None:
-            value = _evaluate(level[key], key, name, depth)
+        setting = level.get(parameter.name)
+        if setting is not None:
+            value = _evaluate(setting, parameter, name, depth)
             if value is not _MISSING:
                 return value
-    return default
+    return parameter.default
 
 
-def _evaluate(setting: Any, key: str, name: str, depth: float) -> Any:
+def _evaluate(setting: Any, parameter: Parameter, name: str, depth: float) -> Any:
     if isinstance(setting, Mapping):
-        return _filtered([setting], key, name, depth)
+        return _filtered([setting], parameter, name, depth)
     if not isinstance(setting, (list, tuple)):
         return setting
     if not setting:
-        raise RecipeError(f"parameter '{key}' is an empty list")
+        raise RecipeError(f"parameter '{parameter.name}' is an empty list")
     if any(isinstance(item, Mapping) for item in setting):
-        return _filtered(setting, key, name, depth)
-    return gradient(setting, key, depth)
+        return _filtered(setting, parameter, name, depth)
+    return gradient(setting, parameter, depth)
 
 
-def _filtered(filters: Sequence[Any], key: str, name: str, depth: float) -> Any:
+def is_gradient(setting: Any) -> bool:
+    """Whether a setting changes with depth, in a filter of it perhaps."""
+    if isinstance(setting, Mapping):
+        return is_gradient(setting.get("value"))
+    if not isinstance(setting, (list, tuple)):
+        return False
+    nested = [item for item in setting if isinstance(item, Mapping)]
+    return any(map(is_gradient, nested)) if nested else len(setting) > 1
+
+
+def _filtered(filters: Sequence[Any], parameter: Parameter, name: str, depth: float) -> Any:
     for entry in filters:
         extra = set(entry) - {"filter", "value"} if isinstance(entry, Mapping) else {"?"}
         if extra or "value" not in entry:
-            raise RecipeError(f"parameter '{key}': a filter is {{filter: PATTERN, value: VALUE}}")
+            raise RecipeError(f"parameter '{parameter.name}': a filter is {{filter: PATTERN, value: VALUE}}")
         if matches(entry.get("filter"), name):
-            return _evaluate(entry["value"], key, name, depth)
+            return _evaluate(entry["value"], parameter, name, depth)
     return _MISSING
 
 
@@ -75,16 +88,18 @@ def matches(pattern: Any, name: str) -> bool:
     return fnmatchcase(name, text) if re.search(r"[*?\[]", text) else text in name
 
 
-def gradient(values: Sequence[Any], key: str, depth: float) -> Any:
-    """Piecewise linear interpolation over depth; words and booleans are picked, not mixed."""
-    if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
-        position = depth * (len(values) - 1)
-        lower = min(int(position), len(values) - 1)
-        upper = min(lower + 1, len(values) - 1)
+def gradient(values: Sequence[Any], parameter: Parameter, depth: float) -> Any:
+    """Piecewise linear interpolation over depth; words and booleans are picked, each up to where the next
+    one stands, not mixed."""
+    if parameter.is_number:
+        numbers = [parameter.number(value) for value in values]
+        position = depth * (len(numbers) - 1)
+        lower = min(int(position), len(numbers) - 1)
+        upper = min(lower + 1, len(numbers) - 1)
         share = position - lower
-        return values[lower] if share == 0 else (1 - share) * values[lower] + share * values[upper]
+        return numbers[lower] if share == 0 else (1 - share) * numbers[lower] + share * numbers[upper]
     if all(isinstance(v, (bool, str)) for v in values):
-        return values[min(int(depth * len(values)), len(values) - 1)]
+        return values[int(depth * (len(values) - 1))]
     raise RecipeError(
-        f"parameter '{key}': a gradient is a list of numbers, not {printable(str(list(values)))}"
+        f"parameter '{parameter.name}': a gradient is a list of numbers, not {printable(str(list(values)))}"
     )

@@ -7,7 +7,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _LAYER = re.compile(r"^((?:[^.0-9][^.]*\.)*)([0-9]{1,6})\.(.+)$")
-_FIRST = re.compile(r"embed|wte|wpe|patch|position|cls_token|class_token|(^|\.)shared\.|stem", re.IGNORECASE)
+_LAST = re.compile(
+    r"(^|\.)(embed_out|embedding_norm)\.|output_embed"
+    r"|(^|[._])(head|neck|score|classifier|logits?|post|after)([._]|$)",
+    re.IGNORECASE,
+)
+"""What comes after the layers although its name may speak of embeddings or positions."""
+_FIRST = re.compile(
+    r"(^|[._])(embed|emb_|emb\.|wte|wpe|patch|position|pos_|cls_token|class_token|mask_token|stem|conv[12]\."
+    r"|ln_pre|pre_la?yr|pre_layernorm|project_in|per_layer_|feature_projection)|(^|\.)shared\."
+    r"|layernorm_embedding",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +38,9 @@ class Place:
     @property
     def is_first(self) -> bool:
         """Outside the stacks: whether it comes before them (embeddings), not after (norm, head)."""
-        return self.layer is None and _FIRST.search(self.rest) is not None
+        if self.layer is not None or _LAST.search(self.rest):
+            return False
+        return _FIRST.search(self.rest) is not None
 
 
 def place_of(name: str) -> Place:

@@ -57,17 +57,30 @@ class Parameter:
             return self._check_bool(value)
         if self.kind is str:
             return self._check_choice(value)
-        if isinstance(value, str):
-            value = _number(value)  # YAML 1.1 reads 1e-4 as a word
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise RecipeError(f"parameter '{self.name}' takes a number, not {value!r}")
-        if abs(value) > LARGEST or not math.isfinite(value):
-            shown = value if isinstance(value, float) else "such a large one"
-            raise RecipeError(f"parameter '{self.name}' must be a finite number within 1e30, not {shown}")
+        value = self.number(value)
         if self.kind is int and value != int(value):
             raise RecipeError(f"parameter '{self.name}' takes a whole number, not {value!r}")
         number = self.kind(value)
         self._check_range(number)
+        return number
+
+    @property
+    def is_number(self) -> bool:
+        """Whether its values are numbers, which gradients may run through."""
+        return self.kind in (int, float)
+
+    def number(self, value: Any) -> int | float:
+        """A number, also where YAML has it as a word, as YAML 1.1 has 1e-4.
+
+        Raises:
+            RecipeError: it is none, or not finite.
+        """
+        number = _number(value) if isinstance(value, str) else value
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise RecipeError(f"parameter '{self.name}' takes a number, not {value!r}")
+        if abs(number) > LARGEST or not math.isfinite(number):
+            shown = number if isinstance(number, float) else "such a large one"
+            raise RecipeError(f"parameter '{self.name}' must be a finite number within 1e30, not {shown}")
         return number
 
     def _check_bool(self, value: Any) -> bool:

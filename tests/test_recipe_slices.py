@@ -1,0 +1,207 @@
+"""Recipes of slices and modules: where gradients run, what stands outside the layers, whose config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from merge_models.merge import prepare, run_recipe
+from merge_models.merge.checkpoint.layers import place_of
+from merge_models.merge.recipe import parse_recipe
+
+from .helpers import CONFIG, read_folder, write_folder
+
+EMBED, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+LAYER = "model.layers.{}.mlp.up_proj.weight"
+
+
+def filled(value: float, layers: int, head: bool = True) -> dict[str, Tensor]:
+    """A model all of whose elements are ``value``."""
+    shapes = {EMBED: (11, 8), **{LAYER.format(i): (8, 8) for i in range(layers)}, NORM: (8,), HEAD: (11, 8)}
+    return {name: torch.full(shape, value) for name, shape in shapes.items() if head or name != HEAD}
+
+
+def config_of(layers: int, **more: Any) -> dict[str, Any]:
+    return {**CONFIG, "num_hidden_layers": layers, **more}
+
+
+def write(place: Path, state: dict[str, Tensor], config: dict[str, Any]) -> str:
+    return str(write_folder(place, state, config=config))
+
+
+def source(model: str, start: int, stop: int, weight: Any = None) -> dict[str, Any]:
+    own = {} if weight is None else {"parameters": {"weight": weight}}
+    return {"model": model, "layer_range": [start, stop], **own}
+
+
+def made(recipe: dict[str, Any], out: Path) -> dict[str, Tensor]:
+    run_recipe(parse_recipe(recipe), out)
+    return read_folder(out)
+
+
+# Gradients: of mergekit's figures (0.1.5, these very recipes) all but the final norm's and head's
+
+
+def slices(low: str, high: str, weight: Any = None, **level: Any) -> list[dict[str, Any]]:
+    runs = [(0, 3), (3, 5)]
+    return [{"sources": [source(low, *run, 0), source(high, *run, weight)], **level} for run in runs]
+
+
+PER_SLICE = [0, 0, 0.5, 1, 0, 1]
+
+
+@pytest.mark.parametrize("level", ["source", "slice", "module", "recipe"])
+def test_gradients_run_through_each_slice(level: str, tmp_path: Path) -> None:
+    low, high = (write(tmp_path / str(v), filled(v, 5), config_of(5)) for v in (0.0, 1.0))
+    weight = {"parameters": {"weight": ["0", 1.0]}}
+    runs = slices(low, high, *([[0, 1]] if level == "source" else []), **(weight if level == "slice" else {}))
+    normalize = {"parameters": {"normalize": False}}
+    recipe: dict[str, Any] = {"merge_method": "linear", "slices": runs, **normalize}
+    if level == "recipe":
+        recipe["parameters"] = {**weight["parameters"], "normalize": False}
+    if level == "module":
+        text = {"slices": runs, **weight}
+        recipe = {"merge_method": "linear", "modules": {"text_decoder": text}, **normalize}
+    out = made(recipe, tmp_path / "out")
+    found = [float(out[name].flatten()[0]) for name in (EMBED, *map(LAYER.format, range(5)))]
+    assert found == PER_SLICE
+    assert {float(out[name].flatten()[0]) for name in (NORM, HEAD)} == {1.0}
+    assert any(note.startswith("gradients end at") for note in prepare(parse_recipe(recipe)).plan.notes)
+
+
+GRADIENTS: dict[str, tuple[Any, list[float]]] = {
+    "a slice of one layer takes the last value": (
+        [((0, 1), [0, 1]), ((1, 5), [0, 0.3, 1])],
+        [1, 0, 0.2, 8 / 15, 1],
+    ),
+    "numbers that YAML reads as words": ([((0, 5), ["1e-1", "9e-1"])], [0.1, 0.3, 0.5, 0.7, 0.9]),
+    "some of them": ([((0, 5), ["1e-1", 0.9])], [0.1, 0.3, 0.5, 0.7, 0.9]),
+    "in a filter": ([((0, 5), [{"filter": "mlp", "value": ["0", "1.e+0"]}])], [0, 0.25, 0.5, 0.75, 1]),
+    "names in the source": (
+        [((2, 5), [{"filter": f"layers.{i}.", "value": (i + 1) / 4} for i in (0, 2)])],
+        [0.75, 1, 1],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", GRADIENTS)
+def test_values_by_layer(case: str, tmp_path: Path) -> None:
+    runs, values = GRADIENTS[case]
+    high = write(tmp_path / "1", filled(1.0, 5), config_of(5))
+    parts = [{"sources": [source(high, *run, weight)]} for run, weight in runs]
+    recipe = {"merge_method": "linear", "slices": parts, "parameters": {"normalize": False}}
+    out = made(recipe, tmp_path / "out")
+    assert [float(out[LAYER.format(i)][0, 0]) for i in range(len(values))] == pytest.approx(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "shares"),
+    [
+        ([True, False], [0.5, 0.5, 1.0]),
+        ([False, True], [1.0, 1.0, 0.5]),
+        ([True, False, True], [0.5, 1, 0.5]),
+    ],
+)
+def test_booleans_are_picked_by_layer(values: list[bool], shares: list[float], tmp_path: Path) -> None:
+    low, high = (write(tmp_path / str(v), filled(v, 3), config_of(3)) for v in (0.0, 1.0))
+    recipe = {
+        "merge_method": "linear",
+        "models": [low, high],
+        "parameters": {"normalize": values, "weight": 1},
+    }
+    out = made(recipe, tmp_path / "out")
+    assert [float(out[LAYER.format(i)][0, 0]) for i in range(3)] == shares
+
+
+# What stands outside the layers
+
+FIRST_NAMES = """
+    model.embed_tokens.weight transformer.wte.weight transformer.wpe.weight gpt_neox.embed_in.weight
+    transformer.word_embeddings.weight transformer.word_embeddings_layernorm.weight
+    model.tok_embeddings.weight
+    bert.embeddings.word_embeddings.weight bert.embeddings.LayerNorm.weight bert.embeddings.position_ids
+    bert.embeddings.token_type_embeddings.weight model.decoder.embed_positions.weight shared.weight
+    model.decoder.project_in.weight model.encoder.layernorm_embedding.weight model.encoder.conv1.weight
+    encoder.embed_tokens.weight model.embed_tokens_per_layer.weight model.per_layer_model_projection.weight
+    model.visual.patch_embed.proj.weight vision_model.embeddings.class_embedding
+    vision_tower.patch_conv.weight
+    vision_model.pre_layrnorm.weight vision_tower.ln_pre.weight vit.embeddings.cls_token cls_token pos_embed
+    visual.positional_embedding backbone.embeddings.weight model.embeddings.norm.weight rwkv.emb.weight
+    esm.embeddings.layer_norm.weight text_model.embeddings.token_embedding.weight stem.conv.weight
+    encoder.embedding_hidden_mapping_in.weight electra.embeddings_project.weight
+""".split()
+LAST_NAMES = """
+    model.norm.weight lm_head.weight lm_head.bias language_model.lm_head.weight embed_out.weight
+    gpt_neox.final_layer_norm.weight model.embedding_norm.weight transformer.ln_f.weight
+    backbone.norm_f.weight
+    model.final_layernorm.weight output.weight output_embeddings.weight transformer.output_layer.weight
+    score.weight classifier.weight classifier.dense.weight bert.pooler.dense.weight head.weight
+    cls.predictions.transform.dense.weight cls.predictions.decoder.weight qa_outputs.weight proj_out.weight
+    vision_model.post_layernorm.weight vision_model.head.probe model.decoder.project_out.weight logit_scale
+    text_projection.weight visual.merger.ln_q.weight final_logits_bias decoder.final_layer_norm.weight
+    esm.encoder.emb_layer_norm_after.weight vision_encoder.neck.conv1.weight system.w ecosystem_head.weight
+""".split()
+
+
+@pytest.mark.parametrize(("names", "is_first"), [(FIRST_NAMES, True), (LAST_NAMES, False)])
+def test_what_comes_before_the_layers_and_what_after(names: list[str], is_first: bool) -> None:
+    assert [name for name in names if place_of(name).is_first != is_first] == []
+    assert not any(place_of(f"model.layers.3.{name}").is_first for name in names)
+
+
+def test_a_head_that_is_called_an_embedding_comes_from_the_last_slice(tmp_path: Path) -> None:
+    names = {
+        EMBED: "gpt_neox.embed_in.weight",
+        HEAD: "embed_out.weight",
+        NORM: "gpt_neox.final_layer_norm.weight",
+    }
+    first, last = (
+        write(tmp_path / str(v), {names.get(n, n): t for n, t in filled(v, 2).items()}, config_of(2))
+        for v in (0.0, 1.0)
+    )
+    stack = [{"sources": [source(first, 0, 1)]}, {"sources": [source(last, 1, 2)]}]
+    out = made({"merge_method": "passthrough", "slices": stack}, tmp_path / "out")
+    assert {name: float(out[own].flatten()[0]) for name, own in names.items()} == {EMBED: 0, HEAD: 1, NORM: 1}
+
+
+SLICED_HEADS: dict[str, tuple[str, list[list[str]], float | None]] = {
+    "untied, then tied": ("passthrough", [["A"], ["t"]], 1.0),
+    "tied, then untied": ("passthrough", [["t"], ["A"]], 0.0),
+    "all tied": ("passthrough", [["t"], ["t"]], None),
+    "tied and untied in one slice": ("linear", [["t", "A"]], 0.5),
+    "untied and tied in one slice": ("linear", [["A", "t"]], 0.5),
+    "untied only in the first slice": ("linear", [["A", "t"], ["t", "t"]], 1.0),
+}
+
+
+@pytest.mark.parametrize("case", SLICED_HEADS)
+def test_no_head_is_lost_in_slices(case: str, tmp_path: Path) -> None:
+    """A (zeros) has a head of its own, t (ones) is tied: its head is its embedding."""
+    method, runs, value = SLICED_HEADS[case]
+    made_of = {"A": (filled(0.0, 2), False), "t": (filled(1.0, 2, head=False), True)}
+    for name, (state, is_tied) in made_of.items():
+        write(tmp_path / name, state, config_of(2, tie_word_embeddings=is_tied))
+    step = 2 // len(runs)
+    parts = [
+        {"sources": [source(str(tmp_path / name), i * step, (i + 1) * step) for name in run]}
+        for i, run in enumerate(runs)
+    ]
+    recipe = parse_recipe({"merge_method": method, "slices": parts})
+    prepared = prepare(recipe)
+    assert not prepared.plan.dropped
+    assert prepared.config()["tie_word_embeddings"] is (value is None)
+    out = made(recipe.document(), tmp_path / "out")
+    assert (None if HEAD not in out else float(out[HEAD][0, 0])) == value
+
+
+def test_what_the_deciding_slice_lacks_is_dropped_aloud(tmp_path: Path) -> None:
+    extra = {**filled(0.0, 2), "extra.bias": torch.ones(3)}
+    first = write(tmp_path / "a", extra, config_of(2))
+    last = write(tmp_path / "b", filled(1.0, 2), config_of(2))
+    stack = [{"sources": [source(first, 0, 1)]}, {"sources": [source(last, 1, 2)]}]
+    plan = prepare(parse_recipe({"merge_method": "passthrough", "slices": stack})).plan
+    assert plan.dropped == (("extra.bias", first, f"{last}, which decides here, has none"),)
