@@ -48,7 +48,9 @@ def made(recipe: dict[str, Any], out: Path) -> dict[str, Tensor]:
 
 def slices(low: str, high: str, weight: Any = None, **level: Any) -> list[dict[str, Any]]:
     runs = [(0, 3), (3, 5)]
-    return [{"sources": [source(low, *run, 0), source(high, *run, weight)], **level} for run in runs]
+    return [
+        {"sources": [source(low, *run, 0), source(high, run[0], run[1], weight)], **level} for run in runs
+    ]
 
 
 PER_SLICE = [0, 0, 0.5, 1, 0, 1]
@@ -92,7 +94,7 @@ GRADIENTS: dict[str, tuple[Any, list[float]]] = {
 def test_values_by_layer(case: str, tmp_path: Path) -> None:
     runs, values = GRADIENTS[case]
     high = write(tmp_path / "1", filled(1.0, 5), config_of(5))
-    parts = [{"sources": [source(high, *run, weight)]} for run, weight in runs]
+    parts = [{"sources": [source(high, run[0], run[1], weight)]} for run, weight in runs]
     recipe = {"merge_method": "linear", "slices": parts, "parameters": {"normalize": False}}
     out = made(recipe, tmp_path / "out")
     assert [float(out[LAYER.format(i)][0, 0]) for i in range(len(values))] == pytest.approx(values)
