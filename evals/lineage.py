@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,16 +50,17 @@ def lineage(
     """
     open_model(os.fspath(merged), allow_pickle=allow_pickle).close()
     manifest = _manifest(merged)
-    made_from = _models(manifest)
+    made_from, bases = _of_role(manifest, "parent"), _of_role(manifest, "base")
     told = tuple(os.fspath(parent) for parent in parents)
     if not told and not made_from:
         raise MergeError(f"{_show(merged)} has no {MANIFEST} that names its parents; pass --parents")
     if told and made_from:
-        _check_parents(merged, told, [*made_from, *_base(manifest)])
-    chosen = told or tuple(made_from)
-    if base is None and not told:
-        base = next(iter(_base(manifest)), None)
-    shares, notes = _shares(chosen, made_from, manifest, weights)
+        _check_parents(merged, told, [known.place for known in (*made_from, *bases)])
+    chosen = told or tuple(known.place for known in made_from)
+    shares, notes = _shares(chosen, made_from, weights)
+    if base is None and bases:
+        base, missing = _recorded_base(bases[0].place, told)
+        notes = (*notes, *missing)
     return Lineage(os.fspath(merged), chosen, shares, None if base is None else os.fspath(base), notes)
 
 
@@ -76,17 +78,38 @@ def _inputs(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [i for i in inputs if isinstance(i, dict)] if isinstance(inputs, list) else []
 
 
-def _models(manifest: Mapping[str, Any]) -> list[str]:
-    return _of_role(manifest, "parent")
+@dataclass(frozen=True)
+class _Recorded:
+    """A model that a manifest names: where it is, and its share, where it tells one."""
+
+    place: str
+    share: float | None
 
 
-def _base(manifest: Mapping[str, Any]) -> list[str]:
-    return _of_role(manifest, "base")
+def _of_role(manifest: Mapping[str, Any], role: str) -> list[_Recorded]:
+    """The models of a role: by their recorded places, whatever folder the caller is in."""
+    found = [i for i in _inputs(manifest) if i.get("role") == role]
+    return [_Recorded(_place(str(i.get("model")), manifest), _share(i.get("share"))) for i in found]
 
 
-def _of_role(manifest: Mapping[str, Any], role: str) -> list[str]:
-    """Where the models of a role are: by their recorded places, whatever folder the caller is in."""
-    return [_place(str(i.get("model")), manifest) for i in _inputs(manifest) if i.get("role") == role]
+def _share(value: Any) -> float | None:
+    is_share = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+    return float(value) if is_share else None
+
+
+def _recorded_base(place: str, told: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
+    """The manifest's base, unless it is told to be a parent, or parents are told and it is gone.
+
+    Returns:
+        Where it is, and notes.
+    """
+    if short_name(place) in map(short_name, told):
+        return None, ()
+    if told and os.path.isabs(place) and not os.path.exists(place.split("+")[0]):
+        return None, (
+            f"the base is no longer at {_show(place)}: nothing is measured against it; pass --base",
+        )
+    return place, ()
 
 
 def _place(model: str, manifest: Mapping[str, Any]) -> str:
@@ -121,11 +144,9 @@ def _check_parents(merged: Name, told: Sequence[str], known: Sequence[str]) -> N
 
 
 def _shares(
-    parents: Sequence[str],
-    made_from: Sequence[str],
-    manifest: Mapping[str, Any],
-    weights: Sequence[float] | None,
+    parents: Sequence[str], made_from: Sequence[_Recorded], weights: Sequence[float] | None
 ) -> tuple[tuple[float, ...], tuple[str, ...]]:
+    """The parents' shares, and a note where those that the merge was made with are not known."""
     if weights is not None:
         if len(weights) != len(parents):
             raise MergeError(
@@ -133,37 +154,34 @@ def _shares(
                 " give one per parent"
             )
         return _normalised(weights), ()
-    of_recipe = recipe_weights(manifest.get("recipe")) or _repair_weights(manifest)
-    if of_recipe is not None and len(of_recipe) == len(parents) == len(made_from):
-        return _normalised(of_recipe), ()
-    return _normalised([1.0] * len(parents)), ()
+    recorded = _matched(parents, made_from)
+    if sum(recorded) > 0:
+        return _normalised(recorded), ()
+    notes = (_EQUAL,) if made_from and len(parents) > 1 else ()
+    return _normalised([1.0] * len(parents)), notes
 
 
-def _repair_weights(manifest: Mapping[str, Any]) -> list[float] | None:
-    """The shares by which a repaired merge was given its parents' scales."""
-    repair = manifest.get("repair")
-    weights = repair.get("weights") if isinstance(repair, dict) else None
-    if not isinstance(weights, list):
-        return None
-    known = [float(w) for w in weights if isinstance(w, (int, float)) and not isinstance(w, bool)]
-    return known if len(known) == len(weights) else None
+_EQUAL = (
+    f"parents count equally: {MANIFEST} tells no shares of them (weights below zero, or a model that is not"
+    " mixed in); pass --weights for others"
+)
+
+
+def _matched(parents: Sequence[str], made_from: Sequence[_Recorded]) -> list[float]:
+    """The recorded share of each parent, by place or else by name; nothing unless there is one for each."""
+    left, found = list(made_from), []
+    for parent in parents:
+        same = [known for known in left if known.place == parent]
+        same += [known for known in left if short_name(known.place) == short_name(parent)]
+        if not same or same[0].share is None:
+            return []
+        left.remove(same[0])
+        found.append(same[0].share)
+    return found
 
 
 def _normalised(weights: Sequence[float]) -> tuple[float, ...]:
-    total = sum(weights)
+    total = math.fsum(weights)
     if not all(w >= 0 for w in weights) or not 0 < total < float("inf"):
         raise MergeError("parents' weights must be finite, none negative, and one positive")
     return tuple(w / total for w in weights)
-
-
-def recipe_weights(recipe: Any) -> list[float] | None:
-    """The models' weights of a recipe's document, where each is a plain positive number."""
-    models = recipe.get("models") if isinstance(recipe, dict) else None
-    found = []
-    for entry in models if isinstance(models, list) else ():
-        parameters = entry.get("parameters") if isinstance(entry, dict) else None
-        weight = parameters.get("weight") if isinstance(parameters, dict) else None
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight <= 0:
-            return None
-        found.append(float(weight))
-    return found or None

@@ -66,6 +66,7 @@ def manifest(
     plan: Plan,
     layout: Layout,
     roles: Sequence[tuple[str, DiskSource]],
+    shares: Mapping[str, float],
     figures: Mapping[str, Figures],
     read: Mapping[tuple[str, str], str],
 ) -> dict[str, Any]:
@@ -77,6 +78,7 @@ def manifest(
         names: what was run, on what.
         plan, layout: what it came to.
         roles: (role, checkpoint) of every input, in order.
+        shares: of the parents, by label.
         figures: what is told of tensors, by name.
         read: digests of the input tensors that were read, by file and name.
     """
@@ -88,7 +90,7 @@ def manifest(
         "recipe_digest": digest_bytes(names.public.yaml().encode()),
         "seed": names.located.seed,
         "models": described(names.parts),
-        "inputs": [described_input(role, model, read) for role, model in roles],
+        "inputs": [described_input(role, model, read, shares.get(model.label)) for role, model in roles],
         "output": {
             "tensors": len(plan.tensors),
             "parameters": plan.parameters,

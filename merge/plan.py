@@ -79,6 +79,11 @@ class TensorPlan:
         """Bytes of one reading of its sources."""
         return sum(ref.info.nbytes for ref in self.sources())
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether the recipe's ``only`` leaves it out of the merge: it is the donor's."""
+        return self.strategy is _TAKE
+
     def sources(self) -> tuple[Ref, ...]:
         """The parents, and the base last where there is one."""
         return self.parents if self.base is None else (*self.parents, self.base)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from merge_models.merge.identity import (
     recipe_metadata,
 )
 from merge_models.merge.memory import Need, needed
+from merge_models.merge.parentage import Relative, relatives
 from merge_models.merge.plan import Plan, make_plan
 from merge_models.merge.recipe import Recipe, load_recipe
 from merge_models.merge.sizes import parse_size
@@ -68,9 +70,19 @@ class Prepared:
 
     def roles(self) -> list[tuple[str, DiskSource]]:
         """(role, checkpoint) of every model."""
-        base = self.recipe.base_model
-        merged = [("base" if model.label == base else "parent", model) for model in self.models]
+        merged = [(own.role, model) for own, model in zip(self.relatives, self.models, strict=True)]
         return [*merged, *(("tokens", model) for model in self.aides)]
+
+    @cached_property
+    def relatives(self) -> tuple[Relative, ...]:
+        """What each of ``models`` is to the merge."""
+        base = self.recipe.base_model
+        return relatives(self.plan, None if base is None else self.recipe.model_names().index(base))
+
+    def shares(self) -> dict[str, float]:
+        """How much of each parent is meant to be in the merge, by label; empty where that is not known."""
+        found = zip(self.models, self.relatives, strict=True)
+        return {model.label: own.share for model, own in found if own.share is not None}
 
     def binding(self) -> dict[str, Any]:
         """All that the output's bytes depend on."""

@@ -131,9 +131,8 @@ class Writing:
         """The manifest, all but its seal."""
         prepared, staging = self._prepared, self._staging
         read = self._output.complete(threads)
-        record = manifest(
-            prepared.names, prepared.plan, prepared.layout, prepared.roles(), self._output.figures, read
-        )
+        roles, shares, figures = prepared.roles(), prepared.shares(), self._output.figures
+        record = manifest(prepared.names, prepared.plan, prepared.layout, roles, shares, figures, read)
         if self._before:
             record["earlier_recipes"] = [names.located.document() for names in self._before]
             parts = {text: part for names in self._before for text, part in names.parts.items()}

@@ -64,6 +64,7 @@ def write_record(staging: Staging, layout: Layout, report: RepairReport, origins
     """
     named = [("merge", origins.merged), *(("parent", parent) for parent in origins.parents)]
     named += [("base", origins.base)] if origins.base else []
+    shares = [None, *origins.weights, *([None] if origins.base else [])]
     with ExitStack() as stack:
         opened = [
             (role, stack.enter_context(closing(open_model(name, allow_pickle=origins.allow_pickle))))
@@ -78,7 +79,8 @@ def write_record(staging: Staging, layout: Layout, report: RepairReport, origins
             "repair": _repair(report, origins),
             "models": described({part.text: part for _, part in parts}),
             "inputs": [
-                described_input(r, model, _digests(model) if r != "base" else {}) for r, model in opened
+                described_input(role, model, _digests(model) if role != "base" else {}, share)
+                for (role, model), share in zip(opened, shares, strict=True)
             ],
         }
     tensors = [tensor for shard in layout.shards for tensor in shard.tensors]

@@ -98,8 +98,16 @@ def _model(part: Part) -> dict[str, Any]:
     return {"path": part.location()}
 
 
-def described_input(role: str, model: DiskSource, read: Mapping[tuple[str, str], str]) -> dict[str, Any]:
-    """An input's files: small ones by content; of weights the header, and the tensors that were read."""
+def described_input(
+    role: str, model: DiskSource, read: Mapping[tuple[str, str], str], share: float | None = None
+) -> dict[str, Any]:
+    """An input's files: small ones by content; of weights the header, and the tensors that were read.
+
+    Args:
+        role: what it is to the merge; ``share``: of a parent, how much of it is meant to be in the merge.
+        model: open.
+        read: digests of the tensors that were read, by file and name.
+    """
     weights = [
         {
             "path": str(file.absolute()),
@@ -114,6 +122,7 @@ def described_input(role: str, model: DiskSource, read: Mapping[tuple[str, str],
     small = [{"path": str(file.absolute()), "digest": digest_file(file)} for file in small_files(model)]
     return {
         "role": role,
+        **({} if share is None else {"share": share}),
         "model": model.label,
         "tensors": len(model.tensors),
         "files": weights,

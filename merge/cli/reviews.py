@@ -61,16 +61,14 @@ class Review:
     def judge(self, folder: Path, name: str, prepared: Prepared) -> str:
         """The section for the model card of a finished folder that is to be published as ``name``."""
         from merge_models.evals.evaluation import evaluate
-        from merge_models.evals.lineage import recipe_weights
 
-        base = _references(prepared, "base")
-        parents = _references(prepared, "parent") or base
-        weights = recipe_weights(prepared.recipe.document())
+        shares = [own.share for own in prepared.relatives if own.role == "parent"]
+        known = [share for share in shares if share is not None]
         self._evaluation = evaluate(
             folder,
-            parents,
-            next(iter(base), None),
-            weights=weights if weights and len(weights) == len(parents) else None,
+            _references(prepared, "parent"),
+            next(iter(_references(prepared, "base")), None),
+            weights=known if len(known) == len(shares) else None,
             data=self._data,
             allow_pickle=self._allow_pickle,
             name=name,

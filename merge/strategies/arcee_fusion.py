@@ -56,6 +56,7 @@ class ArceeFusion(AbstractStrategy):
     name: ClassVar[str] = "arcee_fusion"
     source: ClassVar[str] = "Arcee 2024, mergekit"
     base_model: ClassVar[BaseModel] = BaseModel.REQUIRED
+    base_is_mixed: ClassVar[bool] = True
     parents: ClassVar[tuple[int, int | None]] = (1, 1)
 
     @property

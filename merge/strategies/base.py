@@ -178,6 +178,8 @@ class AbstractStrategy(abc.ABC):
     base_model: ClassVar[BaseModel] = BaseModel.UNUSED
     base_is_parent: ClassVar[bool] = False
     """A recipe's base_model is the first parent, as in mergekit's slerp."""
+    base_is_mixed: ClassVar[bool] = False
+    """The result is a mixture of the base and the parents, not of task vectors only, as in nearswap."""
     parents: ClassVar[tuple[int, int | None]] = (1, None)
 
     def resolved(self: S, count: int) -> S:
@@ -217,6 +219,15 @@ class AbstractStrategy(abc.ABC):
         """``base_for`` of these very parameters."""
         own = {p.name: getattr(self, p.field) for p in parameters_of(type(self)).values()}
         return self.base_for(own)
+
+    def intended_shares(self, count: int) -> tuple[float, ...] | None:
+        """How much of each of ``count`` models (of the base first, where it is mixed in) is meant to be in
+        the result, summing to 1: by ``weight`` where there is one, else equal; None for negative weights."""
+        weights = getattr(self, "weight", (1.0,) * count)
+        total = math.fsum(weights)
+        if min(weights) < 0 or total <= 0:
+            return None
+        return tuple(weight / total for weight in weights)
 
     @property
     def grain(self) -> Grain:

@@ -22,6 +22,7 @@ class NearSwap(AbstractTermStrategy):
     name: ClassVar[str] = "nearswap"
     source: ClassVar[str] = "alchemonaut 2024, huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001"
     base_model: ClassVar[BaseModel] = BaseModel.REQUIRED
+    base_is_mixed: ClassVar[bool] = True
     parents: ClassVar[tuple[int, int | None]] = (1, 1)
 
     t: float = parameter(0.0001, "the largest move of an element", minimum=0)

@@ -39,6 +39,10 @@ class Slerp(AbstractSpanStrategy):
 
     t: float = parameter(0.5, "where on the arc: 0 the first model, 1 the second", minimum=0, maximum=1)
 
+    def intended_shares(self, count: int) -> tuple[float, ...]:
+        del count
+        return 1 - self.t, self.t
+
     def mixture(self, gram: Gram | None) -> Mixture:
         assert gram is not None
         return arc_mixture(gram, self.t)

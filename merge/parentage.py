@@ -1,0 +1,66 @@
+"""Who a merge's parents are, and how much of each is meant to be in it: what it is measured against later."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from merge_models.merge.plan import Plan, TensorPlan
+
+
+@dataclass(frozen=True)
+class Relative:
+    """A model of a plan.
+
+    Attributes:
+        role: ``parent``, or ``base``: what only differences are taken from, or only config and tokenizer.
+        share: of a parent, where the plan tells: by its weights, meaned over the elements that are merged.
+    """
+
+    role: str
+    share: float | None = None
+
+
+def relatives(plan: Plan, base: int | None) -> tuple[Relative, ...]:
+    """The roles of a plan's models.
+
+    A base that is mixed in is a parent like any other: the first model of ``slerp``, one that ``linear``
+    lists among its models, the one that ``nearswap`` moves.
+
+    Args:
+        plan: the plan.
+        base: index of the recipe's base_model, or None.
+    """
+    mixed = [tensor for tensor in plan.tensors if tensor.strategy is not None and not tensor.is_taken]
+    parents = {model for tensor in mixed for model in _mixed(tensor)} or {plan.donor}
+    bases = {tensor.base.model for tensor in mixed if tensor.base is not None} | {base}
+    shares = _shares(mixed)
+    return tuple(
+        Relative("base")
+        if model in bases - parents
+        else Relative("parent", None if shares is None else shares.get(model, 0.0))
+        for model in range(len(plan.models))
+    )
+
+
+def _mixed(tensor: TensorPlan) -> list[int]:
+    """The models that a tensor is a mixture of, by their numbers."""
+    assert tensor.strategy is not None
+    joins = tensor.base is not None and tensor.strategy.base_is_mixed
+    refs = [tensor.base, *tensor.parents] if joins else tensor.parents
+    return [ref.model for ref in refs if ref is not None]
+
+
+def _shares(mixed: list[TensorPlan]) -> dict[int, float] | None:
+    """Each model's part of the elements; None where some weights are no shares, or there are no elements."""
+    parts: dict[int, float] = defaultdict(float)
+    for tensor in mixed:
+        assert tensor.strategy is not None
+        models = _mixed(tensor)
+        shares = tensor.strategy.intended_shares(len(models))
+        if shares is None:
+            return None
+        for model, share in zip(models, shares, strict=True):
+            parts[model] += share * tensor.count
+    total = sum(parts.values())
+    return {model: part / total for model, part in parts.items()} if total > 0 else None
