@@ -9,6 +9,7 @@ from typing import Any
 from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.checkpoint.layers import depth, place_of, stacks
 from merge_models.merge.checkpoint.source import Source
+from merge_models.merge.checkpoint.stacked import Stack
 from merge_models.merge.errors import PlanError, RecipeError, did_you_mean
 from merge_models.merge.recipe import Module, OutputSlice, Recipe
 from merge_models.merge.settings import is_gradient, look_up, matches
@@ -58,14 +59,14 @@ class Assembly:
         assignments: one per output tensor.
         donor: index of the model that gives config and tokenizer.
         dropped: (tensor, model label, reason) of what has no part in the output.
-        layers: for sliced outputs, (model index, layer) that each output layer starts from.
+        stacks: those that have other layers than the donor's.
         notes: where the result differs from mergekit's on purpose.
     """
 
     assignments: tuple[Assignment, ...]
     donor: int
     dropped: tuple[Dropped, ...] = ()
-    layers: tuple[tuple[int, int], ...] | None = None
+    stacks: tuple[Stack, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -206,10 +207,10 @@ def assemble(recipe: Recipe, models: Sequence[Source]) -> Assembly:
         assignments = [_only(recipe, a, donor, models) for a in assignments]
     if recipe.modules is not None:
         _check_covered(models[donor], assignments, recipe.modules)
-    layers = [part.layers for part in parts if part.layers is not None]
     notes = dict.fromkeys([*_differences(recipe), *(note for part in parts for note in part.notes)])
     dropped = tuple(d for part in parts for d in part.dropped)
-    return Assembly(tuple(assignments), donor, dropped, layers[0] if layers else None, tuple(notes))
+    changed = tuple(stack for part in parts for stack in part.stacks)
+    return Assembly(tuple(assignments), donor, dropped, changed, tuple(notes))
 
 
 def _assemble_part(
@@ -276,7 +277,7 @@ def _assemble_slices(
     for name in outside:
         if not place_of(name).is_first:
             pieces[-1].outside(made, name, 1.0)
-    return Assembly(tuple(made.assignments), donor, tuple(made.dropped), layers=tuple(origins))
+    return Assembly(tuple(made.assignments), donor, tuple(made.dropped), (Stack(prefix, tuple(origins)),))
 
 
 class _Piece:

@@ -14,6 +14,7 @@ from merge_models.merge.checkpoint.dtypes import DType, widest
 from merge_models.merge.checkpoint.header import TensorInfo, printable
 from merge_models.merge.checkpoint.layout import OutputTensor
 from merge_models.merge.checkpoint.source import Source
+from merge_models.merge.checkpoint.stacked import Stack
 from merge_models.merge.errors import PlanError
 from merge_models.merge.strategies.base import (
     AbstractSpanStrategy,
@@ -139,7 +140,7 @@ class Plan:
         donor: index of the model that gives config and tokenizer.
         dropped: (tensor name, model, reason) of every input tensor that has no part in it.
         untied: the output holds a head of its own although the donor's config ties it.
-        layers: for sliced outputs, (model index, layer) that each output layer starts from.
+        stacks: those that have other layers than the donor's.
         notes: where the result differs from mergekit's on purpose.
     """
 
@@ -148,7 +149,7 @@ class Plan:
     donor: int
     dropped: tuple[tuple[str, str, str], ...]
     untied: bool
-    layers: tuple[tuple[int, int], ...] | None = None
+    stacks: tuple[Stack, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -199,7 +200,7 @@ def make_plan(models: Sequence[Source], assembly: Assembly, out_dtype: DType | N
         raise PlanError(f"{donor.label}: holds no tensors")
     untied = any(is_head(t.name) and _is_untied(t, models, donor) for t in tensors)
     return Plan(
-        tuple(models), tuple(tensors), assembly.donor, assembly.dropped, untied, assembly.layers,
+        tuple(models), tuple(tensors), assembly.donor, assembly.dropped, untied, assembly.stacks,
         assembly.notes,
     )  # fmt: skip
 

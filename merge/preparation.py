@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge_models.merge.assembly import assemble
+from merge_models.merge.checkpoint.layers import stacks
 from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE, Layout, plan_layout
 from merge_models.merge.checkpoint.lora import Places, open_model
-from merge_models.merge.checkpoint.sidecars import Sidecars, find_sidecars, output_config, stacked_config
+from merge_models.merge.checkpoint.sidecars import Sidecars, find_sidecars, output_config
 from merge_models.merge.checkpoint.source import DiskSource
+from merge_models.merge.checkpoint.stacked import stacked_config
 from merge_models.merge.identity import (
     RECIPE_DIGEST_KEY,
     RECIPE_KEY,
@@ -97,14 +99,18 @@ class Prepared:
         return needed(self.plan, threads)
 
     def config(self) -> dict[str, Any]:
-        """config.json of the output; empty where the donor has none."""
+        """config.json of the output; empty where the donor has none.
+
+        Raises:
+            PlanError: the donor's does not say where it counts layers that the recipe slices.
+        """
         dtype = self.plan.main_dtype()
         config = dict(self.donor.config)
         if not config or dtype is None:
             return config
-        if self.plan.layers is not None:
-            origins = [(self.models[model].config, layer) for model, layer in self.plan.layers]
-            config = stacked_config(config, origins)
+        if self.plan.stacks:
+            configs = [model.config for model in self.models]
+            config = stacked_config(configs, self.plan.donor, stacks(self.donor.tensors), self.plan.stacks)
         if self.alignment is not None:
             config = self.alignment.remapped(config)
         return output_config(untied(config) if self.plan.untied else config, dtype)
@@ -167,9 +173,11 @@ def prepare(
     sidecars = _sidecars(donor)
     if alignment is not None:
         sidecars = sidecars.without_tokenizer()
-    return Prepared(
+    prepared = Prepared(
         loaded, names, models, plan, layout, sidecars, aides, alignment, template, limit, allow_pickle
     )
+    prepared.config()  # what it refuses is to be known now, not when all is merged
+    return prepared
 
 
 def _sidecars(donor: DiskSource) -> Sidecars:

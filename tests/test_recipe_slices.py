@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge_models.merge import prepare, run_recipe
+from merge_models.merge import PlanError, prepare, run_recipe
 from merge_models.merge.checkpoint.layers import place_of
+from merge_models.merge.checkpoint.stacked import Stack, stacked_config
 from merge_models.merge.recipe import parse_recipe
 
 from .helpers import CONFIG, read_folder, write_folder
@@ -207,3 +211,129 @@ def test_what_the_deciding_slice_lacks_is_dropped_aloud(tmp_path: Path) -> None:
     stack = [{"sources": [source(first, 0, 1)]}, {"sources": [source(last, 1, 2)]}]
     plan = prepare(parse_recipe({"merge_method": "passthrough", "slices": stack})).plan
     assert plan.dropped == (("extra.bias", first, f"{last}, which decides here, has none"),)
+
+
+# The config: each module's part follows its own stack
+
+CONFIGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "text and vision": (
+        {
+            "hidden_size": 3,
+            "text_config": {"num_hidden_layers": 3, "layer_types": ["a", "b", "c"]},
+            "vision_config": {"num_hidden_layers": 2, "sizes": [1, 2]},
+        },
+        {"language_model.model.layers.": (3, [0, 1, 2, 1, 2]), "vision_tower.encoder.layers.": (2, None)},
+        {
+            "hidden_size": 3,
+            "text_config": {"num_hidden_layers": 5, "layer_types": ["a", "b", "c", "b", "c"]},
+            "vision_config": {"num_hidden_layers": 2, "sizes": [1, 2]},
+        },
+    ),
+    "both": (
+        {"text_config": {"num_hidden_layers": 2}, "vision_config": {"depth": 2, "sizes": [1, 2]}},
+        {"model.layers.": (2, [0]), "model.visual.blocks.": (2, [1, 0, 1])},
+        {"text_config": {"num_hidden_layers": 1}, "vision_config": {"depth": 3, "sizes": [2, 1, 2]}},
+    ),
+    "text in the config itself": (
+        {"num_hidden_layers": 2, "vision_config": {"num_hidden_layers": 2}},
+        {"model.layers.": (2, [0, 1, 1]), "visual.blocks.": (2, None)},
+        {"num_hidden_layers": 3, "vision_config": {"num_hidden_layers": 2}},
+    ),
+    "the decoder of T5": (
+        {"num_layers": 2, "num_decoder_layers": 2},
+        {"encoder.block.": (2, None), "decoder.block.": (2, [0, 1, 0, 1])},
+        {"num_layers": 2, "num_decoder_layers": 4},
+    ),
+    "the encoder of T5": (
+        {"num_layers": 2, "num_decoder_layers": 2},
+        {"encoder.block.": (2, [1]), "decoder.block.": (2, None)},
+        {"num_layers": 1, "num_decoder_layers": 2},
+    ),
+    "the encoder of BART": (
+        {"encoder_layers": 2, "decoder_layers": 2, "num_hidden_layers": 2, "decoder_scales": [1, 2]},
+        {"model.encoder.layers.": (2, [1]), "model.decoder.layers.": (2, None)},
+        {"encoder_layers": 1, "decoder_layers": 2, "num_hidden_layers": 1, "decoder_scales": [1, 2]},
+    ),
+    "the decoder of BART": (
+        {"encoder_layers": 2, "decoder_layers": 2, "num_hidden_layers": 2, "decoder_scales": [1, 2]},
+        {"model.encoder.layers.": (2, None), "model.decoder.layers.": (2, [1])},
+        {"encoder_layers": 2, "decoder_layers": 1, "num_hidden_layers": 2, "decoder_scales": [2]},
+    ),
+    "a decoder alone": (
+        {"num_hidden_layers": 2},
+        {"model.decoder.layers.": (2, [1])},
+        {"num_hidden_layers": 1},
+    ),
+    "lists of something else": (
+        {"n_layer": 2, "architectures": ["A", "B"], "eos_token_id": [1, 2], "kinds": ["a", "b"]},
+        {"transformer.h.": (2, [1, 1, 1])},
+        {"n_layer": 3, "architectures": ["A", "B"], "eos_token_id": [1, 2], "kinds": ["b", "b", "b"]},
+    ),
+    "all layers in their places": ({"x": 1}, {"model.layers.": (2, [0, 1])}, {"x": 1}),
+}
+DOUBTFUL: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "one count for encoder and decoder": (
+        {"num_layers": 2},
+        {"encoder.block.": (2, None), "decoder.block.": (2, [0])},
+        "counts the layers of 'decoder.block.' and 'encoder.block.' as one",
+    ),
+    "no count": ({"x": 1}, {"model.layers.": (2, [0])}, "does not say that there are 2 layers"),
+    "another count": ({"n_layer": 3}, {"transformer.h.": (2, [0])}, "does not say that there are 2 layers"),
+    "a section without one": (
+        {"text_config": {"x": 1}, "vision_config": {"num_hidden_layers": 2}},
+        {"language_model.layers.": (2, [0]), "vision_tower.layers.": (2, None)},
+        "does not say that there are 2 layers in 'language_model.layers.'",
+    ),
+}
+
+
+def restacked(config: dict[str, Any], stacks: dict[str, Any]) -> dict[str, Any]:
+    counts = {prefix: count for prefix, (count, _) in stacks.items()}
+    changed = [
+        Stack(p, tuple((0, i) for i in layers)) for p, (_, layers) in stacks.items() if layers is not None
+    ]
+    return stacked_config([config], 0, counts, changed)
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_each_part_of_a_config_follows_its_own_layers(case: str) -> None:
+    config, stacks, wanted = CONFIGS[case]
+    given = copy.deepcopy(config)
+    assert restacked(config, stacks) == wanted
+    assert config == given
+
+
+@pytest.mark.parametrize("case", DOUBTFUL)
+def test_a_config_that_leaves_a_doubt_is_not_written(case: str) -> None:
+    config, stacks, words = DOUBTFUL[case]
+    with pytest.raises(PlanError, match=re.escape(words)):
+        restacked(config, stacks)
+
+
+def test_lists_take_each_layer_s_entry_from_its_own_model() -> None:
+    kinds = [{"n_layer": 2, "kinds": ["a", "b"]}, {"n_layer": 3, "kinds": ["c", "d", "e"]}, {"n_layer": 2}]
+    stack = Stack("transformer.h.", ((0, 0), (1, 2), (2, 1)))
+    assert stacked_config(kinds, 0, {"transformer.h.": 2}, [stack])["kinds"] == ["a", "e", "b"]
+
+
+def test_slicing_the_text_of_a_model_that_sees(tmp_path: Path) -> None:
+    text, sight = "language_model.model.layers.{}.w.weight", "vision_tower.encoder.layers.{}.w.weight"
+    names = [*map(text.format, range(3)), *map(sight.format, range(2)), "language_model.lm_head.weight"]
+    config = {**CONFIG, **copy.deepcopy(CONFIGS["text and vision"][0])}
+    state = {name: torch.ones(2, 2) for name in names}
+    model = write(tmp_path / "a", state, config)
+    runs = [{"sources": [source(model, 0, 3)]}, {"sources": [source(model, 1, 3)]}]
+    modules = {"text_decoder": {"slices": runs}, "vision_tower": {"models": [{"model": model}]}}
+    recipe = {"merge_method": "passthrough", "modules": modules}
+    out = made(recipe, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    wanted = CONFIGS["text and vision"][2]
+    assert {key: written[key] for key in wanted} == wanted
+    assert {*map(text.format, range(5)), *map(sight.format, range(2))} < {*out}
+
+    del config["text_config"]["num_hidden_layers"]
+    write(tmp_path / "a", state, config)
+    with pytest.raises(
+        PlanError, match="does not say that there are 3 layers in 'language_model.model.layers.'"
+    ):
+        prepare(parse_recipe(recipe))

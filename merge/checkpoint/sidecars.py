@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -188,35 +188,3 @@ _TOKENIZER = (
 def is_tokenizer_file(name: str) -> bool:
     """Whether a file in a checkpoint's folder is part of its tokenizer."""
     return _matches(name, _TOKENIZER)
-
-
-_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
-
-
-def stacked_config(
-    config: Mapping[str, Any], origins: Sequence[tuple[Mapping[str, Any], int]]
-) -> dict[str, Any]:
-    """The donor's config for an output of other layers: their count, and every list with one entry a layer.
-
-    Args:
-        config: the donor's config.
-        origins: for each output layer, the config of the model and the layer that it starts from.
-    """
-    result = copy.deepcopy(dict(config))
-    count = next((config[key] for key in _LAYER_COUNTS if isinstance(config.get(key), int)), None)
-    for key, value in config.items():
-        if key in _LAYER_COUNTS and value == count:
-            result[key] = len(origins)
-        elif isinstance(value, list) and count is not None and len(value) == count:
-            result[key] = [_entry_of(own, key, layer, value) for own, layer in origins]
-        elif isinstance(value, dict) and any(isinstance(value.get(k), int) for k in _LAYER_COUNTS):
-            nested = [(own.get(key, {}), layer) for own, layer in origins]
-            result[key] = stacked_config(value, nested)
-    return result
-
-
-def _entry_of(own: Mapping[str, Any], key: str, layer: int, fallback: list[Any]) -> Any:
-    values = own.get(key)
-    return (
-        values[layer] if isinstance(values, list) and layer < len(values) else fallback[layer % len(fallback)]
-    )
