@@ -61,6 +61,7 @@ class Assembly:
         dropped: (tensor, model label, reason) of what has no part in the output.
         stacks: those that have other layers than the donor's.
         notes: where the result differs from mergekit's on purpose.
+        remarks: what else a recipe's author may not expect.
     """
 
     assignments: tuple[Assignment, ...]
@@ -68,6 +69,7 @@ class Assembly:
     dropped: tuple[Dropped, ...] = ()
     stacks: tuple[Stack, ...] = ()
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass

@@ -30,7 +30,7 @@ BLOCK_ELEMENTS = 1 << 18
 """Elements of a block; part of the definition of every merge, since sums are folded block by block."""
 
 
-NUMERICS = 2
+NUMERICS = 3
 """Raised whenever a kernel or strategy gives other bytes than before: unfinished merges then begin anew."""
 
 
@@ -118,6 +118,18 @@ class TensorPlan:
         return storage + wide + self.strategy.survey_bytes(self.spec())
 
     @property
+    def survey_group(self) -> tuple[Any, ...] | None:
+        """What it has alike with the tensors that share its survey; None where it has one of its own."""
+        group = None if self.strategy is None else self.strategy.survey_group
+        if group is None:
+            return None
+        return (
+            *group,
+            tuple(ref.model for ref in self.parents),
+            None if self.base is None else self.base.model,
+        )
+
+    @property
     def is_surveyed(self) -> bool:
         """Whether its sources may be read more than once."""
         if isinstance(self.strategy, AbstractSpanStrategy) and is_fused(self.strategy):
@@ -142,6 +154,7 @@ class Plan:
         untied: the output holds a head of its own although the donor's config ties it.
         stacks: those that have other layers than the donor's.
         notes: where the result differs from mergekit's on purpose.
+        remarks: what else a recipe's author may not expect.
     """
 
     models: tuple[Source, ...]
@@ -151,6 +164,7 @@ class Plan:
     untied: bool
     stacks: tuple[Stack, ...] = ()
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def bytes_in(self) -> int:
@@ -201,8 +215,19 @@ def make_plan(models: Sequence[Source], assembly: Assembly, out_dtype: DType | N
     untied = any(is_head(t.name) and _is_untied(t, models, donor) for t in tensors)
     return Plan(
         tuple(models), tuple(tensors), assembly.donor, assembly.dropped, untied, assembly.stacks,
-        assembly.notes,
+        assembly.notes, (*assembly.remarks, *_shared(tensors)),
     )  # fmt: skip
+
+
+def _shared(tensors: Sequence[TensorPlan]) -> list[str]:
+    """A remark where parameters that differ by tensor divide what was to be measured over the whole model."""
+    groups = {group for tensor in tensors if (group := tensor.survey_group) is not None}
+    if len(groups) < 2:
+        return []
+    return [
+        "scope: model measures together what has the same models and, of its parameters, the same that decide"
+        f" the measure (such as density): {len(groups)} groups of tensors here"
+    ]
 
 
 def _is_untied(head: TensorPlan, models: Sequence[Source], donor: Source) -> bool:

@@ -250,9 +250,8 @@ class _Run:
             job.passing = job.rounds.send(total)
         except StopIteration as finished:
             job.survey, job.passing = finished.value, None
-            strategy = job.tensors[0].strategy
             for tensor in job.tensors:
-                figures = _figures(strategy, tensor, job.survey, self._options.seed)
+                figures = _figures(tensor.strategy, tensor, job.survey, self._options.seed)
                 if figures:
                     self.figures[tensor.name] = figures
         self._enqueue(job)
@@ -470,16 +469,17 @@ def _jobs(plan: Plan, finished: frozenset[str]) -> list[_Job]:
     A model-wide survey needs all of its tensors again while one of them is unfinished.
     """
     copies = [_Job([t]) for t in plan.tensors if t.action == "copy"]
-    shared: dict[AbstractStrategy, _Job] = {}
+    shared: dict[tuple[Any, ...], _Job] = {}
     jobs = []
     for tensor in plan.tensors:
         if tensor.strategy is None or tensor.count == 0:
             continue
-        if tensor.strategy.model_scope:
-            if tensor.strategy not in shared:
-                shared[tensor.strategy] = _Job([])
-                jobs.append(shared[tensor.strategy])
-            shared[tensor.strategy].tensors.append(tensor)
+        group = tensor.survey_group
+        if group is not None:
+            if group not in shared:
+                shared[group] = _Job([])
+                jobs.append(shared[group])
+            shared[group].tensors.append(tensor)
         else:
             jobs.append(_Job([tensor]))
     return [job for job in copies + jobs if any(t.name not in finished for t in job.tensors)]

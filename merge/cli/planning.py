@@ -91,6 +91,7 @@ def plan_document(prepared: Prepared, memory: Budget) -> dict[str, Any]:
         "donor": prepared.donor.label,
         "tokenizer": _tokenizer_of(prepared),
         "differs_from_mergekit": list(plan.notes),
+        "remarks": list(plan.remarks),
         "bytes_in": plan.bytes_in,
         "bytes_out": plan.bytes_out,
         "parameters": plan.parameters,
@@ -139,6 +140,7 @@ def plan_text(prepared: Prepared, memory: Budget) -> str:
         lines.append(f"  files  {', '.join(prepared.sidecars.copied)}")
     lines += [f"  left   {name}: {reason}" for name, reason in prepared.sidecars.left]
     lines += [f"  differs from mergekit: {note}" for note in plan.notes]
+    lines += [f"  note   {remark}" for remark in plan.remarks]
     lines.append(
         f"  reads {shown_size(plan.bytes_in)} a pass, writes {shown_size(disk)}"
         f" in {counted(len(prepared.layout.shards), 'file')}"

@@ -235,9 +235,10 @@ class AbstractStrategy(abc.ABC):
         return Grain.ELEMENT
 
     @property
-    def model_scope(self) -> bool:
-        """Whether one survey is made of all tensors (which have this very strategy), not one of each."""
-        return False
+    def survey_group(self) -> tuple[Any, ...] | None:
+        """All that a survey of the whole model depends on; tensors of the same parents that have it alike
+        share one survey. None: each tensor has its own."""
+        return None
 
     def check(self, spec: TensorSpec) -> None:
         """Checks that the parameters fit a tensor's shape; called when planning, before anything is read.

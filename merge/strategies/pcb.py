@@ -7,7 +7,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -58,8 +58,8 @@ class Pcb(AbstractStrategy):
     scope: str = parameter("model", "what sizes and scores are compared over", choices=("tensor", "model"))
 
     @property
-    def model_scope(self) -> bool:
-        return self.scope == "model"
+    def survey_group(self) -> tuple[Any, ...] | None:
+        return (self.ratio,) if self.scope == "model" else None
 
     def survey(self, spec: TensorSpec) -> Survey:
         del spec

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from merge_models.merge.kernels.keys import count_shared
 from merge_models.merge.kernels.terms import Mixing, Rule, Thinned
@@ -65,23 +65,27 @@ class RamPlus(AbstractTermStrategy):
     scope: str = parameter("tensor", "what changes are counted over", choices=("tensor", "model"))
 
     @property
-    def model_scope(self) -> bool:
-        return self.scope == "model"
+    def survey_group(self) -> tuple[Any, ...] | None:
+        return (self.epsilon,) if self.scope == "model" else None
 
     def survey(self, spec: TensorSpec) -> Survey:
         del spec
         (counts,) = yield Pass(partial(_counts, self.epsilon))
         shared, own = counts.tolist()
-        ratios = [s / o if o else 0.0 for s, o in zip(shared, own, strict=True)]
-        return tuple(1 + self.r * min(ratio, self.alpha) for ratio in ratios)
+        return tuple(s / o if o else 0.0 for s, o in zip(shared, own, strict=True))
 
     def terms(self, block: Block, survey: Sequence[float]) -> Terms:
         ones = (1.0,) * len(block.spans)
-        return _changes(block, self.epsilon), Mixing(Rule.ALONE, ones, extra=survey, normalize=True)
+        mixing = Mixing(Rule.ALONE, ones, extra=self._factors(survey), normalize=True)
+        return _changes(block, self.epsilon), mixing
 
     def figures(self, spec: TensorSpec, survey: Sequence[float]) -> Figures:
         del spec
-        return {f"amplification of parent {i}": factor for i, factor in enumerate(survey)}
+        return {f"amplification of parent {i}": factor for i, factor in enumerate(self._factors(survey))}
+
+    def _factors(self, ratios: Sequence[float]) -> tuple[float, ...]:
+        """What each parent's own changes are multiplied by, given its ratio of shared to own ones."""
+        return tuple(1 + self.r * min(ratio, self.alpha) for ratio in ratios)
 
 
 def _counts(epsilon: float, block: Block) -> Moments:

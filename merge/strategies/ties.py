@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from merge_models.merge.kernels.blocks import Span
 from merge_models.merge.kernels.terms import Thinned
@@ -52,8 +52,8 @@ class Ties(AbstractTaskVectors):
     scope: str = parameter("tensor", "what the density is a share of", choices=("tensor", "model"))
 
     @property
-    def model_scope(self) -> bool:
-        return self.scope == "model"
+    def survey_group(self) -> tuple[Any, ...] | None:
+        return (self.density, self.rescale) if self.scope == "model" else None
 
     def survey(self, spec: TensorSpec) -> Survey:
         assert isinstance(self.density, tuple)
@@ -65,7 +65,7 @@ class Ties(AbstractTaskVectors):
             def sizes(totals: Totals) -> list[list[int]]:
                 return [[max(1, int(densities[parent] * totals.elements))] for parent in trimmed]
 
-            elements = 0 if self.model_scope else spec.count
+            elements = 0 if self.scope == "model" else spec.count
             found = yield from largest(len(trimmed), partial(deltas_of, trimmed), sizes, elements)
             for parent, (cut,) in zip(trimmed, found, strict=True):
                 cuts[parent] = cut
