@@ -12,7 +12,7 @@ from merge_models.merge.checkpoint.source import Source
 from merge_models.merge.checkpoint.stacked import Stack
 from merge_models.merge.errors import PlanError, RecipeError, did_you_mean
 from merge_models.merge.recipe import Module, OutputSlice, Recipe
-from merge_models.merge.settings import is_gradient, look_up, matches
+from merge_models.merge.settings import is_gradient, look_up, matches, patterns
 from merge_models.merge.strategies import AbstractStrategy, find_strategy, parameters_of
 from merge_models.merge.strategies.base import BaseModel
 from merge_models.merge.tied import find_tensor
@@ -88,10 +88,11 @@ class StrategyFactory:
     _made: dict[tuple[Any, ...], AbstractStrategy] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        known = parameters_of(find_strategy(self.method))
+        strategy = find_strategy(self.method)
+        known = parameters_of(strategy)
         for level in [*self.shared, *(level for levels in self.entries for level in levels)]:
             for key in level:
-                if key not in known:
+                if key not in known and key not in strategy.ignored:
                     hint = did_you_mean(str(key), known)
                     raise RecipeError(f"{self.method} has no parameter '{printable(str(key))}'{hint}")
         for key, parameter in known.items():
@@ -205,14 +206,16 @@ def assemble(recipe: Recipe, models: Sequence[Source]) -> Assembly:
     parts = [_assemble_part(recipe, name, part, models, index) for name, part in recipe.parts()]
     assignments = [a for part in parts for a in part.assignments]
     donor = index[recipe.base_model] if recipe.base_model else parts[0].donor
+    told = _remarks(recipe, assignments)
     if recipe.only is not None:
+        _check_only(recipe.only, assignments)
         assignments = [_only(recipe, a, donor, models) for a in assignments]
     if recipe.modules is not None:
         _check_covered(models[donor], assignments, recipe.modules)
     notes = dict.fromkeys([*_differences(recipe), *(note for part in parts for note in part.notes)])
     dropped = tuple(d for part in parts for d in part.dropped)
     changed = tuple(stack for part in parts for stack in part.stacks)
-    return Assembly(tuple(assignments), donor, dropped, changed, tuple(notes))
+    return Assembly(tuple(assignments), donor, dropped, changed, tuple(notes), tuple(told))
 
 
 def _assemble_part(
@@ -406,6 +409,15 @@ def _check_covered(donor: Source, assignments: Iterable[Assignment], modules: Ma
             )
 
 
+def _check_only(only: Sequence[str], assignments: Sequence[Assignment]) -> None:
+    for pattern in only:
+        if not any(matches(pattern, assignment.name) for assignment in assignments):
+            names = ", ".join(printable(assignment.name) for assignment in assignments[:2])
+            raise RecipeError(
+                f"only: '{printable(pattern)}' matches no tensor; mend or remove it (names are like {names})"
+            )
+
+
 def _only(recipe: Recipe, assignment: Assignment, donor: int, models: Sequence[Source]) -> Assignment:
     if any(matches(pattern, assignment.name) for pattern in recipe.only or ()):
         return assignment
@@ -430,3 +442,23 @@ def _differences(recipe: Recipe) -> list[str]:
     if recipe.dtype and not recipe.out_dtype:
         notes.append("dtype is the output's; arithmetic is float32 or wider, there it is in dtype")
     return notes
+
+
+def _remarks(recipe: Recipe, assignments: Sequence[Assignment]) -> list[str]:
+    """What a recipe says without any effect."""
+    strategy, levels = find_strategy(recipe.merge_method), recipe.levels()
+    ignored = [key for key in strategy.ignored if any(key in level for level in levels)]
+    told = [f"ignored: {key} changes nothing in {strategy.name}, as in mergekit" for key in ignored]
+    pieces = [piece for _, part in recipe.parts() for piece in part.slices or ()]
+    if any(piece.residual_weight is not None for piece in pieces):
+        told.append("ignored: residual_weight changes nothing, as in mergekit")
+    filters = [
+        (key, pattern) for level in levels for key, value in level.items() for pattern in patterns(value)
+    ]
+    names = dict.fromkeys(name for a in assignments for name in (a.name, *(own for _, own in a.parents)))
+    for key, pattern in dict.fromkeys((key, str(pattern)) for key, pattern in filters if pattern is not None):
+        if not any(matches(pattern, name) for name in names):
+            told.append(
+                f"the filter '{printable(pattern)}' of parameter '{printable(key)}' matches no tensor"
+            )
+    return told

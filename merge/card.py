@@ -97,7 +97,7 @@ def manifest(
             "bytes": plan.bytes_out,
             "files": [shard.name for shard in layout.shards],
             "groups": _groups(plan.tensors),
-            "copied": [t.name for t in plan.tensors if t.action == "copy"],
+            "copied": [t.name for t in plan.tensors if t.is_copied],
             "dropped": [{"tensor": n, "model": m, "reason": r} for n, m, r in plan.dropped],
         },
         "rounding": {"mode": names.located.rounding, **(asdict(told) if (told := rounded(figures)) else {})},

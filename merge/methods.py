@@ -79,6 +79,9 @@ def describe(name: str, as_json: bool = False, width: int = 0) -> str:
             f" {parameter.range_text()}): {parameter.doc}"
         )
         facts += _wrapped(told, width, "  ", "      ")
+    if strategy.ignored:
+        told = f"accepted in recipes, as by mergekit, without effect: {', '.join(strategy.ignored)}"
+        facts += _wrapped(told, width)
     return "\n\n".join("\n".join(lines) for lines in [*parts, facts])
 
 
@@ -134,4 +137,5 @@ def _document(strategy: type[AbstractStrategy]) -> dict[str, Any]:
             }
             for p in parameters_of(strategy).values()
         ],
+        "ignored": list(strategy.ignored),
     }

@@ -85,6 +85,11 @@ class TensorPlan:
         """Whether the recipe's ``only`` leaves it out of the merge: it is the donor's."""
         return self.strategy is _TAKE
 
+    @property
+    def is_copied(self) -> bool:
+        """Whether it is one model's tensor, no merge: at most its dtype changes."""
+        return self.action == "copy" or self.is_taken
+
     def sources(self) -> tuple[Ref, ...]:
         """The parents, and the base last where there is one."""
         return self.parents if self.base is None else (*self.parents, self.base)

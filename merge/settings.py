@@ -66,6 +66,15 @@ def is_gradient(setting: Any) -> bool:
     return any(map(is_gradient, nested)) if nested else len(setting) > 1
 
 
+def patterns(setting: Any) -> list[Any]:
+    """The patterns of a setting's filters, nested ones included."""
+    if isinstance(setting, Mapping):
+        return [setting.get("filter"), *patterns(setting.get("value"))]
+    if isinstance(setting, (list, tuple)):
+        return [pattern for item in setting for pattern in patterns(item)]
+    return []
+
+
 def _filtered(filters: Sequence[Any], parameter: Parameter, name: str, depth: float) -> Any:
     for entry in filters:
         extra = set(entry) - {"filter", "value"} if isinstance(entry, Mapping) else {"?"}

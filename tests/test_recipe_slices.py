@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 
-from merge_models.merge import PlanError, prepare, run_recipe
+from merge_models.merge import PlanError, RecipeError, prepare, run_recipe
 from merge_models.merge.checkpoint.layers import place_of
 from merge_models.merge.checkpoint.stacked import Stack, stacked_config
+from merge_models.merge.cli import main
 from merge_models.merge.recipe import parse_recipe
 
 from .helpers import CONFIG, read_folder, write_folder
@@ -337,3 +339,77 @@ def test_slicing_the_text_of_a_model_that_sees(tmp_path: Path) -> None:
         PlanError, match="does not say that there are 3 layers in 'language_model.model.layers.'"
     ):
         prepare(parse_recipe(recipe))
+
+
+# What a recipe says without effect
+
+
+IGNORED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "task_arithmetic": ("task_arithmetic", {"int8_mask": True, "rescale": True, "density": 0.5}, "density"),
+    "ties": ("ties", {"int8_mask": True}, "int8_mask"),
+    "della_linear": ("della_linear", {"int8_mask": False, "density": 0.5}, "int8_mask"),
+    "sce": ("sce", {"int8_mask": True}, "int8_mask"),
+}
+
+
+def three(tmp_path: Path) -> list[str]:
+    return [write(tmp_path / str(v), filled(v, 2), config_of(2)) for v in (0.0, 1.0, 2.0)]
+
+
+@pytest.mark.parametrize("case", IGNORED)
+def test_what_mergekit_accepts_and_ignores_is_accepted_and_told(case: str, tmp_path: Path) -> None:
+    method, parameters, key = IGNORED[case]
+    base, *others = three(tmp_path)
+    recipe: dict[str, Any] = {"merge_method": method, "base_model": base, "models": others}
+    plan = prepare(parse_recipe({**recipe, "parameters": parameters})).plan
+    assert f"ignored: {key} changes nothing in {method}, as in mergekit" in plan.remarks
+    kept = {
+        name: value for name, value in parameters.items() if name == "density" and method != "task_arithmetic"
+    }
+    without = prepare(parse_recipe({**recipe, "parameters": kept})).plan
+    assert [t.strategy for t in plan.tensors] == [t.strategy for t in without.tensors] and not without.remarks
+
+
+def test_others_parameters_are_still_refused(tmp_path: Path) -> None:
+    base, *others = three(tmp_path)
+    recipe = {"merge_method": "linear", "models": others, "parameters": {"int8_mask": True}}
+    with pytest.raises(RecipeError, match="linear has no parameter 'int8_mask'"):
+        prepare(parse_recipe(recipe))
+
+
+def test_residual_weight_is_told_to_change_nothing(tmp_path: Path) -> None:
+    part = {"sources": [source(three(tmp_path)[0], 0, 2)], "residual_weight": 0.5}
+    plan = prepare(parse_recipe({"merge_method": "passthrough", "slices": [part]})).plan
+    assert plan.remarks == ("ignored: residual_weight changes nothing, as in mergekit",)
+
+
+@pytest.mark.parametrize("level", ["recipe", "model"])
+def test_filters_that_match_nothing_are_told(level: str, tmp_path: Path) -> None:
+    filters = [
+        {"filter": "nosuch", "value": 0},
+        {"filter": "layers:7-9", "value": 0},
+        {"filter": "mlp", "value": 1},
+    ]
+    weight = {"parameters": {"weight": [*filters, {"value": 2}]}}
+    entries = [{"model": m, **(weight if level == "model" else {})} for m in three(tmp_path)]
+    recipe = {"merge_method": "linear", "models": entries, **(weight if level == "recipe" else {})}
+    assert prepare(parse_recipe(recipe)).plan.remarks == tuple(
+        f"the filter '{pattern}' of parameter 'weight' matches no tensor"
+        for pattern in ("nosuch", "layers:7-9")
+    )
+
+
+@pytest.mark.parametrize("only", [["nosuch"], ["mlp", "layers.7."], ["*.attn.*"]])
+def test_what_only_names_must_be_there(only: list[str], tmp_path: Path) -> None:
+    recipe = {"merge_method": "linear", "models": three(tmp_path), "only": only}
+    with pytest.raises(RecipeError, match=re.escape(f"only: '{only[-1]}' matches no tensor")):
+        prepare(parse_recipe(recipe))
+
+
+def test_a_plan_counts_what_only_leaves_out_as_copied(tmp_path: Path) -> None:
+    models = three(tmp_path)
+    (tmp_path / "r.yml").write_text(json.dumps({"merge_method": "linear", "models": models, "only": ["mlp"]}))
+    told = CliRunner().invoke(main, ["plan", str(tmp_path / "r.yml")]).output
+    assert "merged 2 tensors;" in told and f"copied 3 tensors of {models[0]}" in told
+    document = json.loads(CliRunner().invoke(main, ["plan", str(tmp_path / "r.yml"), "--json"]).output)
+    assert {t["name"] for t in document["tensors"] if t["action"] == "copy"} == {EMBED, NORM, HEAD}

@@ -78,8 +78,8 @@ def plan_document(prepared: Prepared, memory: Budget) -> dict[str, Any]:
                 "name": t.name,
                 "shape": list(t.shape),
                 "dtype": t.dtype.torch_name,
-                "action": t.action,
-                "strategy": t.strategy.name if t.strategy else None,
+                "action": "copy" if t.is_copied else t.action,
+                "strategy": t.strategy.name if t.strategy and not t.is_copied else None,
                 "note": t.note,
             }
             for t in plan.tensors
@@ -112,8 +112,9 @@ def _tokenizer_of(prepared: Prepared) -> dict[str, Any] | None:
 def plan_text(prepared: Prepared, memory: Budget) -> str:
     """A plan as lines to read."""
     plan, recipe = prepared.plan, prepared.recipe
-    merged = [t for t in plan.tensors if t.action == "merge"]
-    copied = [t for t in plan.tensors if t.action == "copy"]
+    merged = [t for t in plan.tensors if not t.is_copied]
+    taken = [t for t in plan.tensors if t.is_taken]
+    copied = [t for t in plan.tensors if t.is_copied and not t.is_taken]
     disk = sum(shard.nbytes for shard in prepared.layout.shards)
     lines = [
         f"{recipe.merge_method}: {counted(len(prepared.models), 'model')},"
@@ -128,6 +129,10 @@ def plan_text(prepared: Prepared, memory: Budget) -> str:
     dtypes = ", ".join(sorted({t.dtype.torch_name for t in plan.tensors}))
     lines.append(f"  merged {counted(len(merged), 'tensor')}; written as {dtypes}")
     lines += [f"  merged {t.name}: {t.note}" for t in merged if t.note]
+    if taken:
+        lines.append(
+            f"  copied {counted(len(taken), 'tensor')} of {prepared.donor.label}, which only: leaves out"
+        )
     lines += [f"  copied {t.name}: {t.note}" for t in copied]
     lines += [f"  dropped {name} of {model}: {reason}" for name, model, reason in plan.dropped]
     tokenizer = _tokenizer_of(prepared)

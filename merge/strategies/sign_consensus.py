@@ -31,12 +31,12 @@ class AbstractTaskVectors(AbstractTermStrategy):
     """
 
     base_model: ClassVar[BaseModel] = BaseModel.REQUIRED
+    ignored: ClassVar[tuple[str, ...]] = ("int8_mask",)
     elects: ClassVar[bool]
 
     weight: float | tuple[float, ...] = parameter(1.0, "scale of each task vector", per_model=True)
     lambda_: float = parameter(1.0, "scale of their sum")
     normalize: bool = parameter(False, "divide the sum by the weights of the parents in it")
-    int8_mask: bool = parameter(False, "accepted for mergekit's sake; changes nothing")
 
     def validate(self, count: int) -> None:
         if self.normalize and not self.elects:

@@ -29,6 +29,7 @@ class TaskArithmetic(AbstractSpanStrategy):
     name: ClassVar[str] = "task_arithmetic"
     source: ClassVar[str] = "Ilharco et al. 2023, arXiv:2212.04089"
     base_model: ClassVar[BaseModel] = BaseModel.REQUIRED
+    ignored: ClassVar[tuple[str, ...]] = ("density", "rescale", "int8_mask")
 
     weight: float | tuple[float, ...] = parameter(1.0, "scale of each task vector", per_model=True)
     lambda_: float = parameter(1.0, "scale of their sum")
