@@ -16,6 +16,7 @@ from merge_models.merge.checkpoint.layout import OutputTensor
 from merge_models.merge.checkpoint.source import Source
 from merge_models.merge.checkpoint.stacked import Stack
 from merge_models.merge.errors import PlanError
+from merge_models.merge.quantised import check_not_quantised
 from merge_models.merge.strategies.base import (
     AbstractSpanStrategy,
     AbstractStrategy,
@@ -258,10 +259,7 @@ def _check_count(strategy: AbstractStrategy, count: int, has_base: bool) -> None
 
 def _check_configs(models: Sequence[Source]) -> None:
     for model in models:
-        quantised = model.config.get("quantization_config")
-        if quantised:
-            method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
-            raise PlanError(f"{model.label}: is quantised ({printable(str(method))}); dequantise it first")
+        check_not_quantised(model)
     kinds = [(m.label, m.config["architectures"]) for m in models if m.config.get("architectures")]
     for label, kind in kinds[1:]:
         if kind != kinds[0][1]:

@@ -155,6 +155,47 @@ def test_quantised_models_are_refused(value: Any, tmp_path: Path) -> None:
         assert f"{quantised}: is quantised (" in text and "dequantise it first" in text
 
 
+F8 = torch.float8_e4m3fn
+SCALED: dict[str, tuple[str, torch.dtype, str]] = {
+    "compressed-tensors, ModelOpt": ("w.weight", F8, "w.weight_scale"),
+    "DeepSeek": ("model.layers.0.w.weight", F8, "model.layers.0.w.weight_scale_inv"),
+    "DeepSeek's experts": ("experts.gate_up_proj", F8, "experts.gate_up_proj_scale_inv"),
+    "the activations' alone": ("w.weight", torch.float8_e5m2, "w.input_scale"),
+    "ComfyUI": ("w.weight", F8, "w.scale_weight"),
+    "GPTQ": ("w.qweight", torch.int32, "w.scales"),
+    "AWQ without scales": ("w.qweight", torch.int32, "w.qzeros"),
+    "packed": ("w.weight_packed", torch.int32, "w.weight_scale"),
+    "MXFP4": ("experts.down_proj_blocks", torch.uint8, "experts.down_proj_scales"),
+    "bitsandbytes, 4 bits": ("w.weight", torch.uint8, "w.weight.absmax"),
+    "bitsandbytes, 8 bits": ("w.weight", torch.int8, "w.SCB"),
+}
+
+
+@pytest.mark.parametrize("case", SCALED)
+def test_values_with_a_scale_beside_them_are_refused(case: str, tmp_path: Path) -> None:
+    weight, dtype, scale = SCALED[case]
+    state = {weight: torch.ones(4, 4).to(dtype), scale: torch.full((1,), 0.5)}
+    file = write_folder(tmp_path / "m", state, config=None) / "model.safetensors"
+    message = refusal([file, file])
+    assert f"is quantised: '{weight}'" in message and f"scaled by '{scale}'" in message
+    assert "dequantise it first" in message
+
+
+@pytest.mark.parametrize(
+    ("weight", "dtype", "other"),
+    [
+        ("w.weight", F8, "w.bias"),
+        ("w.weight", F8, "v.weight_scale"),
+        ("w.weight", torch.bfloat16, "w.weight_scale"),
+        ("embeddings.position_ids", torch.int64, "logit_scale"),
+    ],
+)
+def test_other_scales_are_merged(weight: str, dtype: torch.dtype, other: str, tmp_path: Path) -> None:
+    state = {weight: torch.ones(4, 4).to(dtype), other: torch.full((1,), 0.5)}
+    folder = write_folder(tmp_path / "m", state, config=None)
+    assert len(plan_of([folder, folder]).plan.tensors) == 2
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_methods_say_how_many_models_they_take(count: int, tmp_path: Path) -> None:
     paths = [write_folder(tmp_path / f"m{n}", tensors(n)) for n in range(count)]
