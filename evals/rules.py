@@ -8,13 +8,13 @@ from merge_models.evals.schema import (
     Cause,
     Evaluation,
     Finding,
-    Recovery,
     SiteActivations,
     Status,
     WeightDiagnosis,
 )
 from merge_models.evals.score import DomainScore, lost_share, mean_drift, status_of
 from merge_models.evals.sites import leaving, numbers, places, rank_ratio, variance_ratio
+from merge_models.evals.skills import NOTHING, is_compared, kept_skills, status_of_skill
 from merge_models.evals.thresholds import CALIBRATION, DEFAULT
 
 
@@ -110,32 +110,39 @@ def _parent_lost(evaluation: Evaluation, scores: Sequence[DomainScore]) -> Itera
             value=score.lost,
             threshold=DEFAULT.collapsed,
             source=CALIBRATION,
-            remedy=f"give {score.reference} more weight, or sparser deltas to all (ties, dare_ties)",
+            remedy=_skill_remedy(evaluation, score.reference),
         )
-    for recovery in against_base(evaluation):
-        if recovery.fraction is None or recovery.fraction >= DEFAULT.recovery_degraded:
+    yield from _lost_skills(evaluation)
+
+
+def _lost_skills(evaluation: Evaluation) -> Iterator[Finding]:
+    """The tasks that the merge answers worse than their best parent; a collapse if nothing else is compared
+    and all are lost."""
+    told = [(r, r.fraction) for r in kept_skills(evaluation) if r.fraction is not None]
+    ruined = not is_compared(evaluation) and all(
+        status_of_skill(fraction) == "collapsed" for _, fraction in told
+    )
+    for recovery, fraction in told:
+        status = status_of_skill(fraction)
+        if status == "healthy":
             continue
-        collapsed = recovery.fraction < DEFAULT.recovery_collapsed
+        over = "answers" if recovery.reference == NOTHING else f"gains over {recovery.reference}"
         yield Finding(
             cause="parent lost",
-            status="degraded",
+            status="collapsed" if ruined else "degraded",
             where=f"{recovery.best_parent} on {recovery.task}",
-            evidence=(
-                f"keeps {recovery.fraction:.0%} of what {recovery.best_parent}"
-                f" gains over {recovery.reference}"
-            ),
-            value=recovery.fraction,
-            threshold=DEFAULT.recovery_collapsed if collapsed else DEFAULT.recovery_degraded,
+            evidence=f"keeps {fraction:.0%} of what {recovery.best_parent} {over}",
+            value=fraction,
+            threshold=DEFAULT.recovery_collapsed if status == "collapsed" else DEFAULT.recovery_degraded,
             source="convention: a fifth of the gain lost is worth knowing",
-            remedy=f"give {recovery.best_parent} more weight, or sparser deltas to all (ties, dare_ties)",
+            remedy=_skill_remedy(evaluation, recovery.best_parent),
         )
 
 
-def against_base(evaluation: Evaluation) -> list[Recovery]:
-    """Recoveries that tell a loss: against the worst parent, for want of a base, any average loses half."""
-    base = evaluation.base
-    tasks = evaluation.tasks
-    return [r for r in tasks.recovery if r.reference == base.name] if tasks and base else []
+def _skill_remedy(evaluation: Evaluation, parent: str) -> str:
+    if len(evaluation.parents) == 1:
+        return "the only parent can do it: see which layers the merge has otherwise, or train it further"
+    return f"give {parent} more weight, or sparser deltas to all (ties, dare_ties)"
 
 
 def _variance(evaluation: Evaluation, scores: Sequence[DomainScore]) -> Iterator[Finding]:

@@ -28,6 +28,7 @@ class Thresholds:
         delta_norm_high: above which deltas were added up too strongly.
         looping: rise of the share of degenerate continuations over the worst parent's.
         recovery_degraded, recovery_collapsed: of a task's recovery fraction.
+        answers_least: lower end of the interval of a parent's exact answers, from which it has the skill.
         dominance: effective number of parents under which one parent makes the merge.
         foreign: least share of a text's unigram entropy that the best parent must save for the text to count.
     """
@@ -47,6 +48,7 @@ class Thresholds:
     looping: float = 0.2
     recovery_degraded: float = 0.8
     recovery_collapsed: float = 0.3
+    answers_least: float = 0.1
     dominance: float = 1.2
     foreign: float = 0.1
 

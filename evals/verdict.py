@@ -9,21 +9,28 @@ collapsed, unless values are not finite.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from merge_models.evals.rules import EXPLAINING, RULES, against_base, gone
+from merge_models.evals.rules import EXPLAINING, RULES, gone
 from merge_models.evals.schema import (
     Basis,
     Evaluation,
     Finding,
+    Head,
+    Outcome,
     SiteActivations,
     Status,
     Verdict,
 )
 from merge_models.evals.score import DomainScore, domain_scores, drift_score, lost_share, status_of
 from merge_models.evals.sites import rank_ratio, variance_ratio
+from merge_models.evals.skills import is_compared, kept_skills, status_of_skill
 from merge_models.evals.thresholds import DEFAULT
 
+NOT_JUDGED = (
+    "not judged: no layer of the merge could be compared with its parents', and they do not know the text;"
+    " give text that they are made for (--data, data=), or questions that they answer (--tasks)"
+)
 _ORDER: tuple[Status, ...] = ("healthy", "degraded", "collapsed")
 
 
@@ -37,10 +44,12 @@ def judge(evaluation: Evaluation) -> Verdict:
         for rule in RULES
         for f in rule(evaluation, scores)
     ]
-    status = worst(f.status for f in findings)
     findings.sort(key=lambda f: -_ORDER.index(f.status))
     by_skill: dict[str, Status] = {s.domain: status_of(s.lost) for s in scores}
     by_skill |= _task_statuses(evaluation)
+    status: Outcome = worst(f.status for f in findings)
+    if status == "healthy" and not _is_judged(evaluation, by_skill):
+        status = "not judged"
     score = lost_share(scores) if decided else drift_score(evaluation)
     kind = "lost share" if decided else "drift"
     return Verdict(
@@ -67,6 +76,23 @@ def foreign_text(evaluation: Evaluation) -> Iterator[str]:
             f"calibration text foreign to all parents and left out of the score: {', '.join(foreign)};"
             " pass text that the models are made for (--data, data=)"
         )
+        yield from _guessing(evaluation, activations.head, foreign)
+
+
+def _guessing(evaluation: Evaluation, head: Head, foreign: Sequence[str]) -> Iterator[str]:
+    """What the merge itself makes of text that no parent knows, where that is no better than guessing."""
+    entropy = evaluation.activations.calibration.unigram_entropy if evaluation.activations else {}
+    own = head.loss_by_domain.get(evaluation.merge.name, {})
+    bad = {d: own[d] - entropy[d] for d in foreign if d in own and own[d] >= entropy[d]}
+    if bad:
+        most = max(bad, key=lambda domain: bad[domain])
+        parents = [head.loss_by_domain.get(p.name, {}).get(most) for p in evaluation.parents]
+        best = min((loss for loss in parents if loss is not None), default=None)
+        yield (
+            f"the merge's own loss there is no better than guessing by frequency: {', '.join(bad)}; most in"
+            f" {most}, {own[most]:.3g} nats a token where guessing costs {entropy[most]:.3g}"
+            + (f" and the best parent {best:.3g}" if best is not None else "")
+        )
 
 
 def worst(statuses: Iterator[Status]) -> Status:
@@ -92,13 +118,18 @@ def _decides(finding: Finding, evaluation: Evaluation, *, decided: bool) -> bool
 
 
 def _summary(
-    evaluation: Evaluation, status: Status, scores: Sequence[DomainScore], findings: Sequence[Finding]
+    evaluation: Evaluation, status: Outcome, scores: Sequence[DomainScore], findings: Sequence[Finding]
 ) -> str:
+    if status == "not judged":
+        return NOT_JUDGED
     lost = lost_share(list(scores))
     deciding = [f.cause for f in findings if f.status == status and status != "healthy"]
     text = status if not deciding else f"{status}: {', '.join(dict.fromkeys(deciding))}"
     if lost is not None:
         text += f"; {lost:.0%} of what the best parent of each domain knows is lost"
+    elif evaluation.activations is not None and not is_compared(evaluation):
+        by_answers = bool(kept_skills(evaluation))
+        text += f"; judged by {'answers to the tasks' if by_answers else 'what the findings say'} alone"
     elif evaluation.activations is None:
         text += "; from weights alone, which screen and do not decide"
     else:
@@ -132,12 +163,17 @@ def _site_status(site: SiteActivations) -> Status:
 
 
 def _task_statuses(evaluation: Evaluation) -> dict[str, Status]:
-    statuses: dict[str, Status] = {}
-    for recovery in against_base(evaluation):
-        if recovery.fraction is not None:
-            if recovery.fraction < DEFAULT.recovery_collapsed:
-                statuses[recovery.task] = "collapsed"
-            else:
-                kept = recovery.fraction >= DEFAULT.recovery_degraded
-                statuses[recovery.task] = "healthy" if kept else "degraded"
-    return statuses
+    told = {r.task: r.fraction for r in kept_skills(evaluation)}
+    return {task: status_of_skill(fraction) for task, fraction in told.items() if fraction is not None}
+
+
+def _is_judged(evaluation: Evaluation, by_skill: Mapping[str, Status]) -> bool:
+    """Whether anything was measured that could have told a ruin."""
+    if by_skill or is_compared(evaluation):
+        return True
+    weights = evaluation.weights
+    if evaluation.activations is not None or weights is None:
+        return False
+    return any(
+        r is not None for r in (weights.norm_ratio, weights.delta_norm_ratio, weights.effective_parents)
+    )

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections import namedtuple
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from merge_models.evals.evaluation import evaluate
 from merge_models.evals.lineage import lineage, short_name
 from merge_models.evals.models import open_model
 from merge_models.evals.outlets import check_outlets, write_outlets
-from merge_models.evals.schema import Evaluation
+from merge_models.evals.schema import Evaluation, Outcome, Verdict
 from merge_models.merge import merge, run_recipe
 from merge_models.merge.cli import main
+from merge_models.merge.cli.verdicts import exit_by_verdict
 from merge_models.merge.demo.skills import SKILLS, demo_folder
 from merge_models.merge.errors import MergeError
 from merge_models.merge.recipe import Recipe, parse_recipe
@@ -202,6 +204,43 @@ def test_nan_is_a_verdict_not_a_crash(tmp_path: Path, text: Path) -> None:
     assert found.verdict is not None and found.verdict.status == "collapsed"
     assert "not finite" in {f.cause for f in found.verdict.findings}
     Evaluation.from_json(found.to_json())
+
+
+def test_stacked_layers_that_do_nothing_are_not_healthy(
+    tmp_path: Path, text: Path, speakers: tuple[list[Path], Path]
+) -> None:
+    """Another depth: no layer is comparable, so text that the parent knows decides; without it, nothing."""
+    (parent, _), known = speakers
+    out, quick = tmp_path / "merged", {"measure": ("activations",), "tokens": 1024, "length": 30}
+    for layers, status in (((2, 0, 1, 0), "collapsed"), ((0, 1, 2), "healthy")):
+        slices = [{"sources": [{"model": str(parent), "layer_range": [n, n + 1]}]} for n in layers]
+        run_recipe(parse_recipe({"merge_method": "passthrough", "slices": slices}), out, overwrite=True)
+        found = evaluate(out, data=known, **quick)
+        assert found.verdict is not None
+        assert found.verdict.status == status, found.verdict.summary
+        if len(layers) > 3:
+            found = evaluate(out, data=text, **quick)
+            assert found.verdict is not None and found.verdict.status == "not judged"
+            assert any("no better than guessing" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("status", "fail_on", "fails"),
+    [
+        ("healthy", "degraded", False),
+        ("degraded", "degraded", True),
+        ("degraded", "collapsed", False),
+        ("collapsed", "collapsed", True),
+        ("not judged", "degraded", True),
+        ("not judged", "collapsed", True),
+        ("not judged", None, False),
+    ],
+)
+def test_exit_code_of_the_verdict(status: Outcome, fail_on: str | None, fails: bool) -> None:
+    verdict = Verdict(status=status, basis="weights", summary=status)
+    with pytest.raises(SystemExit) if fails else nullcontext() as stopped:
+        exit_by_verdict([verdict], fail_on)
+    assert not fails or (stopped is not None and stopped.value.code == 3)
 
 
 def test_weights_only_needs_no_model_that_runs(mean: Path, tmp_path: Path) -> None:

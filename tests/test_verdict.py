@@ -20,6 +20,7 @@ from merge_models.evals.schema import (
     SiteActivations,
     SiteStatistics,
     TaskDiagnosis,
+    TaskScore,
     TensorWeights,
     WeightDiagnosis,
 )
@@ -265,6 +266,93 @@ def test_dominance_is_a_remark_and_muddle_needs_many_parents() -> None:
     many = WeightDiagnosis(tensors=(), depth=(), effective_parents=5.9, delta_norm_ratio=0.4)
     assert "muddled middle" in causes(evaluation(models=models(6), weights=many))
     assert "muddled middle" not in causes(evaluation(models=models(2), weights=many))
+
+
+def answers(scores: dict[str, float], task: str = "adding", metric: str = "exact match") -> TaskDiagnosis:
+    return TaskDiagnosis(
+        scores=tuple(
+            TaskScore(
+                task=task,
+                metric=metric,
+                higher_is_better=True,
+                model=model,
+                score=Estimate(value=value, low=max(value - 0.1, 0), high=min(value + 0.1, 1)),
+                n=60,
+            )
+            for model, value in scores.items()
+        )
+    )
+
+
+NOWHERE = (SiteActivations(site="embedding", layer=None, module="embed", merge=SiteStatistics(), parents=()),)
+"""Sites of models of another depth: none inside is shared."""
+
+KEPT = head({"math": (0.0, 9.0), "code": (9.0, 0.0)}, EVEN)
+LOST = head({"math": (2.0, 9.0), "code": (9.0, 2.0)}, EVEN)
+UNKNOWN = {"math": (4.0, 3.5), "code": (5.0, 6.0)}
+"""Losses of parents that know nothing of the text: guessing by frequency costs 3 nats."""
+
+
+@pytest.mark.parametrize("predictions", [None, head({"math": (9.0, 9.0), "code": (9.0, 9.0)}, UNKNOWN)])
+def test_what_could_not_be_compared_is_not_called_healthy(predictions: Head | None) -> None:
+    weights = WeightDiagnosis(tensors=(), depth=(), norm_ratio=1.0)
+    found = evaluation(activations=activations(NOWHERE, predictions), weights=weights)
+    assert found.verdict is not None
+    assert (found.verdict.status, found.verdict.score) == ("not judged", None)
+    assert "--data" in found.verdict.summary and "--tasks" in found.verdict.summary
+    assert Evaluation.from_json(found.to_json()) == found
+    assert "Not judged" in found.to_markdown() and "not-judged" in found.to_html()
+
+
+@pytest.mark.parametrize(
+    ("parts", "status"),
+    [
+        ({}, "not judged"),
+        ({"weights": WeightDiagnosis(tensors=(), depth=())}, "not judged"),
+        ({"weights": WeightDiagnosis(tensors=(), depth=(), norm_ratio=1.0)}, "healthy"),
+        ({"activations": activations()}, "healthy"),
+        ({"activations": activations(NOWHERE, KEPT)}, "healthy"),
+        ({"activations": activations(NOWHERE, LOST)}, "collapsed"),
+        ({"activations": activations((*NOWHERE, site(1, finite=False)))}, "collapsed"),
+    ],
+)  # fmt: skip
+def test_any_evidence_is_enough_to_judge_by(parts: dict[str, Any], status: str) -> None:
+    found = evaluation(**parts)
+    assert found.verdict is not None
+    assert found.verdict.status == status, found.verdict.summary
+
+
+@pytest.mark.parametrize(
+    ("scores", "status"),
+    [
+        ({"merge": 0.0, "p0": 0.9, "p1": 0.1}, "collapsed"),
+        ({"merge": 0.5, "p0": 0.9, "p1": 0.1}, "degraded"),
+        ({"merge": 0.85, "p0": 0.9, "p1": 0.1}, "healthy"),
+        ({"merge": 0.0, "p0": 0.1, "p1": 0.0}, "not judged"),  # no parent has the skill
+        ({"p0": 0.9, "p1": 0.1}, "not judged"),
+    ],
+)
+def test_exact_answers_judge_where_nothing_else_can(scores: dict[str, float], status: str) -> None:
+    family = models(base=False)
+    found = evaluation(models=family, activations=activations(NOWHERE), tasks=answers(scores))
+    assert found.verdict is not None and found.verdict.status == status
+    assert found.verdict.by_skill == ({} if status == "not judged" else {"adding": status})
+    compared = evaluation(models=family, activations=activations(), tasks=answers(scores))
+    assert compared.verdict is not None and compared.verdict.by_skill == {}, "an average of experts may lose"
+    chosen = answers(scores, metric="accuracy")
+    by_chance = evaluation(models=family, activations=activations(NOWHERE), tasks=chosen)
+    assert by_chance.verdict is not None and by_chance.verdict.status == "not judged"
+
+
+@pytest.mark.parametrize(("own", "said"), [(2.9, False), (3.0, True), (7.0, True)])
+def test_a_merge_that_does_not_beat_guessing_says_so(own: float, said: bool) -> None:
+    predictions = head({"math": (9.0, 9.0)}, {"math": UNKNOWN["math"]})
+    losses = {**predictions.loss_by_domain, "merge": {"math": own}}
+    predictions = predictions.model_copy(update={"loss_by_domain": losses})
+    found = evaluation(activations=activations(NOWHERE, predictions))
+    told = [note for note in found.notes if "no better than guessing" in note]
+    assert len(told) == said
+    assert all(f"{own:.3g}" in note and "best parent 3.5" in note for note in told)
 
 
 def test_tasks_name_the_skill_and_the_text() -> None:

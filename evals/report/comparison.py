@@ -22,7 +22,7 @@ from merge_models.evals.report.markdown import table as markdown_table
 from merge_models.evals.report.numbers import number, percent
 from merge_models.evals.report.page import document
 from merge_models.evals.report.sections import Section, badge, figure, location
-from merge_models.evals.schema import SCHEMA_VERSION, Basis, Evaluation, Record, Status
+from merge_models.evals.schema import SCHEMA_VERSION, Basis, Evaluation, Outcome, Record
 
 
 class Ranked(Record):
@@ -40,7 +40,7 @@ class Ranked(Record):
 
     rank: int
     name: str
-    status: Status | None = None
+    status: Outcome | None = None
     score: float | None = None
     basis: Basis | None = None
     summary: str = ""
@@ -55,7 +55,7 @@ class Ranked(Record):
 
 
 class Comparison(Record):
-    """Several merges, best first: by status, then by score; those without a score last in their status."""
+    """Several merges, best first: by status, not judged last; then by score, without one last."""
 
     schema_version: int = SCHEMA_VERSION
     ranking: tuple[Ranked, ...]

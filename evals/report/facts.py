@@ -7,11 +7,16 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from merge_models.evals.report.numbers import count, interval, number, percent
-from merge_models.evals.schema import Estimate, Evaluation, SiteActivations, Status, TaskDiagnosis, Verdict
+from merge_models.evals.schema import Estimate, Evaluation, Outcome, SiteActivations, TaskDiagnosis, Verdict
 
-STATUS_WORDS: dict[Status, str] = {"healthy": "Healthy", "degraded": "Degraded", "collapsed": "Collapsed"}
-STATUS_MARKS: dict[Status, str] = {"healthy": "✓", "degraded": "▲", "collapsed": "✕"}
-SEVERITY: dict[Status, int] = {"healthy": 0, "degraded": 1, "collapsed": 2}
+STATUS_WORDS: dict[Outcome, str] = {
+    "healthy": "Healthy",
+    "degraded": "Degraded",
+    "collapsed": "Collapsed",
+    "not judged": "Not judged",
+}
+STATUS_MARKS: dict[Outcome, str] = {"healthy": "✓", "degraded": "▲", "collapsed": "✕", "not judged": "?"}
+SEVERITY: dict[Outcome, int] = {"healthy": 0, "degraded": 1, "collapsed": 2, "not judged": 3}
 
 
 class Fact(NamedTuple):

@@ -22,6 +22,7 @@ from merge_models.evals.schema.record import SCHEMA_VERSION as SCHEMA_VERSION
 from merge_models.evals.schema.record import Basis as Basis
 from merge_models.evals.schema.record import Estimate as Estimate
 from merge_models.evals.schema.record import ModelRef as ModelRef
+from merge_models.evals.schema.record import Outcome as Outcome
 from merge_models.evals.schema.record import Record as Record
 from merge_models.evals.schema.record import Role as Role
 from merge_models.evals.schema.record import Site as Site

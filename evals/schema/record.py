@@ -11,6 +11,7 @@ SCHEMA_VERSION = 1
 Role = Literal["merge", "parent", "base"]
 Site = Literal["embedding", "residual", "attention", "mlp", "module"]
 Status = Literal["healthy", "degraded", "collapsed"]
+Outcome = Literal["healthy", "degraded", "collapsed", "not judged"]
 Basis = Literal["weights", "activations", "activations and tasks"]
 
 

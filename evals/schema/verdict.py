@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from merge_models.evals.schema.record import Basis, Record, Status
+from merge_models.evals.schema.record import Basis, Outcome, Record, Status
 
 Cause = Literal[
     "not finite",
@@ -49,7 +49,8 @@ class Verdict(Record):
     """What the evaluation concludes.
 
     Attributes:
-        status: the worst of the findings that the calibration lets decide.
+        status: the worst of the findings that the calibration lets decide; ``not judged`` where none is bad
+            and nothing could be compared (no common layer, no text or task that a parent knows).
         score: predicted damage from 0 (as the parents) up, by which merges rank; calibrated against measured
             loss. ``score_kind``: ``lost share`` of what the parents know, where predictions tell; else
             ``drift``, the largest mean distance from the parents' residual streams over their norms.
@@ -57,7 +58,7 @@ class Verdict(Record):
         by_skill: status of each task or domain; ``by_layer``: of each layer.
     """
 
-    status: Status
+    status: Outcome
     score: float | None = None
     score_kind: Literal["lost share", "drift"] | None = None
     basis: Basis

@@ -81,5 +81,7 @@ def measure_options(command: Any) -> Any:
 def fail_on_option(command: Any) -> Any:
     """``--fail-on``: exit code 3 for a verdict that bad."""
     return click.option(
-        "--fail-on", type=click.Choice(["degraded", "collapsed"]), help="Exit with 3 if it is that bad."
+        "--fail-on",
+        type=click.Choice(["degraded", "collapsed"]),
+        help="Exit with 3 if it is that bad, or not judged.",
     )(command)

@@ -28,7 +28,7 @@ def tell(evaluation: Evaluation) -> None:
     verdict = evaluation.verdict
     if verdict is None:
         return
-    colours = {"healthy": "green", "degraded": "yellow", "collapsed": "red"}
+    colours = {"healthy": "green", "degraded": "yellow", "collapsed": "red", "not judged": "yellow"}
     name = printable(evaluation.merge.name, 200)
     click.echo(f"{name}: " + click.style(verdict.summary, fg=colours[verdict.status]))
     for finding in verdict.findings:
@@ -45,7 +45,11 @@ def tell_outlets(outlets: Sequence[Path]) -> None:
 
 
 def exit_by_verdict(verdicts: list[Verdict], fail_on: str | None) -> None:
-    """Ends the process with code 3 if a verdict is as bad as ``fail_on`` or worse."""
-    bad = {"degraded": ("degraded", "collapsed"), "collapsed": ("collapsed",)}.get(fail_on or "", ())
+    """Ends the process with code 3 if a verdict is as bad as ``fail_on`` or worse, or could not be reached.
+
+    A check that was asked for must not pass because nothing could be checked.
+    """
+    worse = {"degraded": ("degraded", "collapsed"), "collapsed": ("collapsed",)}
+    bad = (*worse[fail_on], "not judged") if fail_on else ()
     if any(verdict.status in bad for verdict in verdicts):
         sys.exit(FAILED)

@@ -15,15 +15,16 @@ from merge_models.evals.report.numbers import number, ranges
 from merge_models.evals.schema import (
     Evaluation,
     Finding,
+    Outcome,
     Status,
     Verdict,
 )
 
 
-def badge(status: Status) -> Html:
+def badge(status: Outcome) -> Html:
     """A status by mark, word and colour, so that colour is never alone."""
     mark = tag("span", STATUS_MARKS[status], class_="mark", aria_hidden="true")
-    return tag("span", mark, STATUS_WORDS[status], class_=f"badge {status}")
+    return tag("span", mark, STATUS_WORDS[status], class_=f"badge {status.replace(' ', '-')}")
 
 
 def _finding_badge(status: Status) -> Html:
@@ -86,6 +87,8 @@ def _fact_list(evaluation: Evaluation) -> Html | None:
 
 
 def _findings(found: Verdict) -> Html | None:
+    if not found.findings and found.status == "not judged":
+        return None
     if not found.findings:
         return tag("p", "No finding: every measured quantity is within its threshold.", class_="quiet")
     return tag(
