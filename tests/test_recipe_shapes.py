@@ -239,6 +239,39 @@ def test_modules_of_a_model_that_sees_are_merged_apart(places: Callable[[str], P
     run(recipe, place, tmp_path)
 
 
+SLICED_MODULES: dict[str, tuple[str, tuple[str, ...], Callable[[Any], tuple[int, int]]]] = {
+    "text of llava": (
+        "text_decoder",
+        ("vision_tower", "multi_modal_projector"),
+        lambda config: (config.text_config.num_hidden_layers, config.vision_config.num_hidden_layers),
+    ),
+    "vision of llava": (
+        "vision_tower",
+        ("text_decoder", "multi_modal_projector"),
+        lambda config: (config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers),
+    ),
+    "decoder of t5": (
+        "decoder",
+        ("encoder", "shared", "lm_head"),
+        lambda config: (config.num_decoder_layers, config.num_layers),
+    ),
+    "encoder of t5": (
+        "encoder",
+        ("decoder", "shared", "lm_head"),
+        lambda config: (config.num_layers, config.num_decoder_layers),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SLICED_MODULES)
+def test_one_module_is_sliced(case: str, places: Callable[[str], Path], tmp_path: Path) -> None:
+    name, others, layers = SLICED_MODULES[case]
+    stack = sliced(("A", 0, 2), ("B", 1, 2))["slices"]
+    modules = {name: {"slices": stack}, **{other: {"models": [{"model": "A"}]} for other in others}}
+    recipe = {"merge_method": "passthrough", "base_model": "A", "modules": modules}
+    assert layers(run(recipe, places(case.split()[-1]), tmp_path).config) == (3, 2)
+
+
 def test_references_may_be_maps(tmp_path: Path) -> None:
     entry = {"model": {"path": "org/x", "revision": "main"}, "lora": {"path": "org/y", "revision": "v2"}}
     file = tmp_path / "recipe.yml"
