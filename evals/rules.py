@@ -75,9 +75,18 @@ def _divergence_remedy(evaluation: Evaluation) -> str:
             "the parents share no base (their weights are nearly orthogonal): no average of them works; merge"
             " models of one pre-training run, or align units first"
         )
-    ratio = weights.delta_norm_ratio if weights else None
-    if ratio is not None and ratio > DEFAULT.delta_norm_high:
-        return f"deltas are added up too strongly: multiply lambda (or the weights) by about {1 / ratio:.2g}"
+    outside = weights.unexplained if weights and evaluation.base else None
+    if outside is not None and outside > DEFAULT.foreign_delta:
+        return (
+            f"{outside:.0%} of the change from the base is none of the parents', as after thinning: raise the"
+            " density"
+        )
+    if _are_too_long(weights):
+        assert weights is not None and weights.delta_norm_ratio is not None
+        factor = 1 / weights.delta_norm_ratio
+        return f"deltas are added up too strongly: multiply lambda (or the weights) by about {factor:.2g}"
+    if weights and weights.norm_ratio is not None and weights.norm_ratio > DEFAULT.norm_high:
+        return _norm_remedy(False, "weights", weights.norm_ratio)
     if len(evaluation.parents) == 1:
         return (
             "one parent and no norm that explains it: see in the report which layers differ, and whether this"
@@ -87,6 +96,11 @@ def _divergence_remedy(evaluation: Evaluation) -> str:
         "no norm explains it: merge the parents in pairs to find which of them do not fit, or stay nearer to"
         " the best one (more weight to it)"
     )
+
+
+def _are_too_long(weights: WeightDiagnosis | None) -> bool:
+    ratio = weights.delta_norm_ratio if weights else None
+    return ratio is not None and ratio > DEFAULT.delta_norm_high
 
 
 def _off_diagonal(weights: WeightDiagnosis | None) -> list[float]:
@@ -169,7 +183,11 @@ def _rank(evaluation: Evaluation, scores: Sequence[DomainScore]) -> Iterator[Fin
         threshold=DEFAULT.rank_low,
         ruin=DEFAULT.rank_low**3,
         source="effective rank of Roy and Vetterli 2007",
-        remedy="keep more of each delta (higher density), merge fewer parents, or copy these layers from one",
+        remedy=(
+            "lower lambda: the deltas are too long"
+            if _are_too_long(evaluation.weights)
+            else "keep more of each delta (higher density), merge fewer parents, or copy layers from one"
+        ),
     )
 
 
@@ -268,7 +286,8 @@ def _text(evaluation: Evaluation, scores: Sequence[DomainScore]) -> Iterator[Fin
             value=own - theirs,
             threshold=DEFAULT.looping,
             source="convention: one continuation in five",
-            remedy="look at the samples; check chat template and tokenizer, then lower lambda",
+            remedy="look at the samples; check chat template and tokenizer"
+            + (", then lower lambda" if _are_too_long(evaluation.weights) else ""),
         )
 
 

@@ -26,6 +26,8 @@ class Thresholds:
             unrelated ones is expected of a mean).
         delta_norm_gone: under which the merge is as good as the base, whatever faded the deltas.
         delta_norm_high: above which deltas were added up too strongly.
+        foreign_delta: share of the squared change from the base outside the span of the parents' deltas, from
+            which most of it is none of theirs.
         looping: rise of the share of degenerate continuations over the worst parent's.
         recovery_degraded, recovery_collapsed: of a task's recovery fraction.
         answers_least: lower end of the interval of a parent's exact answers, from which it has the skill.
@@ -45,6 +47,7 @@ class Thresholds:
     delta_norm_low: float = 0.6
     delta_norm_gone: float = 0.01
     delta_norm_high: float = 1.8
+    foreign_delta: float = 0.5
     looping: float = 0.2
     recovery_degraded: float = 0.8
     recovery_collapsed: float = 0.3

@@ -105,6 +105,10 @@ EVEN = {"math": (1.0, 2.0), "code": (2.0, 1.0)}
 """Losses: p0 knows maths, p1 code; each saves 2 nats over guessing by frequency."""
 
 
+KEPT = head({"math": (0.0, 9.0), "code": (9.0, 0.0)}, EVEN)
+LOST = head({"math": (2.0, 9.0), "code": (9.0, 2.0)}, EVEN)
+
+
 @pytest.mark.parametrize(
     ("lost", "status"),
     [
@@ -225,6 +229,38 @@ def test_the_remedy_fits_what_is_left_of_the_deltas(ratio: float, says: str) -> 
     assert says in finding.remedy
 
 
+@pytest.mark.parametrize(
+    ("measured", "says", "never"),
+    [
+        ({"delta_norm_ratio": 5.8, "unexplained": 0.88}, "88% of the change from the base", "multiply"),
+        ({"delta_norm_ratio": 5.8, "unexplained": 0.01}, "multiply lambda", "density"),
+        ({"norm_ratio": 2.0}, "let the weights sum to 1", "no norm"),
+        (
+            {"norm_ratio": 1.0, "delta_norm_ratio": 0.5, "unexplained": 0.1},
+            "no norm explains",
+            "lower lambda",
+        ),
+    ],
+)
+def test_remedies_do_not_contradict_each_other(measured: dict[str, float], says: str, never: str) -> None:
+    found = evaluation(
+        activations=activations((site(0, rank=0.1),), LOST),
+        weights=WeightDiagnosis(tensors=(), depth=(), **measured),  # type: ignore[arg-type]
+        tasks=TaskDiagnosis(
+            generation=tuple(
+                Generation(model=name, n=10, empty=share, looping=0, low_distinct=0, distinct2=0.9)
+                for name, share in (("merge", 0.9), ("p0", 0.1))
+            )
+        ),
+    )
+    assert found.verdict is not None
+    remedies = {f.cause: f.remedy for f in found.verdict.findings}
+    assert says in remedies["divergence from all"] and never not in remedies["divergence from all"]
+    too_long = measured.get("delta_norm_ratio", 1) > DEFAULT.delta_norm_high
+    assert ("lower lambda" in remedies["degenerate text"]) == too_long
+    assert ("lower lambda" in remedies["rank collapse"]) == too_long
+
+
 def test_a_merge_that_is_its_base_is_not_healthy_unless_predictions_say_so() -> None:
     weights = WeightDiagnosis(tensors=(), depth=(), delta_norm_ratio=0.0)
     near = evaluation(weights=weights, activations=activations())
@@ -287,8 +323,6 @@ def answers(scores: dict[str, float], task: str = "adding", metric: str = "exact
 NOWHERE = (SiteActivations(site="embedding", layer=None, module="embed", merge=SiteStatistics(), parents=()),)
 """Sites of models of another depth: none inside is shared."""
 
-KEPT = head({"math": (0.0, 9.0), "code": (9.0, 0.0)}, EVEN)
-LOST = head({"math": (2.0, 9.0), "code": (9.0, 2.0)}, EVEN)
 UNKNOWN = {"math": (4.0, 3.5), "code": (5.0, 6.0)}
 """Losses of parents that know nothing of the text: guessing by frequency costs 3 nats."""
 
