@@ -16,6 +16,7 @@ from merge_models.evals.score import DomainScore, lost_share, mean_drift, status
 from merge_models.evals.sites import leaving, numbers, places, rank_ratio, variance_ratio
 from merge_models.evals.skills import NOTHING, is_compared, kept_skills, status_of_skill
 from merge_models.evals.thresholds import CALIBRATION, DEFAULT
+from merge_models.merge.errors import counted
 
 
 def _not_finite(evaluation: Evaluation, scores: Sequence[DomainScore]) -> Iterator[Finding]:
@@ -29,7 +30,7 @@ def _not_finite(evaluation: Evaluation, scores: Sequence[DomainScore]) -> Iterat
             status="collapsed",
             where=names + (f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""),
             layers=numbers(t.layer for t in tensors),
-            evidence=f"{len(tensors)} tensors hold NaN or Inf",
+            evidence=f"NaN or Inf in {counted(len(tensors), 'tensor')}",
             source="definition",
             remedy="merge again with --on-nonfinite error: it names the parent that brought the value",
         )
@@ -41,7 +42,11 @@ def _not_finite(evaluation: Evaluation, scores: Sequence[DomainScore]) -> Iterat
             layers=numbers(s.layer for s in sites),
             evidence=f"activations are NaN or Inf from {sites[0].module} on",
             source="definition",
-            remedy="if the weights are finite, values overflow: lower lambda, or evaluate in a wider dtype",
+            remedy=(
+                "mend the weights first: they hold NaN or Inf"
+                if tensors
+                else "if the weights are finite, values overflow: lower lambda, or evaluate in a wider dtype"
+            ),
         )
 
 

@@ -304,6 +304,15 @@ def test_dominance_is_a_remark_and_muddle_needs_many_parents() -> None:
     assert "muddled middle" not in causes(evaluation(models=models(2), weights=many))
 
 
+def test_overflow_is_not_suspected_where_weights_are_not_finite() -> None:
+    tensor = TensorWeights(name="w", layer=4, kind="w", shape=(2, 2), finite=False)
+    broken = WeightDiagnosis(tensors=(tensor,), depth=())
+    for weights, says in ((broken, "mend the weights"), (None, "overflow")):
+        found = evaluation(weights=weights, activations=activations((site(4, finite=False),)))
+        assert found.verdict is not None
+        assert says in found.verdict.findings[-1].remedy
+
+
 def answers(scores: dict[str, float], task: str = "adding", metric: str = "exact match") -> TaskDiagnosis:
     return TaskDiagnosis(
         scores=tuple(
