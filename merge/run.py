@@ -28,9 +28,9 @@ from merge_models.merge.kernels.rounding import is_narrow, round_into, rounding_
 from merge_models.merge.lazy import LazyModule
 from merge_models.merge.plan import BLOCK_ELEMENTS, Plan, TensorPlan, is_fused
 from merge_models.merge.strategies.base import (
+    AbstractKernelStrategy,
     AbstractSpanStrategy,
     AbstractStrategy,
-    AbstractTermStrategy,
     Block,
     Figures,
     FixedMixture,
@@ -125,7 +125,7 @@ def needs_torch(plan: Plan) -> bool:
 def _is_native(tensor: TensorPlan) -> bool:
     strategy = tensor.strategy
     narrow = all(ref.info.dtype.code in NATIVE_TYPES for ref in tensor.sources())
-    if isinstance(strategy, AbstractTermStrategy):
+    if isinstance(strategy, AbstractKernelStrategy):
         return narrow and tensor.dtype.code in NATIVE_TARGETS
     if not isinstance(strategy, AbstractSpanStrategy) or not is_fused(strategy):
         return False
@@ -562,7 +562,7 @@ def _head(span: Span) -> Span:
 
 def _is_mixed(strategy: AbstractStrategy | None) -> bool:
     """Whether one block kernel does all of a block's combining."""
-    return isinstance(strategy, AbstractTermStrategy) or (strategy is not None and is_fused(strategy))
+    return isinstance(strategy, AbstractKernelStrategy) or (strategy is not None and is_fused(strategy))
 
 
 def _kernel(
@@ -570,10 +570,7 @@ def _kernel(
 ) -> Callable[[list[Span], Span], int]:
     """What writes a block, or its first elements, from sources into an output."""
     strategy = tensor.strategy
-    if isinstance(strategy, AbstractTermStrategy):
-        from merge_models.merge.kernels.task_vectors import mix_into
-
-        thinned, mixing = strategy.terms(_block(tensor, spans, start, number, seed), survey)
-        return lambda sources, out: mix_into(sources[:-1], sources[-1], thinned, mixing, out)
+    if isinstance(strategy, AbstractKernelStrategy):
+        return strategy.mixer(_block(tensor, spans, start, number, seed), survey)
     weights = _weights(survey, tensor)
     return lambda sources, out: weighted_sum(sources, weights, out)

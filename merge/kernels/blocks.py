@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from merge_models.merge.checkpoint.dtypes import BY_TORCH_NAME, DType
+from merge_models.merge.checkpoint.dtypes import BY_CODE, BY_TORCH_NAME, DType
 from merge_models.merge.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -55,6 +55,12 @@ class Span:
         """The same memory as a 1-D tensor."""
         dtype = getattr(torch, self.dtype.torch_name)
         return torch.from_numpy(self.data).view(dtype) if self.count else torch.empty(0, dtype=dtype)
+
+
+def wide_span(sources: Sequence[Span]) -> Span:
+    """New memory for what is made of sources: float32 (float64 where one of them is float64)."""
+    dtype = BY_CODE["F64" if any(span.dtype.code == "F64" for span in sources) else "F32"]
+    return Span(np.empty(dtype.size * sources[0].count, np.uint8), dtype)
 
 
 _INTERFACE = 6

@@ -13,16 +13,14 @@ import numpy as np
 
 from merge_models.merge.checkpoint.dtypes import BY_CODE
 from merge_models.merge.kernels import compiled
-from merge_models.merge.kernels.blocks import NATIVE_TARGETS, NOT_FINITE, OVERFLOW, Span
+from merge_models.merge.kernels.blocks import NATIVE_TARGETS, NOT_FINITE, OVERFLOW, Span, wide_span
 from merge_models.merge.kernels.compiled import DOUBLE, WORD, place, type_of
 from merge_models.merge.kernels.terms import Key, Mixing, Thinned, limit_of
 
 
 def mix(sources: Sequence[Span], base: Span, thinned: Sequence[Thinned], mixing: Mixing) -> Span:
     """:func:`mix_into` new memory: float32 (float64 where a source is float64)."""
-    exact = any(span.dtype.code == "F64" for span in (*sources, base))
-    dtype = BY_CODE["F64" if exact else "F32"]
-    out = Span(np.empty(dtype.size * base.count, np.uint8), dtype)
+    out = wide_span((*sources, base))
     mix_into(sources, base, thinned, mixing, out)
     return out
 

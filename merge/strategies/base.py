@@ -158,6 +158,12 @@ class Pass:
 Survey = Generator[Pass, Moments, Any]
 """Yields passes, is sent each pass's total, returns what ``combine`` gets."""
 
+Mixer = Callable[[Sequence["Span"], "Span"], int]
+"""Writes a block, or as much of it as it is given, from its sources (parents, then the base) into an output.
+
+Returns ``NOT_FINITE`` where a source is NaN or Inf, ``OVERFLOW`` where only what is written is, else 0.
+"""
+
 Terms = tuple["Sequence[Thinned]", "Mixing"]
 """What is left of each parent's task vector in a block, and how that becomes one."""
 
@@ -362,22 +368,41 @@ class AbstractSpanStrategy(AbstractStrategy):
 
 
 @dataclass(frozen=True)
-class AbstractTermStrategy(AbstractStrategy):
+class AbstractKernelStrategy(AbstractStrategy):
+    """Combines by one block kernel, from storage bytes to storage bytes."""
+
+    @abc.abstractmethod
+    def mixer(self, block: Block, survey: Any) -> Mixer:
+        """What merges a block, given what ``survey`` returned.
+
+        It is called once on the whole block, and at times again on the first elements of its sources.
+        """
+
+    def combine(self, block: Block, survey: Any) -> Tensor:
+        from merge_models.merge.kernels.blocks import wide_span
+
+        sources = block.spans if block.base_span is None else (*block.spans, block.base_span)
+        merged = wide_span(sources)
+        self.mixer(block, survey)(sources, merged)
+        return merged.tensor().view(block.stored[0].shape)
+
+
+@dataclass(frozen=True)
+class AbstractTermStrategy(AbstractKernelStrategy):
     """The base plus a sum of thinned task vectors, by a rule that says which take part in an element.
 
-    Subclasses give ``terms``; a block kernel does the rest, from storage bytes to storage bytes.
+    Subclasses give ``terms``.
     """
 
     @abc.abstractmethod
     def terms(self, block: Block, survey: Any) -> Terms:
         """What is left of each parent's task vector in a block, and how that becomes one."""
 
-    def combine(self, block: Block, survey: Any) -> Tensor:
-        from merge_models.merge.kernels.task_vectors import mix
+    def mixer(self, block: Block, survey: Any) -> Mixer:
+        from merge_models.merge.kernels.task_vectors import mix_into
 
-        assert block.stored_base is not None and block.base_span is not None
-        mixed = mix(block.spans, block.base_span, *self.terms(block, survey))
-        return mixed.tensor().view(block.stored_base.shape)
+        thinned, mixing = self.terms(block, survey)
+        return lambda sources, out: mix_into(sources[:-1], sources[-1], thinned, mixing, out)
 
 
 def normalised(weights: tuple[float, ...], what: str = "weights") -> tuple[float, ...]:
