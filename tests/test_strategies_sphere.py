@@ -27,12 +27,14 @@ from merge_models.merge import (
     Slerp,
     UnitMean,
 )
+from merge_models.merge.cli.results import figure_lines
 from merge_models.merge.kernels.mixing import column_gram, mix, row_gram
 from merge_models.merge.strategies.base import AbstractSpanStrategy, BaseModel, Mixture
 
 from .helpers import assert_same_bits, merge_states, read_folder, tensors, write_folder
 
 WEIGHTS = (0.5, 0.3, 0.2)
+ZEROS = torch.zeros(6, dtype=torch.float64)
 
 
 def family(spread: float, count: int = 3, size: tuple[int, ...] = (12, 20), seed: int = 0) -> list[Tensor]:
@@ -380,6 +382,36 @@ class TestDegenerate:
         mixture = mixture_of(kind(), opposite)
         assert mixture.parents.tolist() == [0.5, 0.5]
         assert mixture.figures.get("converged", False) is False
+
+    @pytest.mark.parametrize("kind", [Karcher, UnitMean, NormMean, Slerp, NuSlerp, ModelStock])
+    def test_nothing_is_said_to_fail_where_all_are_zero(self, kind: type) -> None:
+        """A pooler's bias may be zero in every parent: its mean is zero, and nothing was given up for it."""
+        strategy = kind().resolved(2)
+        zeros = Gram.from_points(torch.zeros(2, 6, dtype=torch.float64))
+        parents = strategy.mixture(zeros).parents
+        assert torch.equal(mix([torch.zeros(1, 6)] * 2, parents, None, None)[0], ZEROS)
+        settings: dict[str, Any] = {"origin": "base"} if hasattr(strategy, "origin") else {}
+        based = kind(**settings).resolved(2).mixture_with_base(zeros) if kind is not Slerp else None
+        for found in filter(None, (strategy.mixture(zeros), based)):
+            assert all(value is not False for value in found.figures.values())
+            assert found.figures["reason"] in ("every model is zero", "every model is equal to the base")
+            assert not {"length", "cosine", "t"} & set(found.figures)
+        bad = Gram.from_points(torch.full((2, 6), float("nan"), dtype=torch.float64))
+        assert strategy.mixture(bad).figures.get("reason") in (None, "a model holds NaN or Inf")
+        assert strategy.mixture(bad).figures.get("converged", False) is False
+
+    @pytest.mark.parametrize("kind", [Karcher, UnitMean, NormMean, Slerp, NuSlerp])
+    def test_a_direction_that_was_given_up_has_a_reason(self, kind: type) -> None:
+        opposite = Gram.from_points(torch.tensor([[1.0, 2.0], [-1.0, -2.0]]).double())
+        figures = kind().resolved(2).mixture(opposite).figures
+        assert figures["reason"].count("opposite models") == 1 and " line" in figures["reason"]
+        assert figures.get("converged", figures.get("arc", False)) is False
+        lone = Gram.from_points(torch.tensor([[1.0, 2.0], [0.0, 0.0]]).double())
+        assert ("reason" in kind().resolved(2).mixture(lone).figures) is (kind in (Slerp, NuSlerp))
+
+    def test_the_summary_says_why(self) -> None:
+        told = {"a": {"converged": True}, "b": {"converged": True, "reason": "every model is zero"}}
+        assert figure_lines(told, False) == ["  converged: 2 of 2 tensors", "  1 tensor: every model is zero"]
 
     @pytest.mark.parametrize("kind", MEANS)
     def test_a_zero_parent_counts_in_the_norm_alone(self, kind: type) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -44,6 +45,8 @@ def figure_lines(figures: dict[str, dict[str, Any]], verbose: bool) -> list[str]
         elif all(isinstance(value, (int, float)) for value in values):
             ordered = sorted(values)
             lines.append(f"  {key}: {_range(ordered[len(ordered) // 2], ordered[0], ordered[-1])}")
+        elif all(isinstance(value, str) for value in values):
+            lines += [f"  {counted(number, 'tensor')}: {said}" for said, number in Counter(values).items()]
     return lines
 
 

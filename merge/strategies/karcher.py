@@ -34,7 +34,7 @@ class Karcher(AbstractSphericalStrategy):
     Solved to a relative residual of ``tol`` (1e-12), in one or two Newton steps on the parents' Gram matrix.
     Siblings that are about equally far apart have their mean close to ``unit_mean``: compare with it. Where
     a parent is opposite to the mean of the others no single mean exists, and the result is the linear mean
-    (``converged: false``).
+    (``converged: false``). The mean of zeros is zero.
 
     mergekit's karcher has no weights, takes at most 10 plain steps to an absolute 1e-5, and works in the
     dtype of the recipe: in bfloat16 the angles between siblings round to 0 and it returns ``unit_mean``. Its
@@ -65,7 +65,7 @@ class Karcher(AbstractSphericalStrategy):
             figures = {
                 "residual": float(mean.residual),
                 "iterations": int(mean.iterations),
-                "converged": bool(mean.converged & defined),
+                "converged": bool(mean.converged & (defined | points.vanish)),
                 "unique": bool(mean.unique),
                 "largest_angle": _largest_angle(units, pulling),
             }

@@ -17,7 +17,7 @@ from merge_models.merge.strategies.base import (
 )
 from merge_models.merge.strategies.near_points import NearGram
 from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.spherical import Points
+from merge_models.merge.strategies.spherical import EQUAL_TO_BASE, Points
 
 if TYPE_CHECKING:
     import torch
@@ -57,15 +57,16 @@ class ModelStock(AbstractSpanStrategy):
     def mixture(self, gram: Gram | None) -> Mixture:
         assert gram is not None
         count = gram.cross.shape[-1]
-        points = Points.of(gram.about_reference(), (1 / count,) * count)
+        points = Points.of(gram.about_reference(), (1 / count,) * count, EQUAL_TO_BASE)
         # Points that could not be measured (NaN) are averaged, so that the loop finds them in the result.
-        measured = torch.isfinite(gram.differences).all(-1).all(-1)
-        cosine = torch.where(measured, _mean_cosine(points), 1.0)
+        cosine = torch.where(points.measured, _mean_cosine(points), 1.0)
         agreed = cosine.clamp(0, 1)
         t = count * agreed / (1 + (count - 1) * agreed)
         # Said without cancellation, so that parents which all agree leave exactly nothing to the base.
         rest = (1 - agreed) / (1 + (count - 1) * agreed)
-        figures: Figures = {"cosine": float(cosine), "t": float(t)} if t.ndim == 0 else {}
+        figures: Figures = {}
+        if t.ndim == 0:
+            figures = points.reason(~points.vanish) or {"cosine": float(cosine), "t": float(t)}
         return Mixture(t.unsqueeze(-1) * points.shares, rest, figures)
 
     def quick(self, gram: NearGram, has_base: bool) -> FixedMixture | None:

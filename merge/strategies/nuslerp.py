@@ -21,7 +21,7 @@ from merge_models.merge.strategies.base import (
 from merge_models.merge.strategies.near_points import NearGram
 from merge_models.merge.strategies.parameters import parameter
 from merge_models.merge.strategies.shares import shares_of
-from merge_models.merge.strategies.spherical import about_base, arc_mixture, quick_arc
+from merge_models.merge.strategies.spherical import EQUAL_TO_BASE, about_base, arc_mixture, quick_arc
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +72,7 @@ class NuSlerp(AbstractSpanStrategy):
 
     def mixture_with_base(self, gram: Gram | None) -> Mixture:
         assert gram is not None
-        return about_base(self.mixture(gram.about_reference()))
+        return about_base(arc_mixture(gram.about_reference(), shares_of(self.weight)[-1], EQUAL_TO_BASE))
 
     def quick(self, gram: NearGram, has_base: bool) -> FixedMixture | None:
         found = quick_arc(gram.about_reference() if has_base else gram, shares_of(self.weight)[-1])

@@ -42,6 +42,9 @@ two points within this angle of opposite have no arc."""
 
 _ROUNDING = 64 * 2.0**-52
 
+EQUAL_TO_BASE = "equal to the base"
+"""What a model is whose difference from the base is zero."""
+
 
 @dataclass(frozen=True)
 class Points:
@@ -51,21 +54,27 @@ class Points:
         units: ``[..., N, K]``, in coordinates with the geometry of the tensors; zero where a point is zero.
         norms: ``[..., N]``.
         shares: weights ``[..., N]`` that sum to 1.
+        measured: ``[...]``, whether all points are finite.
+        zero: what a model is whose point is zero, in words.
     """
 
     units: Tensor
     norms: Tensor
     shares: Tensor
+    measured: Tensor
+    zero: str
 
     @staticmethod
-    def of(gram: Gram, shares: tuple[float, ...]) -> Points:
+    def of(gram: Gram, shares: tuple[float, ...], zero: str = "zero") -> Points:
         """Points from their Gram data.
 
         Where those are not finite (a parent holds NaN or Inf) all points count as zero, so that one bad
         value does not become a bad tensor.
         """
-        units, norms = manifolds.directions(manifolds.embed(_finite(gram)).points)
-        return Points(units, norms, torch.tensor(shares, dtype=torch.float64).expand(norms.shape))
+        measured = _measured(gram)
+        units, norms = manifolds.directions(manifolds.embed(_finite(gram, measured)).points)
+        spread = torch.tensor(shares, dtype=torch.float64).expand(norms.shape)
+        return Points(units, norms, spread, measured, zero)
 
     @property
     def pulling(self) -> Tensor:
@@ -83,14 +92,32 @@ class Points:
         opposite = manifolds.angle_between(mean.unsqueeze(-2), self.units) > math.pi - NEGLIGIBLE
         return pulls.any(-1) & ~(opposite & pulls).any(-1)
 
+    @property
+    def vanish(self) -> Tensor:
+        """Whether ``[...]`` every point that has a weight is zero, and with them any mean of them."""
+        return self.measured & ~(self.pulling > 0).any(-1)
+
+    def reason(self, defined: Tensor) -> Figures:
+        """Why a tensor has no mean direction, in words; nothing where it has one, and for batches."""
+        if defined.ndim or bool(defined):
+            return {}
+        if not bool(self.measured):
+            return {"reason": "a model holds NaN or Inf"}
+        if bool(self.vanish):
+            return {"reason": f"every model is {self.zero}"}
+        return {"reason": "opposite models have no mean direction: their linear mean"}
+
     def over_points(self, coefficients: Tensor) -> Tensor:
         """Coefficients of the units as coefficients of the points."""
         return coefficients / torch.where(self.norms > 0, self.norms, torch.ones_like(self.norms))
 
 
-def _finite(gram: Gram) -> Gram:
+def _measured(gram: Gram) -> Tensor:
     finite = torch.isfinite(gram.reference) & torch.isfinite(gram.differences).all(-1).all(-1)
-    finite &= torch.isfinite(gram.cross).all(-1)
+    return finite & torch.isfinite(gram.cross).all(-1)
+
+
+def _finite(gram: Gram, finite: Tensor) -> Gram:
     if bool(finite.all()):
         return gram
     kept = [
@@ -116,19 +143,30 @@ def about_base(mixture: Mixture) -> Mixture:
     return dataclasses.replace(mixture, base=rest)
 
 
-def arc_mixture(gram: Gram, t: float) -> Mixture:
+def arc_mixture(gram: Gram, t: float, zero: str = "zero") -> Mixture:
     """SLERP's coefficients at ``t``, for two points as they are.
 
     Those of the straight line where there is no arc: a point is zero, or they are opposite.
     """
-    points = Points.of(gram, (1 - t, t))
+    points = Points.of(gram, (1 - t, t), zero)
     angle = manifolds.angle_between(points.units[..., 0, :], points.units[..., 1, :])
     arc = (points.norms > 0).all(-1) & (angle < math.pi - NEGLIGIBLE)
+    angle = torch.where((points.norms > 0).all(-1), angle, torch.zeros_like(angle))
     coefficients = manifolds.slerp_coefficients(torch.where(arc, angle, torch.zeros_like(angle)), t)
-    figures: Figures = {}
-    if angle.ndim == 0:
-        figures = {"angle": float(angle) if bool((points.norms > 0).all()) else 0.0, "arc": bool(arc)}
+    figures = _arc_figures(points, angle, arc) if angle.ndim == 0 else {}
     return Mixture(closed(coefficients, points.shares), figures=figures)
+
+
+def _arc_figures(points: Points, angle: Tensor, arc: Tensor) -> Figures:
+    """From zero to zero every way is the arc."""
+    still = points.measured & ~(points.norms > 0).any(-1)
+    figures: Figures = {"angle": float(angle), "arc": bool(arc | still)}
+    if bool(arc):
+        return figures
+    if bool(still) or not bool(points.measured):
+        return {**figures, **points.reason(arc)}
+    which = "opposite models" if bool((points.norms > 0).all()) else f"a model that is {points.zero}"
+    return {**figures, "reason": f"no arc with {which}: the straight line"}
 
 
 def quick_arc(gram: NearGram, t: float) -> FixedMixture | None:
@@ -165,15 +203,18 @@ class AbstractSphericalStrategy(AbstractSpanStrategy):
 
     def mixture(self, gram: Gram | None) -> Mixture:
         assert gram is not None
-        points = Points.of(gram, shares_of(self.weight))
-        direction, defined, figures = self.direction(points)
-        coefficients = points.mean_norm.unsqueeze(-1) * direction
-        coefficients = torch.where(defined.unsqueeze(-1), coefficients, points.shares)
-        return Mixture(closed(coefficients, points.shares), figures=figures)
+        return self._mixture(Points.of(gram, shares_of(self.weight)))
 
     def mixture_with_base(self, gram: Gram | None) -> Mixture:
         assert gram is not None
-        return about_base(self.mixture(gram.about_reference()))
+        points = Points.of(gram.about_reference(), shares_of(self.weight), EQUAL_TO_BASE)
+        return about_base(self._mixture(points))
+
+    def _mixture(self, points: Points) -> Mixture:
+        direction, defined, figures = self.direction(points)
+        coefficients = points.mean_norm.unsqueeze(-1) * direction
+        coefficients = torch.where(defined.unsqueeze(-1), coefficients, points.shares)
+        return Mixture(closed(coefficients, points.shares), figures={**figures, **points.reason(defined)})
 
     def quick(self, gram: NearGram, has_base: bool) -> FixedMixture | None:
         points = NearPoints.of(gram.about_reference() if has_base else gram, shares_of(self.weight))

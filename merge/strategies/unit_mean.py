@@ -49,5 +49,5 @@ class UnitMean(AbstractSphericalStrategy):
         length = (pulling.unsqueeze(-1) * points.units).sum(-2).norm(dim=-1)
         defined = length > NEGLIGIBLE * pulling.sum(-1)
         coefficients = pulling / torch.where(defined, length, torch.ones_like(length)).unsqueeze(-1)
-        figures: Figures = {"length": float(length)} if length.ndim == 0 else {}
+        figures: Figures = {"length": float(length)} if length.ndim == 0 and bool(pulling.any()) else {}
         return points.over_points(coefficients), defined, figures
