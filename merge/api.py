@@ -22,11 +22,11 @@ from merge_models.merge.in_memory import InMemory, merge_in_memory
 from merge_models.merge.memory import budget, needed
 from merge_models.merge.preparation import Prepared, prepare
 from merge_models.merge.recipe import Recipe, check_rounding, recipe_of
-from merge_models.merge.run import RunOptions
 from merge_models.merge.sizes import parse_size
 from merge_models.merge.strategies.base import AbstractStrategy, Figures
 from merge_models.merge.strategies.linear import Linear
 from merge_models.merge.survival import Rounded, rounded
+from merge_models.merge.work import RunOptions
 from merge_models.merge.writing import Writing, check_space
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from merge_models.merge.checkpoint.source import StateDict
 from merge_models.merge.errors import PlanError
 from merge_models.merge.lazy import LazyModule
 from merge_models.merge.plan import Plan, make_plan
-from merge_models.merge.run import RunOptions, execute
+from merge_models.merge.run import execute
 from merge_models.merge.strategies.base import AbstractStrategy, BaseModel, Figures
 from merge_models.merge.strategies.parameters import parameters_of
+from merge_models.merge.work import RunOptions
 
 if TYPE_CHECKING:
     import torch

@@ -9,96 +9,34 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from operator import iadd
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merge_models.merge.checkpoint.dtypes import BY_CODE
-from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.checkpoint.threads import one_torch_thread
-from merge_models.merge.errors import MergeError, NonFiniteError, PlanError
-from merge_models.merge.held import HOLD_BYTES, HeldBlocks
-from merge_models.merge.kernels import Span, gram_moments, is_finite, native_name, weighted_sum
-from merge_models.merge.kernels.blocks import NATIVE_TARGETS, NATIVE_TYPES, NOT_FINITE, OVERFLOW
-from merge_models.merge.kernels.rounding import is_narrow, round_into, rounding_key, survival
+from merge_models.merge.combining import Combiner
+from merge_models.merge.errors import MergeError
+from merge_models.merge.kernels.blocks import NATIVE_TARGETS, NATIVE_TYPES, native_name
 from merge_models.merge.lazy import LazyModule
-from merge_models.merge.plan import BLOCK_ELEMENTS, Plan, TensorPlan, is_fused
-from merge_models.merge.strategies.base import (
-    AbstractKernelStrategy,
-    AbstractSpanStrategy,
-    AbstractStrategy,
-    Block,
-    Figures,
-    FixedMixture,
-    Grain,
-    Mixture,
-    Pass,
-)
-from merge_models.merge.strategies.near_points import NearGram
-from merge_models.merge.survival import EVERY, SAMPLED, Survival
+from merge_models.merge.plan import Plan, TensorPlan, is_fused
+from merge_models.merge.reading import BlockReader, Buffers
+from merge_models.merge.strategies.base import AbstractKernelStrategy, AbstractSpanStrategy, Figures, Pass
+from merge_models.merge.surveying import GramPass, figures_of, rounds_of
+from merge_models.merge.work import Piece, RunOptions, Sink
 
 if TYPE_CHECKING:
     import torch
-
-    from merge_models.manifolds.span import Gram
 else:
     torch = LazyModule("torch")
-
 
 GRACE_SECONDS = 0.5
 """How long a merge that is stopped waits for blocks in work; a large matrix may take much longer."""
 
-_COUNTER = "num_batches_tracked"
-"""Steps that a batch normalisation has seen: the first model's stand, since no result depends on them."""
-
 SMALL_PARTS = 1 << 20
 """Bytes of parts of a survey that may wait to be folded, whatever their number."""
-
-
-class Sink(Protocol):
-    """Where merged bytes go."""
-
-    def buffer(self, name: str, start: int, stop: int, scratch: np.ndarray) -> np.ndarray:
-        """Memory for bytes ``start`` to ``stop`` of a tensor: the place itself, or ``scratch``."""
-        ...
-
-    def write(self, name: str, start: int, data: np.ndarray) -> None:
-        """Takes bytes that were put into ``buffer``."""
-        ...
-
-    def finish(self, name: str, figures: Figures) -> None:
-        """Hears that all of a tensor has been written, and what is to be told of it."""
-        ...
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How a plan is carried out; of all this only ``seed`` and ``rounding`` change the result.
-
-    Attributes:
-        threads: workers.
-        on_nonfinite: ``error`` stops at a NaN or Inf, ``keep`` lets it through.
-        seed: key of all randomness.
-        progress: called with the number of output bytes just written, from any worker.
-        held_bytes: of sources that may be held between survey and combining.
-        rounding: ``nearest``, or ``stochastic`` where the output is narrower than float32.
-        finished: names of tensors that are there already and are not written again.
-        watch: called, from any worker, with a tensor, the number of one of its sources, and the place and
-            bytes of a part of that source as it was read; once for each part of what is written.
-    """
-
-    threads: int = 1
-    on_nonfinite: str = "error"
-    seed: int = 0
-    progress: Callable[[int], None] | None = None
-    rounding: str = "nearest"
-    held_bytes: int = HOLD_BYTES
-    finished: frozenset[str] = frozenset()
-    watch: Callable[[TensorPlan, int, int, np.ndarray], None] | None = None
 
 
 def execute(plan: Plan, sink: Sink, options: RunOptions) -> dict[str, Figures]:
@@ -132,24 +70,12 @@ def _is_native(tensor: TensorPlan) -> bool:
     return narrow or not strategy.needs_gram
 
 
-class _Buffers:
-    """A worker's reusable memory, one array per use, grown to the largest block seen."""
-
-    def __init__(self) -> None:
-        self._arrays: dict[int | str, np.ndarray] = {}
-
-    def get(self, use: int | str, nbytes: int) -> np.ndarray:
-        array = self._arrays.get(use)
-        if array is None or array.nbytes < nbytes:
-            array = self._arrays[use] = np.empty(nbytes, dtype=np.uint8)
-        return array
-
-
 @dataclass
 class _Job:
     """Tensors that share one survey: one tensor, or a whole model for strategies of model scope."""
 
     tensors: list[TensorPlan]
+    shared: bool = False
     survey: Any = None
     passing: Pass | None = None
     rounds: Any = None
@@ -157,14 +83,18 @@ class _Job:
     parts: dict[int, Any] = field(default_factory=dict)
     folded: int = 0
     left: int = 0
-    held: dict[int, list[Span]] = field(default_factory=dict)
-    lent: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
-    def blocks(self) -> list[tuple[TensorPlan, int, int]]:
-        return [(tensor, *block) for tensor in self.tensors for block in tensor.blocks()]
+    def pieces(self) -> list[Piece]:
+        blocks = [(tensor, *block) for tensor in self.tensors for block in tensor.blocks()]
+        return [Piece(tensor, number, *block) for number, (tensor, *block) in enumerate(blocks)]
+
+    @property
+    def together(self) -> int:
+        """Elements that a survey of the whole model covers; 0 where each tensor has its own."""
+        return sum(tensor.count for tensor in self.tensors) if self.shared else 0
 
 
-_Task = tuple[_Job, int, TensorPlan, int, int]
+_Task = tuple[_Job, Piece]
 
 
 class _Run:
@@ -172,7 +102,9 @@ class _Run:
 
     def __init__(self, plan: Plan, sink: Sink, options: RunOptions) -> None:
         self.figures: dict[str, Figures] = {}
-        self._models, self._sink, self._options = plan.models, sink, options
+        self._sink, self._options = sink, options
+        self._reader = BlockReader(plan.models, options.held_bytes, options.watch)
+        self._combiner = Combiner(plan.models, sink, options)
         self._needs_torch = needs_torch(plan)
         self._waiting = deque(_jobs(plan, options.finished))
         self._left: dict[str, int] = {}
@@ -180,14 +112,11 @@ class _Run:
         self._running = 0
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
-        self._memory = HeldBlocks(options.held_bytes)
         self._most_parts = max(1, options.threads)
-        self._survival = Survival()
 
     def told(self, tensor: TensorPlan) -> Figures:
         """What is worth telling of a tensor that is done."""
-        found = self._survival.figures(tensor.name, tensor.count)
-        return {**self.figures.get(tensor.name, {}), **found}
+        return {**self.figures.get(tensor.name, {}), **self._combiner.survived(tensor)}
 
     def work(self, threads: int) -> None:
         workers = [threading.Thread(target=self._worker, daemon=True) for _ in range(threads)]
@@ -211,12 +140,12 @@ class _Run:
             self._changed.notify_all()
 
     def _worker(self) -> None:
-        buffers = _Buffers()
+        buffers = Buffers()
         try:
             if self._needs_torch:
                 torch.set_num_threads(1)  # the limit of the math library below torch is one of each thread
             while (task := self._take()) is not None:
-                self._perform(task, buffers)
+                self._perform(*task, buffers)
         except BaseException as failure:
             self._fail(failure)
 
@@ -236,8 +165,7 @@ class _Run:
 
     def _open(self, job: _Job) -> None:
         """Starts a job: its survey where it has one, else its combining. Called with the lock held."""
-        first = job.tensors[0]
-        job.rounds = _survey(first, self._options.seed)
+        job.rounds = rounds_of(job.tensors[0], job.together, self._options.seed)
         if job.rounds is None:
             self._enqueue(job)
         else:
@@ -251,53 +179,58 @@ class _Run:
         except StopIteration as finished:
             job.survey, job.passing = finished.value, None
             for tensor in job.tensors:
-                figures = _figures(tensor.strategy, tensor, job.survey, self._options.seed)
+                figures = figures_of(tensor, job.survey, self._options.seed)
                 if figures:
                     self.figures[tensor.name] = figures
         self._enqueue(job)
 
     def _enqueue(self, job: _Job) -> None:
-        tasks = [(job, number, *block) for number, block in enumerate(job.blocks())]
-        if job.passing is None:
-            tasks = self._unfinished(job, tasks)
-        job.left = len(tasks)
-        if not tasks and job.passing is not None:
+        pieces = job.pieces() if job.passing is not None else self._unfinished(job)
+        job.left = len(pieces)
+        if not pieces and job.passing is not None:
             raise MergeError(f"tensor '{job.tensors[0].name}': nothing to survey in an empty tensor")
         with self._changed:
-            self._ready.extendleft(reversed(tasks))
+            self._ready.extendleft((job, piece) for piece in reversed(pieces))
             self._changed.notify_all()
 
-    def _unfinished(self, job: _Job, tasks: list[_Task]) -> list[_Task]:
-        """The tasks of a job's tensors that are yet to be written; counts them by tensor."""
+    def _unfinished(self, job: _Job) -> list[Piece]:
+        """The pieces of a job's tensors that are yet to be written; counts them by tensor."""
         kept = []
-        for task in tasks:
-            number, name = task[1], task[2].name
+        for piece in job.pieces():
+            name = piece.tensor.name
             if name in self._options.finished:
-                job.held.pop(number, None)
-                self._memory.give_back(job.lent.pop(number, []))
+                self._reader.release(piece)
             else:
-                kept.append(task)
+                kept.append(piece)
                 self._left[name] = self._left.get(name, 0) + 1
         return kept
 
-    def _perform(self, task: _Task, buffers: _Buffers) -> None:
-        job, number, tensor, start, stop = task
-        spans = self._read(job, number, tensor, start, stop, buffers)
+    def _perform(self, job: _Job, piece: Piece, buffers: Buffers) -> None:
         if job.passing is None:
-            self._combine(job, number, tensor, spans, start, stop, buffers)
-            job.held.pop(number, None)
-            self._memory.give_back(job.lent.pop(number, []))
-            self._count_down(tensor)
+            spans = self._reader.to_combine(piece, buffers)
+            self._combiner.combine(piece, spans, job.survey, buffers)
+            self._reader.release(piece)
+            self._count_down(piece.tensor)
         else:
-            part = _measure(job.passing, tensor, spans, start, number, self._options.seed)
-            if isinstance(job.passing, _GramPass) and not np.isfinite(part[0]).all():
-                self._check_inputs(tensor, spans)
-            if self._fold(job, number, part):
+            part = self._measure(job.passing, piece, buffers)
+            if self._fold(job, piece.number, part):
                 del part
                 self._advance(job, job.total)
         with self._changed:
             self._running -= 1
             self._changed.notify_all()
+
+    def _measure(self, passing: Pass, piece: Piece, buffers: Buffers) -> Any:
+        """A piece's part of a round."""
+        if passing.every is not None:
+            return passing.measure(self._reader.to_sample(piece, passing.every, self._options.seed))
+        spans = self._reader.to_survey(piece, buffers)
+        if not isinstance(passing, GramPass):
+            return passing.measure(piece.block(spans, self._options.seed))
+        (moments,) = passing.moments(piece.tensor, spans)
+        if not np.isfinite(moments).all():
+            self._combiner.check_inputs(piece.tensor, spans)
+        return (moments,)
 
     def _count_down(self, tensor: TensorPlan) -> None:
         with self._changed:
@@ -330,138 +263,6 @@ class _Run:
             return False
         return sum(array.nbytes for part in job.parts.values() for array in part) > SMALL_PARTS
 
-    def _read(
-        self, job: _Job, number: int, tensor: TensorPlan, start: int, stop: int, buffers: _Buffers
-    ) -> list[Span]:
-        """The block's sources: read, or held since the first round in which there was room for them."""
-        if number in job.held:
-            for use, span in enumerate(job.held[number]):
-                self._watch(job, tensor, use, start, span.data)
-            return job.held[number]
-        sources = tensor.sources()
-        sizes = [(stop - start) * ref.info.dtype.size for ref in sources]
-        holds = job.passing is not None and self._memory.admit(sum(sizes))
-        lent = [self._memory.lend(nbytes) for nbytes in sizes] if holds else []
-        spans = []
-        for use, (ref, nbytes) in enumerate(zip(sources, sizes, strict=True)):
-            at, buffer = start * ref.info.dtype.size, lent[use] if holds else buffers.get(use, nbytes)
-            data = self._models[ref.model].read(ref.info, at, at + nbytes, buffer)
-            spans.append(Span(data, ref.info.dtype))
-            self._watch(job, tensor, use, start, data)  # now, while it is in the processor's cache
-        if holds:
-            job.held[number], job.lent[number] = spans, lent
-        return spans
-
-    def _watch(self, job: _Job, tensor: TensorPlan, use: int, start: int, data: np.ndarray) -> None:
-        """Shows a part of a source that is about to be combined."""
-        if job.passing is None and self._options.watch:
-            self._options.watch(tensor, use, start * tensor.sources()[use].info.dtype.size, data)
-
-    def _combine(
-        self,
-        job: _Job,
-        number: int,
-        tensor: TensorPlan,
-        spans: list[Span],
-        start: int,
-        stop: int,
-        buffers: _Buffers,
-    ) -> None:
-        size = tensor.dtype.size
-        scratch = buffers.get("out", (stop - start) * size)
-        data = self._sink.buffer(tensor.name, start * size, stop * size, scratch)
-        out = Span(data, tensor.dtype)
-        if tensor.action == "copy":
-            self._copy(tensor, spans, out)
-        elif _is_mixed(tensor.strategy):
-            self._mix(job, number, tensor, spans, start, out, buffers)
-        else:
-            self._check_inputs(tensor, spans)
-            block = _block(tensor, spans, start, number, self._options.seed)
-            assert tensor.strategy is not None
-            merged = tensor.strategy.combine(block, job.survey).reshape(-1)
-            if self._draws(tensor):
-                self._round(tensor, start, merged.float().contiguous().numpy(), out)
-            else:
-                out.tensor().copy_(merged)
-            if self._samples(tensor, start):
-                self._sample(tensor, merged[:SAMPLED].float().numpy(), spans, out)
-            if self._options.on_nonfinite == "error" and not is_finite(out):
-                self._check_flags(OVERFLOW, tensor, spans)
-        self._sink.write(tensor.name, start * size, out.data)
-        if self._options.progress:
-            self._options.progress(out.data.nbytes)
-
-    def _mix(
-        self,
-        job: _Job,
-        number: int,
-        tensor: TensorPlan,
-        spans: list[Span],
-        start: int,
-        out: Span,
-        buffers: _Buffers,
-    ) -> None:
-        """Combines by a block kernel, from storage to storage at once."""
-        mix = _kernel(tensor, job.survey, spans, start, number, self._options.seed)
-        if self._draws(tensor):
-            wide = Span(buffers.get("wide", 4 * out.count)[: 4 * out.count], BY_CODE["F32"])
-            flags = mix(spans, wide)
-            flags |= self._round(tensor, start, wide.data.view(np.float32), out)
-        else:
-            flags = mix(spans, out)
-        self._check_flags(flags, tensor, spans)
-        if self._samples(tensor, start):
-            parts = [_head(span) for span in spans]
-            wide = Span(np.empty(4 * parts[0].count, np.uint8), BY_CODE["F32"])
-            mix(parts, wide)
-            self._sample(tensor, wide.data.view(np.float32), spans, out)
-
-    def _draws(self, tensor: TensorPlan) -> bool:
-        return self._options.rounding == "stochastic" and is_narrow(tensor.dtype)
-
-    def _round(self, tensor: TensorPlan, start: int, values: np.ndarray, out: Span) -> int:
-        return round_into(values, out, rounding_key(self._options.seed, tensor.name, start))
-
-    def _samples(self, tensor: TensorPlan, start: int) -> bool:
-        """Whether a block shall tell what rounding leaves of changes."""
-        return is_narrow(tensor.dtype) and len(tensor.sources()) > 1 and start // BLOCK_ELEMENTS % EVERY == 0
-
-    def _sample(self, tensor: TensorPlan, values: np.ndarray, spans: list[Span], out: Span) -> None:
-        """Notes it, for the block's first values before they were rounded."""
-        reference = _head(spans[-1 if tensor.base is not None else 0])
-        self._survival.add(tensor.name, values.size, survival(values, _head(out), reference))
-
-    def _copy(self, tensor: TensorPlan, spans: list[Span], out: Span) -> None:
-        first, *others = (self._models[ref.model] for ref in tensor.parents)
-        compared = [] if tensor.name.endswith(_COUNTER) else list(zip(others, spans[1:], strict=True))
-        for source, span in compared:
-            if not np.array_equal(span.data, spans[0].data):
-                raise PlanError(
-                    f"tensor '{printable(tensor.name)}' ({tensor.dtype.code}) differs between"
-                    f" {first.label} and {source.label}; whole numbers cannot be merged: make them equal"
-                )
-        out.data[:] = spans[0].data
-
-    def _check_inputs(self, tensor: TensorPlan, spans: list[Span]) -> None:
-        if self._options.on_nonfinite == "error" and not all(is_finite(span) for span in spans):
-            self._check_flags(NOT_FINITE, tensor, spans)
-
-    def _check_flags(self, flags: int, tensor: TensorPlan, spans: list[Span]) -> None:
-        if not flags or self._options.on_nonfinite == "keep":
-            return
-        for ref, span in zip(tensor.sources(), spans, strict=True):
-            if not is_finite(span):
-                raise NonFiniteError(
-                    f"{self._models[ref.model].label}: tensor '{printable(tensor.name)}' holds NaN or Inf;"
-                    " repair it, or keep it (--on-nonfinite keep, on_nonfinite='keep')"
-                )
-        raise NonFiniteError(
-            f"tensor '{printable(tensor.name)}': merged values do not fit {tensor.dtype.torch_name};"
-            " choose a wider dtype (bfloat16, float32), or keep it"
-            " (--on-nonfinite keep, on_nonfinite='keep')"
-        )
-
 
 def _jobs(plan: Plan, finished: frozenset[str]) -> list[_Job]:
     """Copies first (cheap, and they may stop the merge), then merges; model-wide surveys in one job.
@@ -477,100 +278,9 @@ def _jobs(plan: Plan, finished: frozenset[str]) -> list[_Job]:
         group = tensor.survey_group
         if group is not None:
             if group not in shared:
-                shared[group] = _Job([])
+                shared[group] = _Job([], shared=True)
                 jobs.append(shared[group])
             shared[group].tensors.append(tensor)
         else:
             jobs.append(_Job([tensor]))
     return [job for job in copies + jobs if any(t.name not in finished for t in job.tensors)]
-
-
-@dataclass(frozen=True)
-class _GramPass(Pass):
-    """The survey of span strategies, measured on storage bytes."""
-
-
-def _survey(tensor: TensorPlan, seed: int) -> Any:
-    strategy = tensor.strategy
-    if strategy is None:
-        return None
-    if isinstance(strategy, AbstractSpanStrategy) and is_fused(strategy):
-        return _span_survey(strategy, tensor)
-    return strategy.survey(tensor.spec(seed))
-
-
-def _span_survey(strategy: AbstractSpanStrategy, tensor: TensorPlan) -> Iterator[Pass]:
-    mixture = strategy.mixture if tensor.base is None else strategy.mixture_with_base
-    if not strategy.needs_gram:
-        return mixture(None)
-    (moments,) = yield _GramPass(measure=lambda block: ())
-    near = NearGram.unpacked(moments, len(tensor.parents), tensor.base is not None)
-    quick = strategy.quick(near, tensor.base is not None)
-    if quick is not None:
-        return quick
-    return mixture(_gram_of(torch.from_numpy(moments), len(tensor.parents), tensor.base is not None))
-
-
-def _gram_of(moments: torch.Tensor, count: int, has_base: bool) -> Gram:
-    """Unpacks :func:`gram_moments`; without a base the first parent is the reference, at difference 0."""
-    from merge_models.manifolds.span import Gram
-
-    measured = count if has_base else count - 1
-    cross = torch.zeros(count, dtype=torch.float64)
-    differences = torch.zeros(count, count, dtype=torch.float64)
-    first = count - measured
-    cross[first:] = moments[1 : 1 + measured]
-    rows, columns = torch.triu_indices(measured, measured) + first
-    differences[rows, columns] = moments[1 + measured :]
-    differences[columns, rows] = moments[1 + measured :]
-    return Gram(reference=moments[0], cross=cross, differences=differences)
-
-
-def _measure(passing: Pass, tensor: TensorPlan, spans: list[Span], start: int, number: int, seed: int) -> Any:
-    if isinstance(passing, _GramPass):
-        if tensor.base is not None:
-            return (gram_moments(spans[-1], spans[:-1]),)
-        return (gram_moments(spans[0], spans[1:]),)
-    return passing.measure(_block(tensor, spans, start, number, seed))
-
-
-def _weights(mixture: Mixture | FixedMixture, tensor: TensorPlan) -> list[float]:
-    fixed = isinstance(mixture, FixedMixture)
-    weights = list(mixture.parents) if fixed else mixture.parents.tolist()
-    if tensor.base is not None:
-        weights.append(0.0 if mixture.base is None else float(mixture.base))
-    return weights
-
-
-def _figures(strategy: AbstractStrategy | None, tensor: TensorPlan, survey: Any, seed: int) -> Figures:
-    if isinstance(survey, Mixture | FixedMixture):
-        return survey.figures
-    return strategy.figures(tensor.spec(seed), survey) if strategy is not None else {}
-
-
-def _block(tensor: TensorPlan, spans: list[Span], start: int, number: int, seed: int) -> Block:
-    strategy, spec = tensor.strategy, tensor.spec(seed)
-    by_rows = strategy is not None and strategy.grain is not Grain.ELEMENT
-    columns = tensor.count // max(spec.rows, 1) if by_rows else None
-    parents = tuple(spans) if tensor.base is None else tuple(spans[:-1])
-    return Block(parents, None if tensor.base is None else spans[-1], start, spec, number, columns)
-
-
-def _head(span: Span) -> Span:
-    return Span(span.data[: SAMPLED * span.dtype.size], span.dtype)
-
-
-def _is_mixed(strategy: AbstractStrategy | None) -> bool:
-    """Whether one block kernel does all of a block's combining."""
-    return isinstance(strategy, AbstractKernelStrategy) or (strategy is not None and is_fused(strategy))
-
-
-def _kernel(
-    tensor: TensorPlan, survey: Any, spans: list[Span], start: int, number: int, seed: int
-) -> Callable[[list[Span], Span], int]:
-    """What writes a block, or its first elements, from sources into an output."""
-    strategy = tensor.strategy
-    if isinstance(strategy, AbstractKernelStrategy):
-        return strategy.mixer(_block(tensor, spans, start, number, seed), survey)
-    weights = _weights(survey, tensor)
-    return lambda sources, out: weighted_sum(sources, weights, out)

@@ -17,9 +17,10 @@ from merge_models.merge.errors import ChangedError, MergeError, PlanError, Recip
 from merge_models.merge.identity import Names
 from merge_models.merge.output import StagedOutput
 from merge_models.merge.preparation import Prepared
-from merge_models.merge.run import RunOptions, execute
+from merge_models.merge.run import execute
 from merge_models.merge.sizes import shown_size
 from merge_models.merge.strategies.base import Figures
+from merge_models.merge.work import RunOptions
 
 GENERATION, TOKENIZER = "generation_config.json", "tokenizer_config.json"
 

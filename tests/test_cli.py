@@ -316,7 +316,7 @@ def test_no_memory_is_no_traceback(place: Path, monkeypatch: pytest.MonkeyPatch)
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("merge_models.merge.run.weighted_sum", fail)
+    monkeypatch.setattr("merge_models.merge.combining.weighted_sum", fail)
     assert "--threads" in refused(call("merge", "m0", "m1", "-o", "out", "-q"))
     assert not (place / "out").exists()
 

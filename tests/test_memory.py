@@ -160,19 +160,18 @@ def test_parts_of_a_survey_do_not_pile_up(
     monkeypatch.setattr("merge_models.merge.strategies.orthogonal._BLOCK_ELEMENTS", 8)
     monkeypatch.setattr(run, "SMALL_PARTS", 0)
     if sampled:  # parts that are listed, not added, need not wait
-        monkeypatch.setattr("merge_models.merge.strategies.select.SAMPLE", sampled)
         monkeypatch.setattr("merge_models.merge.strategies.samples.SAMPLE", sampled)
-    measure, fold, most = run._measure, run._Run._fold, []
+    measure, fold, most = run._Run._measure, run._Run._fold, []
 
-    def slow(passing: Any, tensor: Any, spans: Any, start: int, number: int, seed: int) -> Any:
-        time.sleep(0.05 if number == 0 else 0)
-        return measure(passing, tensor, spans, start, number, seed)
+    def slow(self: Any, passing: Any, piece: Any, buffers: Any) -> Any:
+        time.sleep(0.05 if piece.number == 0 else 0)
+        return measure(self, passing, piece, buffers)
 
     def watched(self: Any, job: Any, number: int, part: Any) -> bool:
         most.append(len(job.parts))
         return fold(self, job, number, part)
 
-    monkeypatch.setattr(run, "_measure", slow)
+    monkeypatch.setattr(run._Run, "_measure", slow)
     monkeypatch.setattr(run._Run, "_fold", watched)
     merge(paths[:2], strategy, base=paths[2], out=tmp_path / "out", threads=3)
     assert 0 < max(most) and (sampled or max(most) <= 3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from operator import iadd
 
 import numpy as np
@@ -14,8 +14,9 @@ from torch import Tensor
 from merge_models.merge.kernels import compiled
 from merge_models.merge.kernels.blocks import Span
 from merge_models.merge.kernels.keys import gather_keys, keys_of
-from merge_models.merge.strategies.base import Block, TensorSpec
+from merge_models.merge.strategies.base import Block, Moments, Pass, TensorSpec
 from merge_models.merge.strategies.cuts import Cut, Totals
+from merge_models.merge.strategies.samples import thinned
 from merge_models.merge.strategies.select import largest
 from merge_models.merge.strategies.ties import deltas_of
 
@@ -59,16 +60,19 @@ def chosen(cut: Cut, block: np.ndarray, number: int) -> np.ndarray:
     return (block >= cut.least(number)) | (ties & (ties.cumsum() <= cut.ties(number)))
 
 
+def measured(passing: Pass, blocks: list[Block]) -> Moments:
+    """A round's total."""
+    every = passing.every
+    parts = [passing.measure(block if every is None else thinned(block, every)) for block in blocks]
+    return tuple(reduce(iadd, moments) for moments in zip(*parts, strict=True))
+
+
 def found(blocks: list[Block], sizes: list[list[int]], elements: int) -> tuple[list[list[Cut]], int]:
     """The cuts, and how many rounds they took."""
     rounds, total, passes = largest(2, partial(deltas_of, range(2)), lambda _: sizes, elements), None, 0
     try:
         while True:
-            measure = rounds.send(total).measure  # type: ignore[arg-type]
-            parts = [measure(block) for block in blocks]
-            total, passes = parts[0], passes + 1
-            for part in parts[1:]:
-                total = tuple(map(iadd, total, part))
+            total, passes = measured(rounds.send(total), blocks), passes + 1  # type: ignore[arg-type]
     except StopIteration as done:
         return done.value, passes
 
@@ -131,9 +135,6 @@ def test_totals_are_what_sizes_are_told() -> None:
     total = None
     with pytest.raises(StopIteration):
         while True:
-            passing = rounds.send(total)  # type: ignore[arg-type]
-            total = passing.measure(blocks[0])
-            for block in blocks[1:]:
-                total = tuple(map(iadd, total, passing.measure(block)))
+            total = measured(rounds.send(total), blocks)  # type: ignore[arg-type]
     positive = tuple(int((keys(p, base) >= 1 << 19).sum()) for p in parents)
     assert told[-1] == Totals(COUNT, positive, len(blocks))

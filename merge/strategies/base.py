@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+import numpy as np
+
 from merge_models.merge.errors import PlanError, RecipeError
 from merge_models.merge.lazy import LazyModule
 from merge_models.merge.strategies.parameters import parameters_of, per_model_values
@@ -56,11 +58,13 @@ class TensorSpec:
         name: the tensor's name; randomness is keyed by it.
         shape: its full shape, ``[out, in]`` for matrices.
         seed: the merge's seed.
+        together: elements of all tensors that share a survey of the whole model; 0 where it has its own.
     """
 
     name: str
     shape: tuple[int, ...]
     seed: int = 0
+    together: int = 0
 
     @property
     def rows(self) -> int:
@@ -75,6 +79,11 @@ class TensorSpec:
             total *= size
         return total
 
+    @property
+    def surveyed(self) -> int:
+        """Number of elements that its survey covers."""
+        return self.together or self.count
+
 
 @dataclass(frozen=True)
 class Block:
@@ -88,6 +97,7 @@ class Block:
         number: the block's place among those that share its survey.
         columns: elements of a row, where blocks are whole rows (a 1-D tensor is one row); None where they
             are any run of elements.
+        places: of a sample, int64, where its runs of ``samples.RUN`` elements begin in the flattened tensor.
     """
 
     spans: tuple[Span, ...]
@@ -96,6 +106,7 @@ class Block:
     spec: TensorSpec
     number: int = 0
     columns: int | None = None
+    places: np.ndarray | None = None
 
     @staticmethod
     def of(stored: Sequence[Tensor], base: Tensor | None, start: int, spec: TensorSpec) -> Block:
@@ -148,11 +159,15 @@ Moments = tuple[Any, ...]
 class Pass:
     """One round of a survey: ``measure`` is called on every block, its results are added.
 
+    With ``every``, a block is a sample, one element in so many, in short runs (samples.py); it may be empty,
+    and ``measure`` may keep it.
+
     ``measure`` returns a tuple of float64 or int64 tensors, or arrays, of fixed shapes. The loop adds them in
     block order, so the total does not depend on threads.
     """
 
     measure: Callable[[Block], Moments]
+    every: int | None = None
 
 
 Survey = Generator[Pass, Moments, Any]

@@ -1,143 +1,109 @@
-"""Cuts by a sample: it brackets each of them, and one round on everything gathers what is in the brackets.
+"""A sample of what a survey covers, in short runs: it takes little reading, and tells what to look for.
 
-A bracket that misses its cut is found out by counting, never guessed: :func:`by_sample` then gives up.
+Runs lie where the numbers of blocks say, whatever threads and memory there are.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from merge_models.merge.kernels.blocks import Span
-from merge_models.merge.kernels.keys import Tally, gather_keys, keys_of
-from merge_models.merge.kernels.terms import ALL_KEYS
+from merge_models.merge.checkpoint.dtypes import BY_CODE
+from merge_models.merge.kernels.blocks import Span, weighted_sum
 from merge_models.merge.strategies.base import Block, Moments, Pass
-from merge_models.merge.strategies.cuts import NOTHING, Cut, Series, Sizes, Totals, with_edges
-from merge_models.merge.strategies.rounds import nth_keys, run_out
 
 SAMPLE = 1 << 17
-"""About so many elements are sampled."""
+"""About so many elements are sampled, and one in :data:`_THIN` of what holds more of them at least."""
 
 _SPARSE = 32
-"""At most one in so many."""
+"""At most one element in so many."""
 
-_RUN = 64
-"""Elements that are sampled in a row: two cache lines of 16 bits."""
+_THIN = 1024
+_MOST = 1 << 20
 
-_DOUBT = 12.0
-"""Standard errors on either side of a bracket. Neighbours are alike, so a sample of runs errs more than the
-binomial formula says: this leaves room for the variance of 4 alike at 6 of its standard errors."""
+RUN = 64
+"""Elements of a run: two cache lines of 16 bits."""
 
-_POSITIVE = 1 << 19
-"""The least key that is told from zero."""
-
-_Window = tuple[int, int]
+_GOLDEN = 0.6180339887498949
 
 
-def by_sample(
-    series: Series, sizes: Sizes, elements: int
-) -> Generator[Pass, Moments, list[list[Cut]] | None]:
-    """The cuts of :func:`merge_models.merge.strategies.select.largest`, or None where a bracket missed.
+def take_sample(elements: int) -> Generator[Pass, Moments, Block]:
+    """A sample of so many elements, as one block; empty where blocks are shorter than a run."""
+    thin = max(min(elements // SAMPLE, _THIN), elements // _MOST)
+    (found,) = yield Pass(lambda block: (_Runs(block),), every=max(_SPARSE, thin))
+    return _joined(found.parts)
 
-    There are more than :data:`SAMPLE` elements.
+
+def run_starts(count: int, number: int, every: int) -> np.ndarray:
+    """Where runs begin in the ``number``-th block, of ``count`` elements, for one element of ``every``.
+
+    Each lies anywhere in a stretch of its own, so that runs wander over the columns of a matrix.
     """
-    every = max(_SPARSE, elements // SAMPLE)
-    (sample,) = yield Pass(lambda block: (_Listed(_sampled(series, every, block)),))
-    keys = [np.concatenate(parts) for parts in zip(*sample.parts, strict=True)]
-    taken = len(keys[0])
-    if not taken:
-        return None
-    positive = [round(int((k >= _POSITIVE).sum()) / taken * elements) for k in keys]
-    wanted = sizes(Totals(elements, tuple(positive), len(sample.parts)))
-    windows = [[_bracket(k, size / elements) for size in row] for k, row in zip(keys, wanted, strict=True)]
-    return (yield from _within(windows, series, sizes, elements))
+    share = count / (RUN * every)
+    first, last = int(number * share), int((number + 1) * share)
+    if last == first or count < RUN:
+        return np.zeros(0, np.int64)
+    jitter = np.arange(first, last) * _GOLDEN % 1.0
+    return ((np.arange(last - first) + jitter) * ((count - RUN) / (last - first))).astype(np.int64)
 
 
-class _Listed:
-    """Parts that are listed, in block order, where other moments are added."""
+def thinned(block: Block, every: int) -> Block:
+    """The sample of a block that is in memory."""
+    base = block.base_span
+    starts = run_starts(block.spans[0].count, block.number, every)
+    return replace(
+        block,
+        spans=tuple(_cut_out(span, starts) for span in block.spans),
+        base_span=None if base is None else _cut_out(base, starts),
+        columns=None,
+        places=block.start + starts,
+    )
 
-    def __init__(self, part: Any) -> None:
-        self.parts = [part]
 
-    def __iadd__(self, later: _Listed) -> _Listed:
-        self.parts += later.parts
+def _cut_out(span: Span, starts: np.ndarray) -> Span:
+    size = span.dtype.size
+    if not len(starts):
+        return Span(span.data[:0], span.dtype)
+    windows = np.lib.stride_tricks.sliding_window_view(span.data, RUN * size)
+    return Span(windows[starts * size].reshape(-1), span.dtype)
+
+
+class _Runs:
+    """Samples of blocks, listed in block order where other moments are added."""
+
+    nbytes = 0
+    """Next to nothing: no worker need wait with it."""
+
+    def __init__(self, block: Block) -> None:
+        self.parts = [block]
+
+    def __iadd__(self, later: _Runs) -> _Runs:
+        self.parts += [part for part in later.parts if part.spans[0].count]
         return self
 
-    @property
-    def nbytes(self) -> int:
-        """Memory that they take, next to nothing: a sample, or a bracket's tallies."""
-        return 0
 
-
-def _sampled(series: Series, every: int, block: Block) -> list[np.ndarray]:
-    """Sampled keys of each series."""
-    base = block.base_span
-    thinned = replace(
-        block,
-        spans=tuple(_runs(span, every, block.number) for span in block.spans),
-        base_span=None if base is None else _runs(base, every, block.number),
-        columns=None,
+def _joined(parts: list[Block]) -> Block:
+    spans = [_chained(sources) for sources in zip(*[part.spans for part in parts], strict=True)]
+    bases = [part.base_span for part in parts if part.base_span is not None]
+    places = [part.places for part in parts if part.places is not None]
+    return replace(
+        parts[0],
+        spans=tuple(spans),
+        base_span=_chained(bases) if bases else None,
+        number=0,
+        places=np.concatenate(places),
     )
-    spans, reference = series(thinned)
-    return [keys_of(span, reference) for span in spans]
 
 
-def _runs(span: Span, every: int, number: int) -> Span:
-    """Short runs of a block. Their distance is no power of two: they wander over a matrix's columns."""
-    distance, size = _RUN * (every - 1), span.dtype.size
-    start = number * _RUN % distance
-    runs = max(0, span.count - start) // distance
-    rows = span.data[start * size : (start + runs * distance) * size].reshape(runs, distance * size)
-    return Span(np.ascontiguousarray(rows[:, : _RUN * size]).reshape(-1), span.dtype)
+def _chained(spans: tuple[Span, ...] | list[Span]) -> Span:
+    if len({span.dtype.code for span in spans}) > 1:
+        spans = [_in_float32(span) for span in spans]
+    return Span(np.concatenate([span.data for span in spans]), spans[0].dtype)
 
 
-def _bracket(keys: np.ndarray, share: float) -> _Window:
-    """Where the least of the largest ``share`` of all elements should be, by a sample."""
-    if not 0 < share < 1:
-        return 0, 0
-    doubt = _DOUBT * math.sqrt(len(keys) * share * (1 - share)) + _RUN
-    place = len(keys) * share
-    least, most = math.ceil(place + doubt), math.floor(place - doubt)
-    first, last = nth_keys(keys, [min(least, len(keys)), max(most, 1)])
-    return first if least <= len(keys) else 0, last + 1 if most >= 1 else ALL_KEYS
-
-
-def _within(
-    windows: Sequence[Sequence[_Window]], series: Series, sizes: Sizes, elements: int
-) -> Generator[Pass, Moments, list[list[Cut]] | None]:
-    """The cuts, where they lie in these windows."""
-
-    def measure(block: Block) -> Moments:
-        found = gather_keys(*series(block), windows, _POSITIVE)
-        return _Listed(found), found.within.copy(), found.above, found.positive  # totals overwrite a part
-
-    listed, within, above, positive = yield Pass(measure)
-    wanted = sizes(Totals(elements, tuple(positive.tolist()), len(listed.parts)))
-    cuts: list[list[Cut]] = []
-    for s, row in enumerate(wanted):
-        cuts.append([])
-        for w, size in enumerate(row):
-            left = size - int(above[s, w])
-            if not 0 < size < elements:
-                cuts[s].append(NOTHING)
-            elif 0 < left <= int(within[s, w]):
-                cuts[s].append(_cut([part.inside[s][w] for part in listed.parts], left))
-            else:
-                return None
-    return with_edges(wanted, cuts, elements)
-
-
-def _cut(tallies: Sequence[Tally], wanted: int) -> Cut:
-    """The cut below the ``wanted`` largest of what blocks hold of a window."""
-    keys = np.concatenate([keys for keys, _ in tallies])
-    order = np.argsort(-keys, kind="stable")
-    counts = np.concatenate([counts for _, counts in tallies])
-    place, _ = run_out(counts[order], wanted)
-    key = int(keys[order[place]])
-    wanted -= int(counts[keys > key].sum())
-    ties = np.array([counts[keys == key].sum() for keys, counts in tallies])
-    return Cut(key, *run_out(ties, wanted))
+def _in_float32(span: Span) -> Span:
+    wide = Span(np.empty(4 * span.count, np.uint8), BY_CODE["F32"])
+    weighted_sum([span], [1.0], wide)
+    return wide

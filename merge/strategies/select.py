@@ -1,7 +1,7 @@
 """The k largest of a stream, exactly and without sorting.
 
 Elements are compared by *keys*, int32 bit patterns of non-negative float32 numbers, which sort as the
-numbers do; equal keys by position, the lowest first. Where a sample brackets the cut (samples.py), one
+numbers do; equal keys by position, the lowest first. Where a sample brackets the cut (brackets.py), one
 round on everything finds it; else rounds of histograms do (rounds.py).
 """
 
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from merge_models.merge.strategies.base import Moments, Pass
+from merge_models.merge.strategies import samples
+from merge_models.merge.strategies.base import Block, Moments, Pass
+from merge_models.merge.strategies.brackets import by_sample
 from merge_models.merge.strategies.cuts import Cut, Series, Sizes
 from merge_models.merge.strategies.rounds import by_rounds
-from merge_models.merge.strategies.samples import SAMPLE, by_sample
 
 
 def largest(
-    count: int, series: Series, sizes: Sizes, elements: int = 0
+    count: int, series: Series, sizes: Sizes, elements: int = 0, sample: Block | None = None
 ) -> Generator[Pass, Moments, list[list[Cut]]]:
     """Cuts that separate the largest keys of each series.
 
@@ -24,14 +25,16 @@ def largest(
         count: how many sequences of keys there are, such as one for each parent.
         series: a block's part of them.
         sizes: how many elements to choose, one number or more for each series.
-        elements: of all blocks, if that is known and keys depend on their own element alone: then a sample
-            most often saves two rounds of three.
+        elements: of all blocks, if a sample's keys can be told: then it most often saves two rounds of three.
+        sample: that was taken already; otherwise it is taken here, where it pays.
 
     Returns:
         A cut for each size, in the same nesting.
     """
-    if elements > SAMPLE:
-        found = yield from by_sample(series, sizes, elements)
+    if sample is None and elements > samples.SAMPLE:
+        sample = yield from samples.take_sample(elements)
+    if sample is not None:
+        found = yield from by_sample(sample, series, sizes, elements)
         if found is not None:
             return found
     return (yield from by_rounds(count, series, sizes))

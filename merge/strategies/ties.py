@@ -65,8 +65,7 @@ class Ties(AbstractTaskVectors):
             def sizes(totals: Totals) -> list[list[int]]:
                 return [[max(1, int(densities[parent] * totals.elements))] for parent in trimmed]
 
-            elements = 0 if self.scope == "model" else spec.count
-            found = yield from largest(len(trimmed), partial(deltas_of, trimmed), sizes, elements)
+            found = yield from largest(len(trimmed), partial(deltas_of, trimmed), sizes, spec.surveyed)
             for parent, (cut,) in zip(trimmed, found, strict=True):
                 cuts[parent] = cut
         factors = (1.0,) * len(cuts)
