@@ -18,6 +18,7 @@ from merge_models.merge.checkpoint.stacked import Stack
 from merge_models.merge.errors import PlanError
 from merge_models.merge.quantised import check_not_quantised
 from merge_models.merge.strategies.base import (
+    AbstractKernelStrategy,
     AbstractSpanStrategy,
     AbstractStrategy,
     BaseModel,
@@ -145,6 +146,8 @@ class TensorPlan:
 
 def is_fused(strategy: AbstractStrategy) -> bool:
     """Whether blocks go from storage to storage through a block kernel, without wide copies."""
+    if isinstance(strategy, AbstractKernelStrategy):
+        return not strategy.makes_copies
     return isinstance(strategy, AbstractSpanStrategy) and strategy.per == "tensor"
 
 

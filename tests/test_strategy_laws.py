@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from merge_models.merge import NonFiniteError, merge, strategies
-from merge_models.merge.strategies import STRATEGIES, BaseModel, find_strategy, parameters_of
+from merge_models.merge.kernels import blocks, compiled
+from merge_models.merge.strategies import (
+    STRATEGIES,
+    AbstractSpanStrategy,
+    BaseModel,
+    find_strategy,
+    parameters_of,
+)
 
 from .strategy_cases import CASES, Case
 
@@ -115,6 +122,31 @@ def test_parents_equal_to_the_base_give_the_base(case: Case) -> None:
     base = make_state(0, torch.bfloat16)
     merged = merge([dict(base)] * case.count, case.strategy, base=base)
     assert_same({k: v + 0.0 for k, v in merged.items()}, {k: v + 0.0 for k, v in base.items()})
+
+
+def _scales(case: Case) -> set[str]:
+    """What multiplies task vectors; not of means, which sum models themselves."""
+    if case.strategy.base_model is not BaseModel.REQUIRED or isinstance(case.strategy, AbstractSpanStrategy):
+        return set()
+    return {field.name for field in dataclasses.fields(case.strategy)} & {"weight", "lambda_"}
+
+
+@over(case for case in CASES if _scales(case))
+@pytest.mark.parametrize("compiled_too", [True, False], ids=["compiled", "torch"])
+@pytest.mark.parametrize("scale", [1e20, 1e30, 1e-300])
+def test_no_scale_moves_parents_equal_to_the_base(
+    case: Case, scale: float, compiled_too: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However large (or, as a divisor, small) it is: nothing times it is nothing."""
+    if not compiled_too:
+        monkeypatch.setattr(compiled, "library", lambda: None)
+        monkeypatch.setattr(blocks, "native_library", lambda: None)
+    settings = {name: 1e30 if name == "lambda_" and scale < 1 else scale for name in _scales(case)}
+    strategy = dataclasses.replace(case.strategy, **settings)
+    for dtype in (torch.bfloat16, torch.float64):
+        base = make_state(0, dtype)
+        merged = merge([dict(base)] * case.count, strategy, base=base)
+        assert_same({k: v + 0.0 for k, v in merged.items()}, {k: v + 0.0 for k, v in base.items()})
 
 
 @over(case for case in CASES if case.symmetric)

@@ -108,6 +108,21 @@ def test_equal_parents_come_back_equal_where_the_base_is_far_larger(rule: Rule) 
             assert torch.equal(out.view(torch.int32), parent.view(torch.int32))
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("compiled_too", [True, False])
+@pytest.mark.parametrize("rule", list(Rule))
+def test_parents_equal_to_the_base_give_the_base(rule: Rule, compiled_too: bool, normalize: bool) -> None:
+    """Bit for bit, zeros of both signs too, and where what multiplies the sum is infinite."""
+    base = torch.cat([torch.logspace(-44, 38, COUNT - 2), torch.tensor([0.0, -0.0])])
+    with nullcontext() if compiled_too else without_compiled():
+        for count in (1, 3, 5):
+            for factor, scale in ((1.0, 1.0), (-1e30, 1e30), (1e-300, 1e30), (0.5, -1e300)):
+                factors = (factor,) * count
+                mixing = Mixing(rule, factors, factors, (1.5,) * count, normalize, 2, scale)
+                found, flags = mixed([base] * count, base, [Thinned()] * count, mixing, torch.float32)
+                assert torch.equal(found, base.view(torch.int32)) and not flags
+
+
 THINNED = [
     Thinned(),
     Thinned(low=1 << 28, high=1 << 30, keep=5, drop=7),

@@ -472,7 +472,8 @@ static void NAME(mix_tile)(int sources, float (*restrict value)[PART], double (*
         s->part[j] = rule->normalize && absolute > 1e-12 * s->whole[j] ? s->part[j] : 1.0;
     }
     for (j = 0; j < count; j++) {
-        double q = lambda / s->part[j], gap = s->total[j] * q - 1.0, mixed = (double)base[j] + s->sum[j] * q;
+        double q = lambda / s->part[j], gap = s->total[j] * q - 1.0, own = base[j];
+        double mixed = s->sum[j] == 0 ? own : own + s->sum[j] * q;
         gap = gap < 0 ? -gap : gap;
         int one = (gap <= 1e-13) & (s->least[j] == s->most[j]);
         out[j] = (float)(one ? s->least[j] : mixed);

@@ -33,7 +33,8 @@ def mix_into(
     Sums are float64, rounded to float32 (not where a source is float64), and then to the dtype of ``out``.
 
     Terms whose coefficient is 0 never take part, nor zero terms in an election. Where the parents that take
-    part are equal and their coefficients sum to 1, the result is their value, bit for bit.
+    part are equal and their coefficients sum to 1, the result is their value, bit for bit. Where
+    the terms add up to 0 it is the base, bit for bit, whatever multiplies their sum.
 
     Args:
         sources: N parents.

@@ -60,7 +60,8 @@ def _mixed(
     divisor = share.where((share.abs() > 1e-12 * whole) & mixing.normalize, 1.0)
     quotient = torch.full_like(divisor, mixing.scale) / divisor  # a true division, unlike scale / divisor
     one = ((coefficient * quotient - 1.0).abs() <= 1e-13) & (least == most)
-    merged = least.where(one, wide + total * quotient)
+    mixed = wide.where(total == 0, wide + total * quotient)
+    merged = least.where(one, mixed)
     exact = any(t.dtype == torch.float64 for t in (*stored, base))
     return merged if exact else merged.float()
 

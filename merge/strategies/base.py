@@ -386,6 +386,9 @@ class AbstractSpanStrategy(AbstractStrategy):
 class AbstractKernelStrategy(AbstractStrategy):
     """Combines by one block kernel, from storage bytes to storage bytes."""
 
+    makes_copies: ClassVar[bool] = True
+    """Whether the mixer, or what comes before it, takes memory of a block's size."""
+
     @abc.abstractmethod
     def mixer(self, block: Block, survey: Any) -> Mixer:
         """What merges a block, given what ``survey`` returned.
