@@ -27,6 +27,8 @@ _MODULE_WORDS = {
     "multi_modal_projector": ("multi_modal_projector", "projector", "mm_projector", "connector"),
 }
 
+_REST = "default"
+"""mergekit's name for the one module of a model without modules, and for what is in no other one."""
 
 _DERIVED = ("position_ids", "rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 """Buffers that some versions of transformers saved and all compute."""
@@ -378,7 +380,12 @@ def _stack_of(model: Source, belongs: Callable[[str], bool]) -> str:
 
 
 def _module_filter(name: str | None, modules: Mapping[str, Module]) -> Callable[[str], bool]:
-    """Which tensors a module has: those with its word among the first parts of their names."""
+    """Which tensors a module has: those with its word among the first parts of their names.
+
+    A name with dots is the beginning of its tensors' names.
+    ``default`` is all that belongs to no other: the whole of a model that has no modules.
+    """
+    named = [module for module in modules if module != _REST]
     if name is None:
         return lambda tensor: True
 
@@ -386,14 +393,16 @@ def _module_filter(name: str | None, modules: Mapping[str, Module]) -> Callable[
         return _MODULE_WORDS.get(module, (module,))
 
     def score(module: str, tensor: str) -> int:
+        if "." in module:
+            return 2 + module.count(".") if tensor.startswith(f"{module}.") else 0
         parts = tensor.split(".")[:3]
         hits = [number for number, part in enumerate(parts) if part in words(module)]
         weak = module == "text_decoder" and hits and parts[hits[-1]] in ("model", "lm_head")
         return 0 if not hits else 1 if weak else 2
 
     def belongs(tensor: str) -> bool:
-        best = max(modules, key=lambda module: score(module, tensor))
-        return best == name and score(best, tensor) > 0
+        best = max(named, key=lambda module: score(module, tensor), default=_REST)
+        return name == (_REST if best == _REST or score(best, tensor) == 0 else best)
 
     return belongs
 
@@ -432,10 +441,11 @@ def _differences(recipe: Recipe) -> list[str]:
     """What the same recipe would do otherwise in mergekit."""
     strategy = find_strategy(recipe.merge_method)
     notes = []
-    listed = {entry.model for entry in recipe.models or ()}
+    whole = [part.models for _, part in recipe.parts() if part.models]
+    is_listed = all(recipe.base_model in {entry.model for entry in models} for models in whole)
     use = strategy.base_for(recipe.parameters)
     unused = use is BaseModel.UNUSED and not strategy.base_is_parent
-    if recipe.base_model and recipe.models and unused and recipe.base_model not in listed:
+    if recipe.base_model and unused and not is_listed:
         notes.append(f"base_model only donates config and tokenizer; {strategy.name} there averages it in")
     if any(is_gradient(value) for level in recipe.levels() for value in level.values()):
         notes.append("gradients end at the final norm and lm_head; there those take the first value")

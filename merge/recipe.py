@@ -84,7 +84,7 @@ class OutputSlice(_Strict):
 
 
 class Module(_Strict):
-    """A part of a model with several (text, vision, projector): its own models or slices."""
+    """A part of a model with several (text, vision, projector), or all of it: its own models or slices."""
 
     models: tuple[ModelEntry, ...] | None = None
     slices: tuple[OutputSlice, ...] | None = None
@@ -98,7 +98,7 @@ class Recipe(_Strict):
         merge_method: a strategy's name.
         models: the parents, whole.
         slices: the output's layers, by runs of the parents' layers.
-        modules: parts of the model by name, each with models or slices.
+        modules: parts of the model by name, each with models or slices; ``default`` is what is in no other.
         base_model: the base; it also donates config, tokenizer and tensor order (else the first model).
         parameters: parameters of the strategy for all models.
         only: patterns of the tensors to merge; the others are taken from the base or first model.

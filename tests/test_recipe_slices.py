@@ -44,9 +44,50 @@ def source(model: str, start: int, stop: int, weight: Any = None) -> dict[str, A
     return {"model": model, "layer_range": [start, stop], **own}
 
 
+def assert_same_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 def made(recipe: dict[str, Any], out: Path) -> dict[str, Tensor]:
     run_recipe(parse_recipe(recipe), out)
     return read_folder(out)
+
+
+# mergekit's name for the module of a model without modules
+
+WHOLE: dict[str, dict[str, Any]] = {
+    "models": {"models": [{"model": "1.0", "parameters": {"weight": [0, 3]}}, {"model": "2.0"}]},
+    "slices": {"slices": [{"sources": [source("2.0", 1, 3), source("1.0", 0, 2, 3)]}]},
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_the_default_module_is_the_model(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for value in (1.0, 2.0, 5.0):
+        write(tmp_path / str(value), filled(value, 3), config_of(3))
+    told = {"merge_method": "linear", "base_model": "5.0", "parameters": {"weight": 1}}
+    plain = made({**told, **WHOLE[kind]}, tmp_path / "plain")
+    default = {**told, "modules": {"default": WHOLE[kind]}}
+    assert_same_tensors(made(default, tmp_path / "default"), plain)
+    assert (
+        prepare(parse_recipe(default)).plan.notes == prepare(parse_recipe({**told, **WHOLE[kind]})).plan.notes
+    )
+    own = {
+        "default": {**WHOLE[kind], "parameters": {"weight": 0.5}}
+    }  # before the recipe's, after the models'
+    assert float(made({**told, "modules": own}, tmp_path / "own")[LAYER.format(1)].mean()) != float(
+        plain[LAYER.format(1)].mean()
+    )
+
+
+def test_the_default_module_is_what_no_other_has(tmp_path: Path) -> None:
+    low, high = (write(tmp_path / str(v), filled(v, 3), config_of(3)) for v in (0.0, 1.0))
+    for named, its in (("lm_head", {HEAD}), ("model.layers", set(map(LAYER.format, range(3))))):
+        modules = {"default": {"models": [{"model": low}]}, named: {"models": [{"model": high}]}}
+        merged = made({"merge_method": "passthrough", "modules": modules}, tmp_path / named)
+        assert {name for name, value in merged.items() if bool((value == 1).all())} == its
 
 
 # Gradients: of mergekit's figures (0.1.5, these very recipes) all but the final norm's and head's
