@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -299,24 +299,53 @@ def _plain_errors() -> Iterator[None]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Plain values only: no aliases (which can expand without bound), no key given twice, bounded size."""
+    """Plain values only, no key given twice, and bounded in size: an alias (``*name``) counts as all that it
+    stands for, so that a few lines cannot stand for gigabytes, and is never a part of that."""
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
-        self._values = self._depth = 0
+        self._values = self._letters = self._depth = self._deepest = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            self._refuse("aliases are not allowed", self.peek_event())
-        self._values += 1
+        event: Any = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            node: Any = super().compose_node(parent, index)
+            if not hasattr(node, "extent"):
+                self._refuse(f"the alias '*{event.anchor}' is a part of what it stands for", event)
+            values, letters, height = node.extent
+            self._count(values, letters, height, event)
+            return node
+        if event.anchor is not None and event.anchor in self.anchors:
+            self._refuse(f"the anchor '&{event.anchor}' stands twice", event)
+        before, outer = (self._values, self._letters), self._deepest
+        self._deepest = self._depth
+        self._count(1, len(event.value) if isinstance(event, yaml.ScalarEvent) else 0, 1, event)
         self._depth += 1
-        if self._values > MAX_VALUES:
-            self._refuse(f"more than {MAX_VALUES} values", self.peek_event())
-        if self._depth > MAX_DEPTH:
-            self._refuse("nested too deeply", self.peek_event())
         node = super().compose_node(parent, index)
         self._depth -= 1
+        height = self._deepest - self._depth
+        node.extent = (self._values - before[0], self._letters - before[1], height)
+        self._deepest = max(outer, self._deepest)
         return node
+
+    def _count(self, values: int, letters: int, height: int, at: Any) -> None:
+        """Takes in more values with so many letters, nested so deep."""
+        self._values += values
+        self._letters += letters
+        self._deepest = max(self._deepest, self._depth + height)
+        if self._values > MAX_VALUES:
+            self._refuse(f"more than {MAX_VALUES} values", at)
+        if self._letters > MAX_RECIPE:
+            self._refuse(f"more than {MAX_RECIPE} letters in values", at)
+        if self._deepest > MAX_DEPTH:
+            self._refuse("nested too deeply", at)
+
+    def flatten_mapping(self, node: Any) -> None:
+        """Puts the keys of ``<<`` among a map's own ones, of which each is given once."""
+        if not hasattr(node, "own_keys"):
+            node.own_keys = [key_node for key_node, _ in node.value]
+            self._check_keys(node.own_keys)
+        super().flatten_mapping(node)
 
     def construct_scalar(self, node: Any) -> Any:
         number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -327,17 +356,16 @@ class _StrictLoader(yaml.SafeLoader):
     def _refuse(self, problem: str, at: Any) -> NoReturn:
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        found = super().construct_mapping(node, deep)
-        if len(found) != len(node.value):
-            keys: set[Any] = set()
-            for key_node, _ in node.value:
-                key = self.construct_object(key_node, deep=True)
-                if key in keys:
-                    problem = f"key '{printable(str(key))}' stands twice"
-                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
-                keys.add(key)
-        return found
+    def _check_keys(self, nodes: Sequence[Any]) -> None:
+        keys: set[Any] = set()
+        for node in nodes:
+            is_sign = node.tag in ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")  # << and =
+            key = node.value if is_sign else self.construct_object(node, deep=True)
+            if not isinstance(key, Hashable):
+                self._refuse("a key is a list or map", node)
+            if key in keys:
+                self._refuse(f"key '{printable(str(key))}' stands twice", node)
+            keys.add(key)
 
 
 def parse_recipe(value: Any, where: str = "recipe") -> Recipe:

@@ -152,8 +152,25 @@ def test_names_may_be_strange_but_not_endless(tmp_path: Path) -> None:
                 open_checkpoint(file)
 
 
+def laughs(step: str, count: int, first: str = "[x]") -> str:
+    """Each of many values made of the one before it."""
+    return f"a0: &a0 {first}\n" + "".join(
+        f"a{n + 1}: &a{n + 1} {step.format(f'a{n}')}\n" for n in range(count)
+    )
+
+
 YAML_BOMBS = {
-    "aliases": "a: &a [1]\nb: *a",
+    "aliases of lists": laughs("[*{0}, *{0}]", 40),
+    "aliases of maps": laughs("{{a: *{0}, b: *{0}}}", 40),
+    "merged maps": laughs("{{<<: [*{0}, *{0}]}}", 40, "{k: 1}"),
+    "aliases of a text": f"a: &a {'x' * 100_000}\nb: [{'*a, ' * 20}]",
+    "aliases of many values": f"a: &a [{'1, ' * 1000}]\nb: [{'*a, ' * 100}]",
+    "aliases in depth": laughs("[*{0}]", 100),
+    "a list in itself": "a: &a [*a]",
+    "a map in itself": "a: &a {b: {c: *a}}",
+    "a map merged into itself": "a: &a {b: {<<: *a}}",
+    "an unknown alias": "a: *a",
+    "an anchor twice": "a: &a 1\nb: &a 2",
     "many values": f"a: [{'1,' * MAX_RECIPE_VALUES}]",
     "depth": "a: " + "[" * 100_000,
     "dashes": "- " * 10_000,

@@ -53,8 +53,7 @@ NOT_YAML = {
     "two colons": "a: b: c",
     "bytes": b"\xff\xfe\xfd",
     "control characters": "a: \x01",
-    "an alias": "a: &x 1\nb: *x\n",
-    "a billion laughs": "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]",
+    "an unknown alias": "a: *x\n",
     "python objects": "a: !!python/object/apply:os.system [id]",
     "an unknown tag": "a: !x 1",
     "a wrong boolean": "a: !!bool x",
@@ -351,6 +350,57 @@ def test_recipes_cannot_be_changed() -> None:
 
 def test_plain_values_from_yaml() -> None:
     assert parse_yaml("{a: 1, b: [x, 1.5, true, null]}") == {"a": 1, "b": ["x", 1.5, True, None]}
+
+
+ALIASES = """
+models:
+  - model: a
+    parameters: &own {weight: &half 0.5, density: [0.3, 0.9]}
+  - model: b
+    parameters: *own
+  - model: c
+    parameters: {<<: *own, weight: 0.25}
+merge_method: ties
+base_model: &base d
+tokenizer: {source: *base}
+parameters: {lambda: *half}
+"""
+
+
+def test_aliases_are_what_they_stand_for(tmp_path: Path) -> None:
+    """As in mergekit; and once read they are gone."""
+    (tmp_path / "recipe.yml").write_text(ALIASES)
+    recipe = load_recipe(tmp_path / "recipe.yml")
+    own = {"weight": 0.5, "density": [0.3, 0.9]}
+    assert recipe.document() == {
+        "merge_method": "ties",
+        "models": [
+            {"model": "a", "parameters": own},
+            {"model": "b", "parameters": own},
+            {"model": "c", "parameters": {**own, "weight": 0.25}},
+        ],
+        "base_model": "d",
+        "parameters": {"lambda": 0.5},
+        "tokenizer": {"source": "d"},
+    }
+    assert "&" not in recipe.yaml() and "*" not in recipe.yaml()
+    (tmp_path / "plain.yml").write_text(recipe.yaml())
+    assert load_recipe(tmp_path / "plain.yml") == recipe
+
+
+YAML_FORMS = {
+    "a: &x {p: 1}\nc: &y {<<: *x, p: 2}\nb: {<<: [*x, *y], q: 3}": {
+        "a": {"p": 1}, "c": {"p": 2}, "b": {"p": 1, "q": 3}
+    },
+    "x: {e: &e {<<: {k: 1}, k: 2}}\ny: {<<: *e, k: 3}": {"x": {"e": {"k": 2}}, "y": {"k": 3}},
+    "x: &x k\n? *x\n: 1": {"x": "k", "k": 1},
+    "a: &a\nb: *a": {"a": None, "b": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", YAML_FORMS)
+def test_aliases_and_merged_maps_mean_what_yaml_says(text: str) -> None:
+    assert parse_yaml(text) == yaml.safe_load(text) == YAML_FORMS[text]
 
 
 @pytest.mark.parametrize(

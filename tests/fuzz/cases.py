@@ -21,6 +21,7 @@ from .mutate import (
     mutate_safetensors,
     mutate_text,
     mutated,
+    tangled,
     text_of,
 )
 
@@ -201,6 +202,8 @@ def make(number: int, place: Path) -> list[str]:
         text = text_of(mutated(recipe, random), random)
         if random.random() < 0.3:
             text = mangled(yaml.safe_dump(recipe).encode(), random)
+        elif random.random() < 0.3:
+            text = yaml.safe_dump(tangled(recipe, random)).encode()
     else:
         recipe = {
             "merge_method": random.choice(METHODS),

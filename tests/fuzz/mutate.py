@@ -89,6 +89,16 @@ def mutated(value: Any, random: Random) -> Any:
     return value
 
 
+def tangled(value: Any, random: Random) -> Any:
+    """The value with parts of it in several places at once, at times within themselves: aliases in YAML."""
+    value = copy.deepcopy(value)
+    for _ in range(random.choice((1, 3, 30))):
+        found = places(value, 200)
+        (container, key), (other, place) = random.choice(found), random.choice(found)
+        container[key] = other[place]
+    return value
+
+
 def text_of(value: Any, random: Random) -> bytes:
     """JSON of a value, sometimes with the faults that only text has."""
     text = json.dumps(value, ensure_ascii=random.random() < 0.7).encode("utf-8", "surrogatepass")
