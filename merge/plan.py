@@ -32,7 +32,7 @@ BLOCK_ELEMENTS = 1 << 18
 """Elements of a block; part of the definition of every merge, since sums are folded block by block."""
 
 
-NUMERICS = 3
+NUMERICS = 4
 """Raised whenever a kernel or strategy gives other bytes than before: unfinished merges then begin anew."""
 
 

@@ -198,7 +198,12 @@ static int NAME(gram)(const char *reference, int reference_type, int sources, co
 }
 
 #include "task_vectors.h"
+#include "competition.h"
 #include "rounding.h"
+#undef PART
+#undef WORDS
+#undef TALLY_BITS
+#undef TALLIES
 #undef EACH
 #undef EACH_TYPE
 #undef TILE

@@ -129,6 +129,18 @@ int merge_models_ranked_draw(const char *source, int type, const char *base, int
     return DISPATCH(ranked_draw, source, type, base, base_type, rows, columns, key, least, rise, inverse, out);
 }
 
+/* Parameter competition: competition.h says what each does. */
+int merge_models_scores(int sources, const char *const *source, const int *type, const char *base, int base_type,
+                        const float *low, const float *high, size_t count, float *const *out) {
+    return DISPATCH(scores, sources, source, type, base, base_type, low, high, count, out);
+}
+
+int merge_models_compete(int sources, const char *const *source, const int *type, const char *base, int base_type,
+                         const float *const *range, const double *weight, double lambda, size_t count, char *target,
+                         int target_type) {
+    return DISPATCH(compete, sources, source, type, base, base_type, range, weight, lambda, count, target, target_type);
+}
+
 void merge_models_checksum(const char *data, size_t bytes, uint64_t *out) { DISPATCH(checksum, data, bytes, out); }
 
 /* Rounding to 16 bits: rounding.h says what each does. */
@@ -142,4 +154,4 @@ void merge_models_survival(const float *value, const char *stored, int type, con
 }
 
 /* Compared with _INTERFACE of blocks.py: a library built from other sources is not used. */
-const int merge_models_interface = 7;
+const int merge_models_interface = 8;

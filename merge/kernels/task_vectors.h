@@ -673,7 +673,6 @@ static int NAME(mix)(int sources, const char *const *source, const int *type, co
     for (int k = 0; k < WORDS; k++) bad |= most[k] >= 0x7f800000u;
     return (int)(bad | overflows << 1);
 }
-#undef WORDS
 #undef MODERATE
 
 /* Mean rank, counted from 0, of elements that stand first to stop - 1 in order; half is 1/2 over the highest. */
@@ -878,6 +877,3 @@ static void NAME(checksum)(const char *data, size_t bytes, uint64_t *out) {
     out[0] = plain + word;
     out[1] = placed + word * (words + 1);
 }
-#undef PART
-#undef TALLY_BITS
-#undef TALLIES

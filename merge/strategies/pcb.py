@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Sequence
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
 from merge_models.merge.kernels.blocks import Span
+from merge_models.merge.kernels.competition import Range, compete_into, scores
+from merge_models.merge.kernels.keys import keys_of
 from merge_models.merge.strategies.base import (
-    AbstractStrategy,
+    AbstractKernelStrategy,
     BaseModel,
     Block,
+    Figures,
+    Mixer,
+    Moments,
+    Pass,
     Survey,
     TensorSpec,
 )
 from merge_models.merge.strategies.cuts import Cut, Totals
 from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.select import largest
-from merge_models.merge.strategies.ties import deltas_of
+from merge_models.merge.strategies.select import largest, sample_of
+from merge_models.merge.strategies.ties import deltas_of, magnitude
 
 _TAIL = 1e-4
 """Share of each task vector's elements at either end whose size is clamped."""
@@ -33,18 +35,18 @@ _TAIL = 1e-4
 class Ranges:
     """What a survey found, for each parent: the range of sizes, and of the scores that count."""
 
-    sizes: tuple[tuple[float, float], ...]
-    scores: tuple[tuple[float, float], ...]
+    sizes: tuple[Range, ...]
+    scores: tuple[Range, ...]
 
 
 @dataclass(frozen=True)
-class Pcb(AbstractStrategy):
+class Pcb(AbstractKernelStrategy):
     """Averages task vectors, each element weighted by how much it matters to its parent and fits the others.
 
     Parent i's score is ``exp(N s^2) * tanh(t_i * sum_j t_j)`` with the size ``s`` of ``t_i`` scaled to
-    [0, 1]; the best ``ratio`` of each parent's scores, scaled to [0, 1], weight the mean. The sizes'
-    extreme 0.01% are clamped. Kernel: competition. Carrier: flat space about the base. Source: Du et al.
-    2024, "Parameter competition balancing" (2410.02396), in the form of the authors' program, over the
+    [0, 1]; the best ``ratio`` of each parent's scores, scaled to [0, 1], weight the mean. Of the sizes,
+    0.01% at either end are clamped. Kernel: competition. Carrier: flat space about the base. Source: Du et
+    al. 2024, "Parameter competition balancing" (2410.02396), in the form of the authors' program, over the
     whole model (``scope: model``) or each tensor. Scores below zero never count.
     """
 
@@ -62,61 +64,59 @@ class Pcb(AbstractStrategy):
         return (self.ratio,) if self.scope == "model" else None
 
     def survey(self, spec: TensorSpec) -> Survey:
-        del spec
+        sample = yield from sample_of(spec.surveyed)
+        sizes = yield from self._sizes(spec.surveyed, sample)
+
+        def scored(block: Block) -> tuple[list[Span], None]:
+            assert block.base_span is not None
+            return scores(block.spans, block.base_span, sizes), None
+
+        best = yield from largest(len(sizes), scored, self._score_ranks, spec.surveyed, sample)
+        return Ranges(sizes, tuple((_score(least), _score(most)) for least, most in best))
+
+    def mixer(self, block: Block, survey: Ranges) -> Mixer:
         assert isinstance(self.weight, tuple)
-        parents = range(len(self.weight))
-        found = yield from largest(len(parents), partial(deltas_of, parents), self._size_ranks)
-        sizes = tuple((_number(low), _number(high)) for low, high in found)
-        found = yield from largest(
-            len(parents), lambda block: (_scored(block, sizes), None), self._score_ranks
+        weights = self.weight
+        return lambda sources, out: compete_into(
+            sources[:-1], sources[-1], survey.sizes, survey.scores, weights, self.lambda_, out
         )
-        return Ranges(sizes, tuple((_number(least), _number(most)) for least, most in found))
 
-    def combine(self, block: Block, survey: Ranges) -> Tensor:
-        assert isinstance(self.weight, tuple) and block.base is not None
-        deltas = block.deltas()
-        total = torch.zeros(deltas[0].shape, dtype=torch.float64)
-        scale = torch.zeros_like(total)
-        for delta, score, weight, sizes, (least, most) in zip(
-            deltas, _scores(deltas, survey.sizes), self.weight, survey.sizes, survey.scores, strict=True
-        ):
-            share = (score - least).div_(most - least) if most > least else (score >= least).to(score.dtype)
-            share.clamp_(min=0.0)
-            share.masked_fill_(score <= 0, 0.0)
-            clamped = delta.abs().clamp_(*sizes).copysign_(delta)
-            total += clamped.double().mul_(share).mul_(weight)
-            scale += share
-        total.mul_(self.lambda_).div_(torch.where(scale > 0, scale, 1.0))
-        return total.add_(block.base)
+    def figures(self, spec: TensorSpec, survey: Ranges) -> Figures:
+        del spec
+        return {f"least score of parent {i}": least for i, (least, _) in enumerate(survey.scores)}
 
-    def _size_ranks(self, totals: Totals) -> list[list[int]]:
-        n = totals.elements
-        low, high = n - int(n * _TAIL), n - max(int(n * (1 - _TAIL)) - 1, 0)
-        return [[low, high]] * len(totals.positive)
+    def _sizes(self, elements: int, sample: Block | None) -> Generator[Pass, Moments, tuple[Range, ...]]:
+        """Each parent's range of sizes without its extremes."""
+        assert isinstance(self.weight, tuple)
+        parents, extreme = range(len(self.weight)), int(_TAIL * elements)
+        if not extreme:
+            (ends,) = yield Pass(lambda block: (_Ends(block),))
+            return tuple((magnitude(least), magnitude(most)) for least, most in ends.keys)
+        ranks = [[elements - extreme, extreme + 1]] * len(parents)
+        found = yield from largest(
+            len(parents), partial(deltas_of, parents), lambda _: ranks, elements, sample
+        )
+        return tuple((magnitude(low.key), magnitude(high.key)) for low, high in found)
 
     def _score_ranks(self, totals: Totals) -> list[list[int]]:
         return [[max(1, math.ceil(self.ratio * totals.elements)), 1]] * len(totals.positive)
 
 
-def _number(cut: Cut) -> float:
-    return struct.unpack("<f", struct.pack("<i", max(cut.key, 0)))[0]
+class _Ends:
+    """The least and the largest key of each task vector, over blocks that are added."""
+
+    nbytes = 0
+    """Next to nothing: no worker need wait with it."""
+
+    def __init__(self, block: Block) -> None:
+        found = [keys_of(span, block.base_span) for span in block.spans]
+        self.keys = [(int(keys.min()), int(keys.max())) for keys in found]
+
+    def __iadd__(self, later: _Ends) -> _Ends:
+        pairs = zip(self.keys, later.keys, strict=True)
+        self.keys = [(min(low, other[0]), max(high, other[1])) for (low, high), other in pairs]
+        return self
 
 
-def _scored(block: Block, sizes: Sequence[tuple[float, float]]) -> list[Span]:
-    return [Span.of(score) for score in _scores(block.deltas(), sizes)]
-
-
-def _scores(deltas: Sequence[Tensor], sizes: Sequence[tuple[float, float]]) -> list[Tensor]:
-    """Scores of each parent, negative ones as 0; divided by exp(N), which changes no comparison."""
-    whole = torch.zeros(deltas[0].shape, dtype=torch.float64)
-    for delta in deltas:
-        whole += delta
-    whole = whole.to(deltas[0].dtype)
-    scores = []
-    for delta, (low, high) in zip(deltas, sizes, strict=True):
-        size = delta.abs().clamp_(low, high).sub_(low)
-        if high > low:
-            size.div_(high - low)
-        own = size.square_().sub_(1).mul_(len(deltas)).exp_()
-        scores.append((delta * whole).tanh_().mul_(own).clamp_(min=0.0))
-    return scores
+def _score(cut: Cut) -> float:
+    return magnitude(max(cut.key, 0))

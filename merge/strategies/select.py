@@ -31,10 +31,14 @@ def largest(
     Returns:
         A cut for each size, in the same nesting.
     """
-    if sample is None and elements > samples.SAMPLE:
-        sample = yield from samples.take_sample(elements)
+    sample = sample or (yield from sample_of(elements))
     if sample is not None:
         found = yield from by_sample(sample, series, sizes, elements)
         if found is not None:
             return found
     return (yield from by_rounds(count, series, sizes))
+
+
+def sample_of(elements: int) -> Generator[Pass, Moments, Block | None]:
+    """A sample for one call of :func:`largest` or more, where it saves anything."""
+    return (yield from samples.take_sample(elements)) if elements > samples.SAMPLE else None
