@@ -11,14 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 
 from merge_models.merge.kernels import compiled
 from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW, Span
 from merge_models.merge.kernels.keys import keys_of
-from merge_models.merge.kernels.task_vectors import mix_into, most_varied, norms, ranked_draw, variance
-from merge_models.merge.kernels.terms import ALL_KEYS, Mixing, Rule, Thinned
+from merge_models.merge.kernels.task_vectors import mix_into, most_varied, norms, variance
+from merge_models.merge.kernels.terms import ALL_KEYS, Mixing, Ranked, Rule, Thinned
 from merge_models.merge.kernels.torch_task_vectors import mixed_words
+from merge_models.merge.strategies.base import Block, TensorSpec
+from merge_models.merge.strategies.della import Della
 
 from .helpers import write_models
 
@@ -63,12 +66,13 @@ def test_compiled_and_torch_kernels_agree_to_the_bit(rule: Rule, normalize: bool
         pytest.skip("no compiled kernels here")
     for count in (1, 2, 3, 5):
         stored, base = parents(count, dtype)
-        scale = torch.rand(COUNT, generator=torch.Generator().manual_seed(0)).numpy()
+        marks = (np.random.default_rng(0).random(COUNT) < 0.5).astype(np.uint8)
         middle = int(np.median(keys_of(Span.of(stored[0]), Span.of(base))))
         for thinned in (
             [Thinned()] * count,
-            [Thinned(low=1 << 28, draw=((1, 2, 3), 0.6), scale=scale)] * count,
-            [Thinned(marks=(scale < 0.5).astype(np.uint8)), Thinned()] * count,
+            [Thinned(low=1 << 28, draw=((1, 2, 3), 0.6), marks=marks)] * count,
+            [Thinned(draw=Ranked((1, 2, 3), 300, 0.2, 0.9, inverse=True)), Thinned(marks=marks)] * count,
+            [Thinned(draw=Ranked((1, 2, 3), 50, 0.2, 0.9, inverse=False))] * count,
             [Thinned(move=1e-2), Thinned(low=middle, move=1e-4)] * count,
             [Thinned(low=middle + 1, high=ALL_KEYS, keep=2), Thinned(high=middle + 1, drop=1)] * count,
         ):
@@ -85,8 +89,8 @@ def test_compiled_and_torch_kernels_agree_to_the_bit(rule: Rule, normalize: bool
 @pytest.mark.parametrize("compiled_too", [True, False])
 def test_the_beginning_of_a_block_mixes_as_the_block_does(compiled_too: bool) -> None:
     stored, base = parents(2, torch.bfloat16)
-    scale = torch.rand(COUNT, generator=torch.Generator().manual_seed(0)).numpy()
-    thinned = [Thinned(scale=scale, draw=((1, 2, 3), 0.6)), Thinned(marks=(scale < 0.5).astype(np.uint8))]
+    marks = (np.random.default_rng(0).random(COUNT) < 0.5).astype(np.uint8)
+    thinned = [Thinned(draw=((1, 2, 3), 0.6)), Thinned(marks=marks)]
     mixing = Mixing(Rule.SUM, (0.5, 0.4))
     with nullcontext() if compiled_too else without_compiled():
         whole, _ = mixed(stored, base, thinned, mixing, torch.float32)
@@ -129,15 +133,15 @@ THINNED = [
     Thinned(
         draw=((1, 2, 3), 0.6),
         marks=np.arange(COUNT, dtype=np.uint8) % 3,
-        scale=np.random.default_rng(0).random(COUNT, np.float32),
     ),
+    Thinned(draw=Ranked((1, 2, 3), 150, 0.3, 0.8, inverse=True)),
 ]
 
 
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_norms_are_sums_over_what_is_finite_and_left(native: bool, dtype: torch.dtype) -> None:
-    stored, base = parents(3, dtype)
+    stored, base = parents(4, dtype)
     stored[1][5], stored[2][700] = float("nan"), float("inf")
     for squared in (False, True):
         wanted = []
@@ -156,49 +160,120 @@ def left(tensor: Tensor, base: Tensor, part: Thinned) -> Tensor:
     kept = torch.zeros(COUNT, dtype=torch.float64)
     keep, drop = part.keep, part.drop
     keys = (tensor.float() - base.float()).abs().view(torch.int32).tolist()
-    words = None if part.draw is None else mixed_words(COUNT, part.draw[0])
+    chances = np.ones(COUNT)
+    words = torch.zeros(COUNT)
+    if isinstance(part.draw, Ranked):
+        words, chances = mixed_words(COUNT, part.draw.key), probabilities(keys, part.draw)
+    elif part.draw is not None:
+        words, chances = mixed_words(COUNT, part.draw[0]), np.full(COUNT, part.draw[1])
     for place, key in enumerate(keys):
         inside = part.low <= key < part.high
         if key == part.low - 1 and keep:
             inside, keep = True, keep - 1
         if key == part.high - 1 and drop:
             inside, drop = False, drop - 1
-        if part.draw is not None and words is not None:
-            inside &= (int(words[place]) + 2**31) / 2**32 < part.draw[1]
-        kept[place] = inside
+        kept[place] = inside and (int(words[place]) + 2**31) / 2**32 < float(chances[place])
     if part.marks is not None:
         kept *= torch.from_numpy(part.marks != 0)
-    return kept if part.scale is None else kept * torch.from_numpy(part.scale)
+    inverse = isinstance(part.draw, Ranked) and part.draw.inverse
+    return kept * torch.from_numpy(np.float32(1) / chances.astype(np.float32)) if inverse else kept
+
+
+def probabilities(keys: list[int], draw: Ranked) -> np.ndarray:
+    """Of keeping each element, by :class:`Ranked`; float32 arithmetic, as the kernels'."""
+    ranks = rankdata(np.reshape(keys, (-1, draw.columns)), axis=1).reshape(-1) - 1
+    shares = (ranks / (draw.columns - 1)).astype(np.float32)
+    found = shares * np.float32(draw.most - draw.least) + np.float32(draw.least)
+    return found.astype(np.float64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_variances_and_ranked_draws_are_the_same_bits_in_torch(dtype: torch.dtype) -> None:
+def test_variances_are_the_same_bits_in_torch(dtype: torch.dtype) -> None:
     if compiled.library() is None:
         pytest.skip("no compiled kernels here")
 
-    def computed(sources: list[Span], base: Span) -> list[np.ndarray]:
+    def computed(sources: list[Span]) -> list[np.ndarray]:
         key = int(np.median(keys_of(variance(sources), None)))
-        draws = [
-            ranked_draw(sources[0], base, columns, (4, 5, 6), 0.3, 0.7, inverse)
-            for columns in (1, 3, 50, 300, 1500)
-            for inverse in (False, True)
-        ]
-        return [
-            variance(sources).data,
-            most_varied(sources, key, 0),
-            most_varied(sources, key + 1, 9),
-            *draws,
-        ]
+        return [variance(sources).data, most_varied(sources, key, 0), most_varied(sources, key + 1, 9)]
 
     for count in (1, 2, 3, 4, 5):
-        stored, base = parents(count, dtype)
-        found = computed(spans(stored), Span.of(base))
+        stored, _ = parents(count, dtype)
+        found = computed(spans(stored))
         with without_compiled():
-            plain = computed(spans(stored), Span.of(base))
+            plain = computed(spans(stored))
         for ours, theirs in zip(found, plain, strict=True):
             assert np.array_equal(ours, theirs)
         exact = np.var([tensor.double().numpy() for tensor in stored], axis=0)
         np.testing.assert_allclose(found[0].view(np.float32), exact, rtol=1e-6, atol=1e-14)
+
+
+LONG = 9360
+
+
+def tuned(base: Tensor, kind: str) -> Tensor:
+    """A fine-tune of a base, whose differences are few or many, alike or all different."""
+    noise = torch.randn(LONG, generator=torch.Generator().manual_seed(7))
+    if kind == "unchanged":
+        return base.clone()
+    if kind == "slightly":
+        return base + 0.01 * noise * base.abs().mean()
+    if kind == "a few alike":
+        return torch.where(noise > 1.5, base + 0.5, base)
+    if kind == "far and wide":
+        return base * torch.exp(20 * noise)
+    return noise  # "unrelated": nearly all differences need more bits than their storage has
+
+
+@pytest.mark.parametrize("kind", ["unchanged", "slightly", "a few alike", "far and wide", "unrelated"])
+@pytest.mark.parametrize(
+    "types",
+    [
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.bfloat16),
+        (torch.float16, torch.float16),
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float8_e4m3fn, torch.bfloat16),
+        (torch.float8_e5m2, torch.float8_e5m2),
+    ],
+    ids=lambda types: "-".join(str(t).removeprefix("torch.") for t in types),
+)
+def test_draws_by_rank_are_the_same_bits_in_torch(types: tuple[torch.dtype, torch.dtype], kind: str) -> None:
+    if compiled.library() is None:
+        pytest.skip("no compiled kernels here")
+    wide = torch.randn(LONG, generator=torch.Generator().manual_seed(3))
+    base, source = wide.to(types[1]), tuned(wide, kind).clamp(-400, 400).to(types[0])
+    for columns in (1, 3, 52, 65, 312, 1560, 4680, 9360):
+        for inverse in (False, True):
+            thinned = [Thinned(draw=Ranked((4, 5, 6), columns, 0.3, 0.7, inverse))]
+            fast, flags = mixed([source], base, thinned, Mixing(Rule.SUM, (0.7,)), torch.float32)
+            with without_compiled():
+                plain, wanted = mixed([source], base, thinned, Mixing(Rule.SUM, (0.7,)), torch.float32)
+            assert torch.equal(fast, plain) and flags == wanted == 0
+
+
+def test_draws_by_rank_bear_what_is_not_finite() -> None:
+    base, source = torch.zeros(300), torch.arange(300.0)
+    source[7], source[8], source[200] = float("nan"), float("-inf"), float("inf")
+    thinned = [Thinned(draw=Ranked((4, 5, 6), 300, 0.3, 0.7, inverse=True))]
+    for dtype in (torch.bfloat16, torch.float32):
+        _, flags = mixed([source.to(dtype)], base.to(dtype), thinned, Mixing(Rule.SUM, (0.7,)), torch.float32)
+        assert flags == NOT_FINITE
+
+
+@pytest.mark.parametrize("compiled_too", [True, False])
+def test_the_beginning_of_rows_mixes_as_whole_rows_do(compiled_too: bool) -> None:
+    stored, base = parents(2, torch.bfloat16)
+    shaped = [tensor.view(3, 1000) for tensor in (*stored, base)]
+    block = Block.of(shaped[:-1], shaped[-1], 0, TensorSpec("weight", (3, 1000)))
+    strategy = Della(density=0.5, epsilon=0.2).resolved(2)
+    with nullcontext() if compiled_too else without_compiled():
+        whole = strategy.combine(block, None).flatten()
+        mix = strategy.mixer(block, None)
+        for count in (1, 999, 1000, 1500, 3000):
+            head = torch.empty(count)
+            mix(spans([tensor.flatten()[:count] for tensor in shaped]), Span.of(head))
+            assert torch.equal(head, whole[:count])
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -51,6 +51,10 @@ class Span:
     def count(self) -> int:
         return self.data.nbytes // self.dtype.size
 
+    def first(self, count: int) -> Span:
+        """The same memory's first elements."""
+        return Span(self.data[: count * self.dtype.size], self.dtype)
+
     def tensor(self) -> Tensor:
         """The same memory as a 1-D tensor."""
         dtype = getattr(torch, self.dtype.torch_name)

@@ -24,10 +24,13 @@ class Thinning(ctypes.Structure):
         ("keep", ctypes.c_uint64),
         ("drop", ctypes.c_uint64),
         ("marks", POINTER),
-        ("scale", POINTER),
+        ("columns", SIZE),
+        ("least", FLOAT),
+        ("rise", FLOAT),
         ("key", WORD * 3),
         ("limit", ctypes.c_int32),
         ("draws", ctypes.c_int32),
+        ("inverse", ctypes.c_int32),
     )
 
 
@@ -39,9 +42,8 @@ _SIGNATURES = {
     "count_shared": (INT, [*_SOURCES, POINTER, INT, SIZE, WORD, POINTER]),
     "variance": (None, [*_SOURCES, SIZE, POINTER]),
     "most_varied": (None, [*_SOURCES, SIZE, WORD, SIZE, POINTER]),
-    "norms": (None, [*_SOURCES, POINTER, INT, POINTER, INT, SIZE, POINTER]),
+    "norms": (INT, [*_SOURCES, POINTER, INT, POINTER, INT, SIZE, POINTER]),
     "mix": (INT, [*_SOURCES, POINTER, INT] + [POINTER] * 4 + [INT, INT, INT, DOUBLE, SIZE, POINTER, INT]),
-    "ranked_draw": (INT, [POINTER, INT, POINTER, INT, SIZE, SIZE, POINTER, FLOAT, FLOAT, INT, POINTER]),
     "scores": (INT, [*_SOURCES, POINTER, INT, POINTER, POINTER, SIZE, POINTER]),
     "compete": (INT, [*_SOURCES, POINTER, INT, POINTER, POINTER, DOUBLE, SIZE, POINTER, INT]),
     "checksum": (None, [POINTER, SIZE, POINTER]),

@@ -12,17 +12,19 @@ typedef int64_t indices __attribute__((vector_size(64)));
 /* How terms are mixed: task_vectors.h says what each does. */
 enum { SUM, ELECT, LARGEST, CONSENSUS, ALONE };
 
-/* What is left of a source's difference from the base: a move by at most `move`; elements with keys in [low, high), the first `keep` of those
- * with key low - 1, and not the first `drop` of those with key high - 1; of these, where it draws, those whose draw is
- * below a limit; of these, those that are marked; times a scale of each. The last two where they are given. */
+/* What is left of a source's difference from the base: a move by at most `move`; elements with keys in [low, high), the
+ * first `keep` of those with key low - 1, and not the first `drop` of those with key high - 1; of these those that are
+ * marked (where marks are given); of these, where it draws, those whose draw is below a limit; or, with rows of `columns`,
+ * those that a draw keeps with probability least + rise * (their rank in the row), over that probability (inverse). */
 typedef struct {
     double move;
     uint32_t low, high;
     uint64_t keep, drop;
     const uint8_t *marks;
-    const float *scale;
+    size_t columns;
+    float least, rise;
     uint32_t key[3];
-    int32_t limit, draws;
+    int32_t limit, draws, inverse;
 } thinning;
 
 #define NAME(x) x##_portable
@@ -112,9 +114,9 @@ void merge_models_most_varied(int sources, const char *const *source, const int 
     DISPATCH(most_varied, sources, source, type, count, least, ties, out);
 }
 
-void merge_models_norms(int sources, const char *const *source, const int *type, const char *base, int base_type,
+int merge_models_norms(int sources, const char *const *source, const int *type, const char *base, int base_type,
                         const thinning *thinned, int squared, size_t count, double *out) {
-    DISPATCH(norms, sources, source, type, base, base_type, thinned, squared, count, out);
+    return DISPATCH(norms, sources, source, type, base, base_type, thinned, squared, count, out);
 }
 
 int merge_models_mix(int sources, const char *const *source, const int *type, const char *base, int base_type,
@@ -122,11 +124,6 @@ int merge_models_mix(int sources, const char *const *source, const int *type, co
                      int normalize, int enough, double lambda, size_t count, char *target, int target_type) {
     return DISPATCH(mix, sources, source, type, base, base_type, thinned, factor, extra, share, kind, normalize,
                     enough, lambda, count, target, target_type);
-}
-
-int merge_models_ranked_draw(const char *source, int type, const char *base, int base_type, size_t rows,
-                             size_t columns, const uint32_t *key, float least, float rise, int inverse, float *out) {
-    return DISPATCH(ranked_draw, source, type, base, base_type, rows, columns, key, least, rise, inverse, out);
 }
 
 /* Parameter competition: competition.h says what each does. */

@@ -272,6 +272,8 @@ static inline uint32_t NAME(scramble)(uint32_t x, const uint32_t *key) {
     return x ^ x >> 14;
 }
 
+#include "ranks.h"
+
 /* Brings values within `move` of the base's. */
 static void NAME(restrain)(float *restrict value, const float *restrict base, double move, size_t count) {
     for (size_t j = 0; j < count; j++) {
@@ -299,10 +301,10 @@ static void NAME(set_ties)(const float *restrict value, const float *restrict ba
         if ((as_bits(value[j] - base[j]) & 0x7fffffffu) == key) out[j] = to, --*many;
 }
 
-/* What is left of a tile of a source, as factors; returns the largest size among them. A draw is the scrambled index,
- * read as signed. */
+/* What is left of a tile of a source, as factors, with draws by rank where they are given; returns the largest size
+ * among them. Another draw is the scrambled index, read as signed. */
 static float NAME(thin)(const float *restrict value, const float *restrict base, size_t start, size_t count,
-                       thinning *by, float *restrict out) {
+                       thinning *by, const float *restrict drawn, float *restrict out) {
     uint32_t low = by->low, span = by->high - low;
     size_t j;
     if (low || by->high < 0x80000000u)
@@ -321,15 +323,31 @@ static float NAME(thin)(const float *restrict value, const float *restrict base,
     }
     if (by->marks)
         for (j = 0; j < count; j++) out[j] = by->marks[start + j] ? out[j] : 0.0f;
-    if (!by->scale) return 1.0f;
+    if (!drawn) return 1.0f;
     uint32_t largest = 0;
     for (j = 0; j < count; j++) {
-        out[j] *= by->scale[start + j];
-        uint32_t size = as_bits(out[j]) & 0x7fffffffu;
-        largest = size > largest ? size : largest;
+        out[j] *= drawn[j];
+        largest = as_bits(out[j]) > largest ? as_bits(out[j]) : largest;
     }
     return as_float(largest);
 }
+
+/* Draws by rank, of some sources, for a group of rows: all that a tile needs at a time, and not much more. */
+typedef struct { size_t group; void *room; float *draw; } NAME(ranked);
+
+/* Nonzero: out of memory. */
+static int NAME(start_ranked)(int sources, const thinning *by, size_t count, NAME(ranked) *ranked) {
+    size_t columns = 0;
+    for (int i = 0; i < sources; i++) columns = by[i].columns ? by[i].columns : columns;
+    *ranked = (NAME(ranked)){count, 0, 0};
+    if (!columns) return 0;
+    ranked->group = columns < PART ? PART / columns * columns : columns;
+    ranked->room = NAME(room)(columns);
+    ranked->draw = malloc((size_t)sources * ranked->group * sizeof *ranked->draw);
+    return !ranked->room || !ranked->draw;
+}
+
+static void NAME(end_ranked)(NAME(ranked) *ranked) { free(ranked->room), free(ranked->draw); }
 
 #define SUMS 32
 /* Adds up sizes of value - base, or squares, times what is left where that is given. What is not finite counts as 0. */
@@ -346,19 +364,26 @@ static inline __attribute__((always_inline)) void NAME(add_sizes)(
 }
 
 /* out[0][i] = the sum of |source i - base|, out[1][i] = the same of what is left of it; or (squared) of squares, and only
- * of what is left. */
-static void NAME(norms)(int sources, const char *const *source, const int *type, const char *base, int base_type,
+ * of what is left. Nonzero: out of memory. */
+static int NAME(norms)(int sources, const char *const *source, const int *type, const char *base, int base_type,
                         const thinning *thinned, int squared, size_t count, double *out) {
     float value[PART], left[PART], b[PART];
-    for (int i = 0; i < sources; i++) {
+    NAME(ranked) ranked;
+    int failed = NAME(start_ranked)(sources, thinned, count, &ranked);
+    for (int i = 0; !failed && i < sources; i++) {
         double whole[SUMS] = {0}, kept[SUMS] = {0};
         thinning by = thinned[i];
-        for (size_t start = 0; start < count; start += PART) {
-            size_t tile = count - start < PART ? count - start : PART, j;
+        for (size_t start = 0, tile, from = 0, stop = 0, j; start < count; start += tile) {
+            if (start == stop) {
+                from = start, stop = count - start < ranked.group ? count : start + ranked.group;
+                if (by.columns)
+                    NAME(draw_by_rank)(source[i], type[i], base, base_type, from, stop - from, &by, ranked.room, ranked.draw);
+            }
+            tile = stop - start < PART ? stop - start : PART;
             NAME(load)(base, base_type, start, tile, b);
             NAME(load)(source[i], type[i], start, tile, value);
             if (by.move < HUGE_VAL) NAME(restrain)(value, b, by.move, tile);
-            NAME(thin)(value, b, start, tile, &by, left);
+            NAME(thin)(value, b, start, tile, &by, by.columns ? ranked.draw + (start - from) : 0, left);
             for (j = tile; j % SUMS; j++) value[j] = b[j] = left[j] = 0;
             if (squared) NAME(add_sizes)(value, b, left, 1, tile, kept);
             else NAME(add_sizes)(value, b, left, 0, tile, kept), NAME(add_sizes)(value, b, 0, 0, tile, whole);
@@ -366,6 +391,8 @@ static void NAME(norms)(int sources, const char *const *source, const int *type,
         out[i] = out[sources + i] = 0;
         for (int k = 0; k < SUMS; k++) out[i] += whole[k], out[sources + i] += kept[k];
     }
+    NAME(end_ranked)(&ranked);
+    return failed;
 }
 #undef SUMS
 
@@ -614,7 +641,7 @@ static void NAME(blend)(const float *restrict value, const float *restrict base,
     }
 }
 
-static int NAME(leaves_all)(const thinning *by) { return !by->low && by->high >= 0x80000000u && !by->keep && !by->drop && !by->draws && !by->marks; }
+static int NAME(leaves_all)(const thinning *by) { return !by->low && by->high >= 0x80000000u && !by->keep && !by->drop && !by->draws && !by->marks && !by->columns; }
 
 /* Whether a value that is set to the base's where it is not left is as good as a factor 0: where 0 is no part of a vote
  * or a sum, or all is left. */
@@ -622,7 +649,7 @@ static int NAME(is_plain)(int sources, const thinning *by, const NAME(rule) *rul
     int plain = 1;
     for (int i = 0; i < sources; i++) {
         int blends = rule->kind == ELECT || (rule->kind == SUM && !rule->normalize);
-        plain &= !by[i].scale && rule->factor[i] != 0 && (blends || NAME(leaves_all)(&by[i]));
+        plain &= !by[i].inverse && rule->factor[i] != 0 && (blends || NAME(leaves_all)(&by[i]));
     }
     return plain;
 }
@@ -642,18 +669,30 @@ static int NAME(mix)(int sources, const char *const *source, const int *type, co
     NAME(rule) rule = {factor, extra, share, lambda, kind, normalize, enough, 0};
     NAME(sums) sums;
     uint32_t most[WORDS] = {0}, bad = 0, overflows = 0;
-    if (!term) return -1;
+    NAME(ranked) ranked;
+    if (NAME(start_ranked)(sources, thinned, count, &ranked) || !term) {
+        NAME(end_ranked)(&ranked), free(term);
+        return -1;
+    }
     memcpy(by, thinned, (size_t)sources * sizeof *by);
     rule.plain = NAME(is_plain)(sources, by, &rule);
-    for (size_t start = 0; start < count; start += PART) {
-        size_t tile = count - start < PART ? count - start : PART;
+    for (size_t start = 0, tile, from = 0, stop = 0; start < count; start += tile) {
+        if (start == stop) {
+            from = start, stop = count - start < ranked.group ? count : start + ranked.group;
+            for (int i = 0; i < sources; i++)
+                if (by[i].columns)
+                    NAME(draw_by_rank)(source[i], type[i], base, base_type, from, stop - from, &by[i], ranked.room,
+                                       ranked.draw + (size_t)i * ranked.group);
+        }
+        tile = stop - start < PART ? stop - start : PART;
         NAME(load)(base, base_type, start, tile, b);
         NAME(note_sizes)(b, tile, most);
         for (int i = 0; i < sources; i++) {
             NAME(load)(source[i], type[i], start, tile, value[i]);
             NAME(note_sizes)(value[i], tile, most);
             if (by[i].move < HUGE_VAL) NAME(restrain)(value[i], b, by[i].move, tile);
-            largest[i] = NAME(thin)(value[i], b, start, tile, &by[i], left[i]);
+            const float *drawn = by[i].columns ? ranked.draw + ((size_t)i * ranked.group + start - from) : 0;
+            largest[i] = NAME(thin)(value[i], b, start, tile, &by[i], drawn, left[i]);
             if (rule.plain) NAME(blend)(value[i], b, left[i], tile, part[i]);
         }
         if (!(NAME(reach)(sources, &rule, largest) <= MODERATE) ||
@@ -669,200 +708,11 @@ static int NAME(mix)(int sources, const char *const *source, const int *type, co
         }
         overflows |= NAME(store_floats)(out, target_type, start, tile, target);
     }
-    free(term);
+    NAME(end_ranked)(&ranked), free(term);
     for (int k = 0; k < WORDS; k++) bad |= most[k] >= 0x7f800000u;
     return (int)(bad | overflows << 1);
 }
 #undef MODERATE
-
-/* Mean rank, counted from 0, of elements that stand first to stop - 1 in order; half is 1/2 over the highest. */
-static inline float NAME(fraction)(uint32_t first, uint32_t stop, double half) {
-    return (float)((double)(first + stop - 1) * half);
-}
-
-static void NAME(rank_by_counting)(const uint32_t *key, size_t columns, double half, float *out) {
-    for (size_t i = 0; i < columns; i++) {
-        uint32_t below = 0, same = 0;
-        for (size_t j = 0; j < columns; j++) below += key[j] < key[i], same += key[j] == key[i];
-        out[i] = NAME(fraction)(below, below + same, half);
-    }
-}
-
-/* Ranks of pairs of key (high word) and index (low word) in order of their keys, which stand at `at` in the row. */
-static void NAME(give_ranks)(const uint64_t *pair, size_t at, size_t count, double half, float *out) {
-    for (size_t start = 0, stop; start < count; start = stop) {
-        for (stop = start + 1; stop < count && pair[stop] >> 32 == pair[start] >> 32;) stop++;
-        float rank = NAME(fraction)((uint32_t)(at + start), (uint32_t)(at + stop), half);
-        for (size_t j = start; j < stop; j++) out[(uint32_t)pair[j]] = rank;
-    }
-}
-
-/* Copies the keys that are not 0, and their places; there is room for count + 16 of each. Returns how many they are. */
-static uint32_t NAME(changed)(const uint32_t *key, size_t count, uint32_t *kept, uint32_t *place) {
-    uint32_t found = 0;
-    size_t j = 0;
-#ifdef COMPRESS
-    __m512i at = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    for (; j + 16 <= count; j += 16, at = _mm512_add_epi32(at, _mm512_set1_epi32(16))) {
-        __m512i own = _mm512_loadu_si512(key + j);
-        __mmask16 inside = _mm512_test_epi32_mask(own, own);
-        _mm512_storeu_si512(kept + found, _mm512_maskz_compress_epi32(inside, own));
-        _mm512_storeu_si512(place + found, _mm512_maskz_compress_epi32(inside, at));
-        found += (uint32_t)__builtin_popcount(inside);
-    }
-#endif
-    for (; j < count; j++) {
-        kept[found] = key[j], place[found] = (uint32_t)j;
-        found += key[j] != 0;
-    }
-    return found;
-}
-
-#define BINS 4096
-#define MIXED 256
-/* Ranks differences of 16-bit numbers, of which many are 0 and most are few different ones, by counting them in bins up
- * to the largest. Elements of bins with different keys are few, and compared with each other. Returns 0 where they are
- * many. There is room for 2 * columns words in each of the scratch arrays. */
-static int NAME(rank_by_bins)(const uint32_t *key, size_t columns, double half, uint32_t *kept, uint32_t *place,
-                              float *restrict out) {
-    uint32_t bin[BINS] = {0}, before[BINS], holds[BINS], largest = 0, mixed = 0;
-    uint32_t *step = kept + columns, *crowd = place + columns;
-    uint32_t bins = columns < BINS ? (uint32_t)columns : BINS;
-    float rank[BINS];
-    size_t j, k;
-    for (j = 0; j < columns; j++) largest = key[j] > largest ? key[j] : largest;
-    if ((largest && largest < 0x10000000u) || largest >= 0x7f800000u) return 0;
-    uint32_t number = NAME(changed)(key, columns, kept, place), sum = (uint32_t)columns - number;
-    float zero = NAME(fraction)(0, sum, half), scale = (float)(bins - 1) / as_float(largest);
-    for (j = 0; j < columns; j++) out[j] = zero;
-    for (j = 0; j < number; j++) {
-        int32_t own = (int32_t)(as_float(kept[j]) * scale);
-        step[j] = (uint32_t)own < bins ? (uint32_t)own : bins - 1;
-    }
-    for (j = 0; j < number; j++) bin[step[j]]++, holds[step[j]] = kept[j];
-    for (j = 0; j < bins; j++) {
-        uint32_t here = bin[j];
-        before[j] = sum, bin[j] = 2 * sum + here - 1, sum += here;
-    }
-    for (j = 0; j < bins; j++) rank[j] = (float)((double)bin[j] * half);
-    for (j = 0; j < number; j++) {
-        out[place[j]] = rank[step[j]];
-        crowd[mixed] = step[j];
-        mixed += holds[step[j]] != kept[j];
-    }
-    if (!mixed) return 1;
-    for (j = 0; j < mixed; j++) holds[crowd[j]] = 0;
-    for (j = 0, mixed = 0; j < number; j++) {
-        crowd[mixed] = (uint32_t)j;
-        mixed += holds[step[j]] == 0;
-    }
-    if (mixed > MIXED) return 0;
-    for (j = 0; j < mixed; j++) {
-        uint32_t own = kept[crowd[j]], first = before[step[crowd[j]]], same = 0;
-        for (k = 0; k < mixed; k++) {
-            uint32_t other = kept[crowd[k]];
-            first += other < own && step[crowd[k]] == step[crowd[j]], same += other == own;
-        }
-        out[place[crowd[j]]] = NAME(fraction)(first, first + same, half);
-    }
-    return 1;
-}
-#undef BINS
-#undef MIXED
-
-#define CROWD 64
-/* Sorts magnitudes by 65536 steps up to the row's largest, byte by byte; different ones that share a step are few,
- * and sorted by insertion. Returns 0 where they are many. */
-static int NAME(rank_by_steps)(const uint32_t *key, size_t columns, uint32_t *from, uint32_t *to, double half,
-                               float *out) {
-    uint32_t low[256] = {0}, high[256] = {0}, largest = 0, sum[2] = {0, 0};
-    size_t i, j, start, stop;
-    for (j = 0; j < columns; j++) largest = key[j] > largest ? key[j] : largest;
-    if (columns > 65536 || largest < 0x10000000u || largest >= 0x7f800000u) return 0;
-    float scale = 65535.0f / as_float(largest);
-    for (j = 0; j < columns; j++) {
-        int32_t step = (int32_t)(as_float(key[j]) * scale);
-        from[j] = (uint32_t)(step > 65535 ? 65535 : step) << 16 | (uint32_t)j;
-    }
-    for (j = 0; j < columns; j++) low[from[j] >> 16 & 255]++, high[from[j] >> 24]++;
-    for (j = 0; j < 256; j++) {
-        uint32_t l = low[j], h = high[j];
-        low[j] = sum[0], high[j] = sum[1], sum[0] += l, sum[1] += h;
-    }
-    for (j = 0; j < columns; j++) to[low[from[j] >> 16 & 255]++] = from[j];
-    for (j = 0; j < columns; j++) from[high[to[j] >> 24]++] = to[j];
-    for (start = 0; start < columns; start = stop) {
-        uint64_t pair[CROWD], own;
-        uint32_t first = key[from[start] & 65535], alike = 1;
-        for (stop = start + 1; stop < columns && from[stop] >> 16 == from[start] >> 16; stop++)
-            alike &= key[from[stop] & 65535] == first;
-        if (alike) {
-            float rank = NAME(fraction)((uint32_t)start, (uint32_t)stop, half);
-            for (j = start; j < stop; j++) out[from[j] & 65535] = rank;
-            continue;
-        }
-        if (stop - start > CROWD) return 0;
-        for (j = 0; j < stop - start; j++) {
-            own = (uint64_t)key[from[start + j] & 65535] << 32 | (from[start + j] & 65535);
-            for (i = j; i && pair[i - 1] > own; i--) pair[i] = pair[i - 1];
-            pair[i] = own;
-        }
-        NAME(give_ranks)(pair, start, stop - start, half, out);
-    }
-    return 1;
-}
-#undef CROWD
-
-/* Sorts (key, index) pairs by key, eleven bits at a time; they end in the one of the two buffers that it returns. */
-static uint64_t *NAME(sorted)(const uint32_t *key, size_t columns, uint64_t *from, uint64_t *to) {
-    uint32_t place[3][2048] = {{0}};
-    size_t j;
-    for (j = 0; j < columns; j++) {
-        from[j] = (uint64_t)key[j] << 32 | (uint32_t)j;
-        place[0][key[j] & 2047]++, place[1][key[j] >> 11 & 2047]++, place[2][key[j] >> 22]++;
-    }
-    for (int digit = 0; digit < 3; digit++) {
-        uint32_t *at = place[digit], sum = 0, shift = 32 + 11 * digit;
-        for (j = 0; j < 2048; j++) { uint32_t here = at[j]; at[j] = sum; sum += here; }
-        for (j = 0; j < columns; j++) to[at[from[j] >> shift & 2047]++] = from[j];
-        uint64_t *swap = from; from = to; to = swap;
-    }
-    return from;
-}
-
-/* out = 1, or 1 / p (inverse), where a draw keeps an element, else 0; p = least + rise * its rank. Ranks are those of
- * the keys of source - base in their row, as fractions of the row's highest rank; equal keys share their mean rank; 1/2
- * in rows of one. Nonzero: out of memory. */
-static int NAME(ranked_draw)(const char *source, int type, const char *base, int base_type, size_t rows,
-                             size_t columns, const uint32_t *word, float least, float rise, int inverse,
-                             float *restrict out) {
-    uint64_t *pairs = malloc(columns * (2 * sizeof(uint64_t) + sizeof(uint32_t))), *others = pairs + columns;
-    uint32_t *key = (uint32_t *)(others + columns);
-    double half = columns > 1 ? 0.5 / (double)(columns - 1) : 0;
-    int narrow = type != T_F32 && base_type != T_F32;
-    float b[TILE];
-    if (!pairs) return 1;
-    for (size_t row = 0; row < rows; row++, out += columns) {
-        for (size_t start = 0; start < columns; start += TILE) {
-            size_t tile = columns - start < TILE ? columns - start : TILE;
-            NAME(load)(base, base_type, row * columns + start, tile, b);
-            NAME(keys)(source, type, b, row * columns + start, tile, key + start);
-        }
-        if (columns == 1) *out = 0.5f;
-        else if (columns <= 64) NAME(rank_by_counting)(key, columns, half, out);
-        else if (!(narrow && NAME(rank_by_bins)(key, columns, half, (uint32_t *)pairs, (uint32_t *)others, out)) &&
-                 !NAME(rank_by_steps)(key, columns, (uint32_t *)pairs, (uint32_t *)others, half, out))
-            NAME(give_ranks)(NAME(sorted)(key, columns, pairs, others), 0, columns, half, out);
-        for (size_t j = 0; j < columns; j++) {
-            uint32_t index = (uint32_t)(row * columns + j);
-            double uniform = ((double)(int32_t)NAME(scramble)(index, word) + 2147483648.0) * 0x1p-32;
-            float p = out[j] * rise + least;
-            out[j] = uniform < p ? inverse ? 1.0f / p : 1.0f : 0.0f;
-        }
-    }
-    free(pairs);
-    return 0;
-}
 
 /* Adds up 64-bit words, plainly and by position; the last word is padded with zeros. */
 static void NAME(checksum)(const char *data, size_t bytes, uint64_t *out) {

@@ -15,7 +15,7 @@ from merge_models.merge.checkpoint.dtypes import BY_CODE
 from merge_models.merge.kernels import compiled
 from merge_models.merge.kernels.blocks import NATIVE_TARGETS, NOT_FINITE, OVERFLOW, Span, wide_span
 from merge_models.merge.kernels.compiled import DOUBLE, WORD, place, type_of
-from merge_models.merge.kernels.terms import Key, Mixing, Thinned, limit_of
+from merge_models.merge.kernels.terms import Mixing, Ranked, Thinned, limit_of
 
 
 def mix(sources: Sequence[Span], base: Span, thinned: Sequence[Thinned], mixing: Mixing) -> Span:
@@ -57,26 +57,30 @@ def mix_into(
         return torch_task_vectors.mix_into(sources, base, thinned, mixing, factors, shares, extra, out)
     doubles = DOUBLE * count
     flags = library.merge_models_mix(
-        *compiled.sources(sources), *place(base), _thinnings(thinned), doubles(*factors), doubles(*extra),
-        doubles(*shares), mixing.rule, mixing.normalize, mixing.enough, mixing.scale, base.count,
-        out.data.ctypes.data, type_of(out),
+        *compiled.sources(sources), *place(base), _thinnings(thinned, base.count), doubles(*factors),
+        doubles(*extra), doubles(*shares), mixing.rule, mixing.normalize, mixing.enough, mixing.scale,
+        base.count, out.data.ctypes.data, type_of(out),
     )  # fmt: skip
     compiled.check(flags < 0)
     return NOT_FINITE if flags & 1 else OVERFLOW if flags else 0
 
 
-def _thinnings(thinned: Sequence[Thinned]):
+def _thinnings(thinned: Sequence[Thinned], count: int):
+    for part in thinned:
+        assert not isinstance(part.draw, Ranked) or not count % part.draw.columns, "rows are whole"
     return (compiled.Thinning * len(thinned))(*map(_thinning, thinned))
 
 
 def _thinning(part: Thinned) -> compiled.Thinning:
-    key, limit = ((0, 0, 0), 1 << 31) if part.draw is None else (part.draw[0], limit_of(part.draw[1]))
-    draws = limit < 1 << 31
-    arrays = (None if array is None else array.ctypes.data for array in (part.marks, part.scale))
-    words, limit = (WORD * 3)(*key), limit if draws else 0
-    return compiled.Thinning(
-        part.move, part.low, part.high, part.keep, part.drop, *arrays, words, limit, draws
-    )
+    marks = None if part.marks is None else part.marks.ctypes.data
+    told = compiled.Thinning(part.move, part.low, part.high, part.keep, part.drop, marks)
+    if isinstance(part.draw, Ranked):
+        ranked = part.draw
+        told.key, told.columns, told.inverse = (WORD * 3)(*ranked.key), ranked.columns, ranked.inverse
+        told.least, told.rise = ranked.least, ranked.most - ranked.least
+    elif part.draw is not None and (limit := limit_of(part.draw[1])) < 1 << 31:
+        told.key, told.limit, told.draws = (WORD * 3)(*part.draw[0]), limit, True
+    return told
 
 
 def norms(
@@ -94,9 +98,8 @@ def norms(
 
         return torch_task_vectors.norms(sources, base, thinned, squared)
     out = np.empty((2, len(sources)))
-    library.merge_models_norms(
-        *compiled.sources(sources), *place(base), _thinnings(thinned), squared, base.count, out.ctypes.data
-    )
+    known = (*compiled.sources(sources), *place(base), _thinnings(thinned, base.count))
+    compiled.check(library.merge_models_norms(*known, squared, base.count, out.ctypes.data))
     return out
 
 
@@ -125,40 +128,6 @@ def most_varied(sources: Sequence[Span], least: int, ties: int) -> np.ndarray:
         return torch_task_vectors.most_varied(sources, least, ties)
     out = np.empty(sources[0].count, np.uint8)
     library.merge_models_most_varied(*compiled.sources(sources), out.size, least, ties, out.ctypes.data)
-    return out
-
-
-def ranked_draw(
-    source: Span, base: Span, columns: int, key: Key, least: float, most: float, inverse: bool
-) -> np.ndarray:
-    """Draws that keep an element the more often, the higher its key stands in its row.
-
-    The probability goes linearly from ``least`` for the least key of ``source - base`` to ``most`` for the
-    greatest. Equal keys share their mean rank; a row of one element has the mean of the two.
-
-    Args:
-        source: ``[rows, columns]``, flattened.
-        base: the same.
-        columns: elements of a row.
-        key: of the draws.
-        least, most: probabilities in [0, 1].
-        inverse: give 1 over the probability instead of 1.
-
-    Returns:
-        float32 ``[rows * columns]``: 1 (or 1 over the probability) where kept, else 0.
-    """
-    library = compiled.library_for(source, base)
-    if library is None:
-        from merge_models.merge.kernels import torch_task_vectors
-
-        return torch_task_vectors.ranked_draw(source, base, columns, key, least, most, inverse)
-    out = np.empty(base.count, np.float32)
-    compiled.check(
-        library.merge_models_ranked_draw(
-            *place(source), *place(base), base.count // columns, columns, (WORD * 3)(*key), least,
-            most - least, inverse, out.ctypes.data,
-        )
-    )  # fmt: skip
     return out
 
 

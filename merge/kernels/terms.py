@@ -17,16 +17,37 @@ Key = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """Draws that keep an element the more often, the higher its key stands in its row.
+
+    The probability goes linearly from ``least`` for the least key of ``source - base`` to ``most`` for the
+    greatest. Equal keys share their mean rank; a row of one element has the mean of the two.
+
+    Attributes:
+        key: of the draws.
+        columns: elements of a row; what is thinned is whole rows.
+        least, most: probabilities in [0, 1].
+        inverse: multiply what is kept by 1 over its probability.
+    """
+
+    key: Key
+    columns: int
+    least: float
+    most: float
+    inverse: bool
+
+
+@dataclass(frozen=True)
 class Thinned:
-    """What is left of one task vector in a block; of arrays, the beginning counts where less is mixed.
+    """What is left of one task vector in a block; of marks, the beginning counts where less is mixed.
 
     Attributes:
         low, high: only elements with keys in ``[low, high)`` are left,
         keep: besides, of those with key ``low - 1``, so many, the first;
         drop: but of those with key ``high - 1`` not the first so many.
-        draw: only elements that a draw with this key and probability keeps are left; None leaves all.
+        draw: only elements that a draw keeps are left: one with this key and probability, or one by rank;
+            None leaves all.
         marks: uint8, 1 at the elements that are left, ``[count]``, or None.
-        scale: float32 factors of the elements, ``[count]`` (0 drops one), or None.
         factor: factor of them all, beside the weight.
         move: how far from the base an element may be; those further away are brought so near, first of all.
     """
@@ -35,9 +56,8 @@ class Thinned:
     high: int = ALL_KEYS
     keep: int = 0
     drop: int = 0
-    draw: tuple[Key, float] | None = None
+    draw: tuple[Key, float] | Ranked | None = None
     marks: np.ndarray | None = None
-    scale: np.ndarray | None = None
     factor: float = 1.0
     move: float = math.inf
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW, Span, is_finite
-from merge_models.merge.kernels.terms import Key, Mixing, Rule, Thinned, limit_of
+from merge_models.merge.kernels.terms import Key, Mixing, Ranked, Rule, Thinned, limit_of
 from merge_models.merge.kernels.torch_keys import keys_of
 
 
@@ -117,13 +117,14 @@ def _left(source: Span, base: Span, part: Thinned) -> Tensor:
         kept |= _first(keys == part.low - 1, part.keep)
     if part.drop:
         kept &= ~_first(keys == part.high - 1, part.drop)
+    if part.marks is not None:
+        kept &= torch.from_numpy(part.marks[: len(keys)]).bool()
+    if isinstance(part.draw, Ranked):
+        return kept.double().mul_(_drawn_by_rank(source, base, part.draw))
     if part.draw is not None:
         key, probability = part.draw
         kept &= mixed_words(len(keys), key) <= limit_of(probability) - 1
-    if part.marks is not None:
-        kept &= torch.from_numpy(part.marks[: len(keys)]).bool()
-    left = kept.double()
-    return left if part.scale is None else left.mul_(torch.from_numpy(part.scale[: len(keys)]))
+    return kept.double()
 
 
 def _first(chosen: Tensor, number: int) -> Tensor:
@@ -159,14 +160,13 @@ def most_varied(sources: Sequence[Span], least: int, ties: int) -> np.ndarray:
     return (chosen | _first(keys == least - 1, ties)).byte().numpy()
 
 
-def ranked_draw(
-    source: Span, base: Span, columns: int, key: Key, least: float, most: float, inverse: bool
-) -> np.ndarray:
-    probability = _row_ranks(keys_of(source, base).view(-1, columns)).view(-1)
-    probability.mul_(most - least).add_(least)
-    uniform = mixed_words(base.count, key).double().add_(2.0**31).mul_(2.0**-32)
-    kept = 1.0 / probability if inverse else torch.ones_like(probability)
-    return kept.where(uniform < probability, 0.0).numpy()
+def _drawn_by_rank(source: Span, base: Span, draw: Ranked) -> Tensor:
+    """float32 factors of the elements, 0 of those that are dropped."""
+    probability = _row_ranks(keys_of(source, base).view(-1, draw.columns)).view(-1)
+    probability.mul_(draw.most - draw.least).add_(draw.least)
+    uniform = mixed_words(base.count, draw.key).double().add_(2.0**31).mul_(2.0**-32)
+    kept = 1.0 / probability if draw.inverse else torch.ones_like(probability)
+    return kept.where(uniform < probability, 0.0)
 
 
 def _row_ranks(keys: Tensor) -> Tensor:

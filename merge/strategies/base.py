@@ -417,10 +417,23 @@ class AbstractTermStrategy(AbstractKernelStrategy):
         """What is left of each parent's task vector in a block, and how that becomes one."""
 
     def mixer(self, block: Block, survey: Any) -> Mixer:
+        from merge_models.merge.kernels.blocks import Span
         from merge_models.merge.kernels.task_vectors import mix_into
 
         thinned, mixing = self.terms(block, survey)
-        return lambda sources, out: mix_into(sources[:-1], sources[-1], thinned, mixing, out)
+
+        def mix(sources: Sequence[Span], out: Span) -> int:
+            if not block.columns or not out.count % block.columns:
+                return mix_into(sources[:-1], sources[-1], thinned, mixing, out)
+            assert block.base_span is not None
+            count = -(-out.count // block.columns) * block.columns  # what is left may depend on the whole row
+            rows = Span(np.empty(count * out.dtype.size, np.uint8), out.dtype)
+            *parents, base = (span.first(count) for span in (*block.spans, block.base_span))
+            flags = mix_into(parents, base, thinned, mixing, rows)
+            out.data[:] = rows.data[: out.data.nbytes]
+            return flags
+
+        return mix
 
 
 def normalised(weights: tuple[float, ...], what: str = "weights") -> tuple[float, ...]:

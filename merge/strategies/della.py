@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from merge_models.merge.errors import RecipeError
-from merge_models.merge.kernels.task_vectors import ranked_draw
-from merge_models.merge.kernels.terms import Thinned
+from merge_models.merge.kernels.terms import Ranked, Thinned
 from merge_models.merge.strategies.base import Block, Grain, Pass, Survey, TensorSpec, Terms
 from merge_models.merge.strategies.keyed_random import parent_keys
 from merge_models.merge.strategies.parameters import parameter
@@ -69,17 +68,13 @@ class AbstractDella(AbstractTaskVectors):
     def _thinned(self, block: Block, factors: Sequence[float], inverse: bool) -> list[Thinned]:
         if all(density >= 1 for density, _ in self._shares):
             return [Thinned(factor=factor) for factor in factors]
-        assert block.base_span is not None and block.columns is not None
+        assert block.columns is not None
         own = [(*shares, weight) for shares, weight in zip(self._shares, self.weights, strict=True)]
-        parents = zip(block.spans, parent_keys(block, own), self._shares, factors, strict=True)
+        parents = zip(parent_keys(block, own), self._shares, factors, strict=True)
         thinned = []
-        for span, key, (density, epsilon), factor in parents:
-            if 0 < density < 1:
-                edges = density - epsilon, density + epsilon
-                scale = ranked_draw(span, block.base_span, block.columns, key, *edges, inverse)
-                thinned.append(Thinned(scale=scale, factor=factor))
-            else:
-                thinned.append(Thinned(draw=(key, density), factor=factor))
+        for key, (density, epsilon), factor in parents:
+            by_rank = Ranked(key, block.columns, density - epsilon, density + epsilon, inverse)
+            thinned.append(Thinned(draw=by_rank if 0 < density < 1 else (key, density), factor=factor))
         return thinned
 
 
