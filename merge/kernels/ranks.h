@@ -61,30 +61,32 @@ static size_t NAME(find_halves)(const uint32_t *key, size_t count, uint32_t low,
         }
     }
 #endif
-    for (; j < count && odd <= APART; j++) {
-        slot[found] = NAME(half_of)(key[j], low), apart[odd] = (uint32_t)j;
-        found += key[j] != 0, odd += key[j] && (key[j] & 0xffff || key[j] >> 16 <= low);
+    for (; j < count && odd <= APART; j++) { /* in arithmetic: jumps would be taken at random */
+        uint32_t own = key[j], changed = (own + 0x7fffffffu) >> 31, small = ((own >> 16) - low - 1) >> 31;
+        slot[found] = NAME(half_of)(own, low), apart[odd] = (uint32_t)j;
+        found += changed, odd += changed & (((own & 0xffff) + 0xffff) >> 16 | small);
     }
     *aparts = odd;
     return found;
 }
 
-/* out = the next of `few` where a key is not 0, else `zero`. */
-static void NAME(spread)(const uint32_t *key, size_t count, const float *few, float zero, float *restrict out) {
-    size_t j = 0;
+/* out = the next of `few` where a key is not 0, else `zero`; there is room for 16 more than `found` in few. */
+static void NAME(spread)(const uint32_t *key, size_t count, float *few, size_t found, float zero, float *restrict out) {
+    size_t j = 0, next = 0;
 #ifdef COMPRESS
     __m512 other = _mm512_set1_ps(zero);
     for (; j + 16 <= count; j += 16) {
         __m512i own = _mm512_loadu_si512(key + j);
         __mmask16 changed = _mm512_test_epi32_mask(own, own);
-        _mm512_storeu_ps(out + j, _mm512_mask_expand_ps(other, changed, _mm512_loadu_ps(few)));
-        few += __builtin_popcount(changed);
+        _mm512_storeu_ps(out + j, _mm512_mask_expand_ps(other, changed, _mm512_loadu_ps(few + next)));
+        next += (size_t)__builtin_popcount(changed);
     }
 #endif
+    few[found] = zero;
     for (; j < count; j++) {
-        float own = *few;
-        out[j] = key[j] ? own : zero;
-        few += key[j] != 0;
+        size_t changed = (key[j] + 0x7fffffffu) >> 31;
+        out[j] = few[(next & (0 - changed)) | (found & (changed - 1))];
+        next += changed;
     }
 }
 
@@ -126,7 +128,7 @@ static int NAME(rank_by_halves)(const uint32_t *key, size_t columns, uint32_t la
     for (i = 0; i < aparts; i++) own[i] = key[apart[i]], place[i] = NAME(half_of)(own[i], low), number[place[i]]--;
     for (i = 0; i < aparts; i++) rank[place[i]] = NAME(fraction)(before[place[i]], before[place[i]] + number[place[i]], half);
     for (j = 0; j < found; j++) few[j] = rank[slot[j]];
-    NAME(spread)(key, columns, few, zero, out);
+    NAME(spread)(key, columns, few, found, zero, out);
     for (i = 0; i < aparts; i++) {
         uint32_t first = before[place[i]] + number[place[i]], same = 0;
         for (j = 0; j < aparts; j++) first += (own[j] < own[i]) & (place[j] == place[i]), same += own[j] == own[i];
