@@ -76,6 +76,21 @@ MODELS: dict[str, Callable[[], Any]] = {
     "t5": t5,
     "llava": llava,
 }
+LAYERED: dict[str, Callable[[], Any]] = {
+    "qwen3_moe": causal(
+        "qwen3_moe", **TEXT, **HEADS, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+        mlp_only_layers=[0],
+    ),
+    "llama4_text": causal(
+        "llama4_text", **TEXT, **HEADS, intermediate_size_mlp=48, num_local_experts=2, moe_layers=[1]
+    ),
+    "lfm2": causal("lfm2", **TEXT, full_attn_idxs=[1]),
+    "gpt_neo": causal(
+        "gpt_neo", hidden_size=32, num_layers=2, num_heads=4, vocab_size=64, max_position_embeddings=64,
+        attention_types=[[["global", "local"], 1]],
+    ),
+}  # fmt: skip
+"""Models of which a config says of single layers, by their numbers, what they are made of."""
 STACKS = ("llama", "mistral", "granite", "qwen3", "gemma3", "mixtral", "gpt2")
 
 
@@ -166,7 +181,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if not (root / name).exists():
             for seed, letter in enumerate("ABC"):
                 torch.manual_seed(seed)
-                MODELS[name]().save_pretrained(root / name / letter)
+                {**MODELS, **LAYERED}[name]().save_pretrained(root / name / letter)
         return root / name
 
     return place
@@ -215,7 +230,7 @@ def test_recipes_run_on_every_architecture(
 
 
 @pytest.mark.parametrize("recipe", STACKED)
-@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize("name", [*STACKS, *LAYERED])
 def test_stacks_load_with_as_many_layers(
     name: str, recipe: str, places: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from merge_models.merge import PlanError, RecipeError, prepare, run_recipe
+from merge_models.merge.checkpoint import layer_indices
 from merge_models.merge.checkpoint.layers import place_of
 from merge_models.merge.checkpoint.stacked import Stack, stacked_config
 from merge_models.merge.cli import main
@@ -454,3 +455,111 @@ def test_a_plan_counts_what_only_leaves_out_as_copied(tmp_path: Path) -> None:
     assert "merged 2 tensors;" in told and f"copied 3 tensors of {models[0]}" in told
     document = json.loads(CliRunner().invoke(main, ["plan", str(tmp_path / "r.yml"), "--json"]).output)
     assert {t["name"] for t in document["tensors"] if t["action"] == "copy"} == {EMBED, NORM, HEAD}
+
+
+# What a config says of single layers by their numbers (configurations of transformers)
+
+LAYERS = (0, 1, 2, 3, 2, 3, 1)
+"""A model of four layers, three of which stand twice."""
+BY_NUMBER: dict[str, tuple[str, Any, Any]] = {
+    "attn_layer_indices": ("bamba", [1, 3], [1, 3, 5, 6]),
+    "cross_attention_layers": ("mllama_text_model", [1], [1, 6]),
+    "full_attn_idxs": ("lfm2", [2], [2, 4]),
+    "fullatt_block_indexes": ("qwen2_5_vl_vision", [3], [3, 5]),
+    "global_attn_indexes": ("sam_vision_model", [0, 1], [0, 1, 6]),
+    "local_layer_ids": ("inkling_text", [0, 1], [0, 1, 6]),
+    "look_ahead_layers": ("qwen2_5_omni_dit", [2], [2, 4]),
+    "look_backward_layers": ("qwen2_5_omni_dit", [0], [0]),
+    "mlp_only_layers": ("qwen3_moe", [0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 6]),
+    "moe_layers": ("llama4_text", [1, 3], [1, 3, 5, 6]),
+    "residual_block_indices": ("vitdet", [0, 1], [0, 1, 6]),
+    "window_block_indices": ("vitdet", [2], [2, 4]),
+    "rope_scaling_layers": ("molmo2_text", [], []),
+    "cat_hidden_layers": ("granite_speech_plus_encoder", [1, 0], [6, 0]),
+    "deepstack_visual_indexes": ("qwen3_vl_vision", [1, 3], [6, 5]),
+    "intermediate_hidden_state_indices": ("seggpt", [2, 3], [4, 5]),
+    "intermediate_layers_indices": ("mllama_vision_model", [0, 2], [0, 4]),
+    "subsample_layers": ("granite_speech5_encoder", [0, 3], [0, 5]),
+    "kv_source_layers": ("mistral_large4_text", [0, 0, 2, 2], [0, 0, 2, 2, 4, 4, 0]),
+    "attention_types": (
+        "gpt_neo",
+        [[["global", "local"], 2]],
+        [[["global", "local", "global", "local", "global", "local", "local"], 1]],
+    ),
+}
+
+
+def counted(name: str) -> str:
+    """The key under which a configuration counts its layers."""
+    return {"gpt_neo": "num_layers", "qwen2_5_vl_vision": "depth", "qwen3_vl_vision": "depth"}.get(
+        name, "num_layers" if name.startswith("granite") else "num_hidden_layers"
+    )
+
+
+@pytest.mark.parametrize("key", BY_NUMBER)
+def test_numbers_of_layers_follow_their_layers(key: str, tmp_path: Path) -> None:
+    """Those of transformers' own configurations, which take the result as it is."""
+    from transformers import AutoConfig
+
+    kind, value, wanted = BY_NUMBER[key]
+    count = counted(kind)
+    own: dict[str, Any] = {count: 4, key: value, **({"merge_index": 1} if kind == "seggpt" else {})}
+    first = AutoConfig.for_model(kind, **own)
+    config = json.loads(first.to_json_string(use_diff=False))
+    assert config[key] == value
+    found = restacked(config, {"model.layers.": (4, LAYERS)})
+    assert (found[key], found[count]) == (wanted, 7)
+    (tmp_path / "config.json").write_text(json.dumps(found))
+    again = AutoConfig.from_pretrained(tmp_path)
+    assert getattr(again, key) == wanted
+    for kinds in ("layer_types", "attention_layers"):
+        before = getattr(first, kinds, None)
+        assert getattr(again, kinds, None) == (before and [before[layer] for layer in LAYERS])
+
+
+def test_every_name_is_tried() -> None:
+    older = {"hybrid_layer_ids", "hybrid_override_pattern"}  # saved by earlier versions of zamba2, nemotron_h
+    assert set(BY_NUMBER) | older == layer_indices.NAMES
+    found = restacked(
+        {"num_hidden_layers": 4, "hybrid_layer_ids": [1], "hybrid_override_pattern": "M-*E"},
+        {"model.layers.": (4, LAYERS)},
+    )
+    assert (found["hybrid_layer_ids"], found["hybrid_override_pattern"]) == ([1, 6], "M-*E*E-")
+
+
+def test_numbers_come_from_each_layer_s_own_model() -> None:
+    kinds = [{"n_layer": 3, "moe_layers": [2]}, {"n_layer": 2, "moe_layers": [0]}, {"n_layer": 3}]
+    stack = Stack("transformer.h.", ((0, 2), (1, 0), (1, 1), (2, 2), (0, 0)))
+    assert stacked_config(kinds, 0, {"transformer.h.": 3}, [stack])["moe_layers"] == [0, 1, 3]
+
+
+ODD: list[tuple[str, Any]] = [
+    ("moe_layers", None),
+    ("moe_layers", [True, "1"]),
+    ("moe_layers", [-1]),
+    ("mlp_only_layers", "0"),
+    ("deepstack_visual_indexes", [8, 16]),
+    ("kv_source_layers", [0]),
+    ("hybrid_override_pattern", "M"),
+    ("attention_types", [[["a"], 10**12]]),
+    ("attention_types", [["a", 2]]),
+    ("attention_types", [[["a"], 3]]),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), ODD)
+def test_what_has_another_form_is_left_alone(key: str, value: Any) -> None:
+    assert restacked({"n_layer": 2, key: value}, {"transformer.h.": (2, [1, 1, 0])})[key] == value
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "layers", "words"),
+    [
+        ("deepstack_visual_indexes", [1, 2], [0, 1], "names layer 2 in 'deepstack_visual_indexes'"),
+        ("kv_source_layers", [0, 0, 2], [1, 2], "layer 1 uses the keys and values of layer 0"),
+        ("kv_source_layers", [0, 0, 2], [1, 0], "layer 1 uses the keys and values of layer 0"),
+    ],
+)
+def test_layers_that_cannot_do_without_another(key: str, value: Any, layers: list[int], words: str) -> None:
+    with pytest.raises(PlanError, match=re.escape(words)):
+        restacked({"n_layer": 3, key: value}, {"transformer.h.": (3, layers)})

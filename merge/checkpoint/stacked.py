@@ -1,4 +1,4 @@
-"""The config of a model with other layers: how many each stack has, and every list with one entry a layer.
+"""The config of a model with other layers: how many each stack has, and every list that speaks of layers.
 
 A model may have several stacks (text and vision, encoder and decoder), whose layers a config counts in
 sections (``vision_config``) or under keys (``decoder_layers``) of their own. Which is whose is told by names,
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from merge_models.merge.checkpoint import layer_indices
 from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.errors import PlanError
 
@@ -164,12 +165,18 @@ def _restack(
     count: int,
     side: str | None,
 ) -> None:
-    """Gives lists with one entry a layer those of the layers that are there now."""
+    """Gives lists with one entry a layer those of the layers that are there now, and those with numbers of
+    layers the numbers that these have now."""
+
+    models = {model: _section(configs[model], path) for model, _ in stack.origins}
     for key, value in section.items():
-        per_layer = isinstance(value, list) and len(value) == count and not _NO_LAYERS.search(key)
-        if per_layer and (side is None or side in key):
-            entries = [(_section(configs[model], path).get(key), layer) for model, layer in stack.origins]
-            section[key] = [_entry(own, layer, value) for own, layer in entries]
+        if side is not None and side not in key:
+            continue
+        own = {model: values.get(key) for model, values in models.items()}
+        if key in layer_indices.NAMES:
+            section[key] = layer_indices.renumbered(key, own, stack.origins, value, count)
+        elif isinstance(value, list) and len(value) == count and not _NO_LAYERS.search(key):
+            section[key] = [_entry(own[model], layer, value) for model, layer in stack.origins]
 
 
 def _entry(own: Any, layer: int, fallback: Sequence[Any]) -> Any:
