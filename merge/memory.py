@@ -11,10 +11,11 @@ import resource
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from merge_models.merge.errors import PlanError
 from merge_models.merge.held import HOLD_BYTES
-from merge_models.merge.plan import Plan
+from merge_models.merge.plan import Plan, TensorPlan
 from merge_models.merge.run import needs_torch
 from merge_models.merge.sizes import shown_size
 from merge_models.merge.strategies.base import AbstractSpanStrategy
@@ -31,25 +32,39 @@ class Need:
         threads: workers.
         worker: bytes for each of them.
         held: bytes of blocks that may be held between survey and combining.
-        sources: bytes that models keep beside (factors of adapters).
+        beside: bytes that models keep (factors of adapters), and surveys of the whole model.
     """
 
     threads: int
     worker: int
     held: int
-    sources: int
+    beside: int
 
     @property
     def total(self) -> int:
         """Bytes at most."""
-        return self.threads * self.worker + self.held + self.sources + FIXED_BYTES
+        return self.threads * self.worker + self.held + self.beside + FIXED_BYTES
 
 
 def needed(plan: Plan, threads: int) -> Need:
     """What a plan needs where memory is no matter."""
     surveyed = sum(tensor.bytes_in for tensor in plan.tensors if tensor.is_surveyed)
-    sources = sum(getattr(model, "kept_bytes", 0) for model in plan.models)
-    return Need(threads, plan.worker_bytes(), min(HOLD_BYTES, surveyed), sources)
+    kept = sum(getattr(model, "kept_bytes", 0) for model in plan.models)
+    return Need(threads, plan.worker_bytes(), min(HOLD_BYTES, surveyed), kept + _shared_surveys(plan))
+
+
+def _shared_surveys(plan: Plan) -> int:
+    """Bytes of surveys that several tensors share."""
+    groups: dict[Any, list[TensorPlan]] = {}
+    for tensor in plan.tensors:
+        if tensor.survey_group is not None:
+            groups.setdefault(tensor.survey_group, []).append(tensor)
+    total = 0
+    for tensors in groups.values():
+        first, together = tensors[0], sum(tensor.count for tensor in tensors)
+        if first.strategy is not None:
+            total += first.strategy.survey_bytes(replace(first.spec(), together=together))
+    return total
 
 
 def within(plan: Plan, threads: int, limit: int, before: int) -> Need:
@@ -65,7 +80,7 @@ def within(plan: Plan, threads: int, limit: int, before: int) -> Need:
         PlanError: one worker does not fit; the message says what would.
     """
     wanted = needed(plan, threads)
-    least = Need(1, wanted.worker, 0, wanted.sources)
+    least = Need(1, wanted.worker, 0, wanted.beside)
     room = limit - before
     if least.total > room:
         raise PlanError(
@@ -74,8 +89,8 @@ def within(plan: Plan, threads: int, limit: int, before: int) -> Need:
             " allowed; allow more (--max-memory), or choose another method"
         )
     fitting = min(threads, 1 + (room - least.total) // max(wanted.worker, 1))
-    left = room - Need(fitting, wanted.worker, 0, wanted.sources).total
-    return Need(fitting, wanted.worker, min(wanted.held, left), wanted.sources)
+    left = room - Need(fitting, wanted.worker, 0, wanted.beside).total
+    return Need(fitting, wanted.worker, min(wanted.held, left), wanted.beside)
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,8 @@ class TensorPlan:
         if self.strategy is None or is_fused(self.strategy):
             return storage + 4 * largest  # rounded by draws, a block is float32 first
         wide = largest * 8 * (4 * len(self.sources()) + 2)
-        return storage + wide + self.strategy.survey_bytes(self.spec())
+        own_survey = self.strategy.survey_group is None
+        return storage + wide + (self.strategy.survey_bytes(self.spec()) if own_survey else 0)
 
     @property
     def survey_group(self) -> tuple[Any, ...] | None:

@@ -114,7 +114,7 @@ def test_a_plan_says_what_max_memory_must_allow(tmp_path: Path) -> None:
     need = needed(prepare(recipe).plan, 4)
     assert free["threads"] == 4 and free["memory_bytes"] - free["memory_bytes_program"] == need.total
     least = free["memory_bytes_least"]
-    assert least == free["memory_bytes_program"] + Need(1, need.worker, 0, need.sources).total
+    assert least == free["memory_bytes_program"] + Need(1, need.worker, 0, need.beside).total
     slack = 4_000_000  # the program's own size varies
     tight = json.loads(planned("--max-memory", str(least + slack)).stdout)
     assert tight["memory_bytes"] <= least + slack

@@ -98,6 +98,16 @@ def test_cuts_choose_what_a_stable_sort_puts_first(kind: str, sizes: tuple[int, 
                 assert np.array_equal(np.concatenate(marks), wanted)
 
 
+@pytest.mark.parametrize("kind", ["wide", "narrow", "drifting", "sparse", "stepped"])
+def test_brackets_that_hold_much_are_made_narrower(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One round more, and the same cuts."""
+    blocks, sizes = blocks_of(*siblings(kind)), [[COUNT // 3, COUNT // 100], [1, COUNT]]
+    cuts, passes = found(blocks, sizes, COUNT)
+    monkeypatch.setattr("merge_models.merge.strategies.brackets.LISTED", 0)
+    assert found(blocks, sizes, COUNT) == (cuts, passes + 1)
+    assert passes == 2
+
+
 @pytest.mark.parametrize("kind", ["wide", "narrow", "sparse", "stepped"])
 def test_a_sample_of_like_blocks_saves_the_third_round(kind: str) -> None:
     blocks = blocks_of(*siblings(kind))

@@ -11,20 +11,28 @@ from typing import Any
 
 import numpy as np
 
-from merge_models.merge.kernels.keys import Tally, gather_keys, keys_of
+from merge_models.merge.kernels.keys import Tally, count_keys, gather_keys, keys_of
 from merge_models.merge.kernels.terms import ALL_KEYS
 from merge_models.merge.strategies.base import Block, Moments, Pass
 from merge_models.merge.strategies.cuts import NOTHING, Cut, Series, Sizes, Totals, with_edges
 from merge_models.merge.strategies.rounds import nth_keys, run_out
 from merge_models.merge.strategies.samples import RUN
 
-_DOUBT = 6.0
+_DOUBT = 5.0
 """Standard errors on either side of a bracket."""
+
+LISTED = 1 << 23
+"""So many keys may be gathered; brackets that hold more are made narrower first, by a round of their own."""
+
+_BINS = 4096
+_BLOCK = 1 << 18
+"""About so many elements make a block."""
 
 _POSITIVE = 1 << 19
 """The least key that is told from zero."""
 
 _Window = tuple[int, int]
+_Windows = Sequence[Sequence[_Window]]
 
 
 def by_sample(
@@ -39,6 +47,11 @@ def by_sample(
     positive = [round(int((k >= _POSITIVE).sum()) / taken * elements) for k in keys]
     wanted = sizes(Totals(elements, tuple(positive), 0))
     windows = [[_bracket(k, size / elements) for size in row] for k, row in zip(keys, wanted, strict=True)]
+    if _entries(keys, windows, elements) > LISTED:
+        narrow = yield from _narrowed(windows, series, sizes, elements)
+        if narrow is None:
+            return None
+        windows = narrow
     return (yield from _within(windows, series, sizes, elements))
 
 
@@ -65,6 +78,50 @@ def _error(keys: np.ndarray, place: float) -> float:
     return math.sqrt(len(among) * max(float(among.var()), RUN * share * (1 - share)))
 
 
+def _entries(keys: Sequence[np.ndarray], windows: _Windows, elements: int) -> float:
+    """About how many entries make what is in the windows: equal keys of a block are one."""
+    total = 0.0
+    for own, row in zip(keys, windows, strict=True):
+        for first, stop in row:
+            inside = own[(own >= first) & (own <= stop - 1)]
+            different = 2.0 * len(np.unique(inside)) / _BLOCK
+            total += min(len(inside) / len(own), different) * elements
+    return total
+
+
+def _narrowed(
+    windows: _Windows, series: Series, sizes: Sizes, elements: int
+) -> Generator[Pass, Moments, _Windows | None]:
+    """Windows of one bin each, by histograms of what is in these; None where a cut is outside of them."""
+    widest = max(stop - first for row in windows for first, stop in row)
+    shift = max(0, max(widest - 1, 0).bit_length() - _BINS.bit_length() + 1)
+    firsts = [[first for first, _ in row] for row in windows]
+    edges = [[min(first + (_BINS << shift), ALL_KEYS) for first in row] for row in firsts]
+
+    def measure(block: Block) -> Moments:
+        spans, base = series(block)
+        beyond = gather_keys(spans, base, [[(edge, edge) for edge in row] for row in edges], _POSITIVE)
+        counts = count_keys(spans, base, firsts, shift, _BINS)
+        return counts, beyond.above, beyond.positive, np.ones(1, np.int64)
+
+    counts, above, positive, blocks = yield Pass(measure)
+    wanted = sizes(Totals(elements, tuple(positive.tolist()), int(blocks[0])))
+    narrow: list[list[_Window]] = []
+    for s, row in enumerate(wanted):
+        narrow.append([])
+        for w, size in enumerate(row):
+            left, held = size - int(above[s, w]), counts[s, w]
+            if not 0 < size < elements:
+                narrow[s].append((0, 0))
+            elif 0 < left <= int(held.sum()):
+                place = _BINS - 1 - run_out(held[::-1], left)[0]
+                first = firsts[s][w] + (place << shift)
+                narrow[s].append((first, first + (1 << shift)))
+            else:
+                return None
+    return narrow
+
+
 class _Listed:
     """Parts that are listed, in block order, where other moments are added."""
 
@@ -80,7 +137,7 @@ class _Listed:
 
 
 def _within(
-    windows: Sequence[Sequence[_Window]], series: Series, sizes: Sizes, elements: int
+    windows: _Windows, series: Series, sizes: Sizes, elements: int
 ) -> Generator[Pass, Moments, list[list[Cut]] | None]:
     """The cuts, where they lie in these windows."""
 

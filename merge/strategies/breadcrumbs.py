@@ -10,7 +10,7 @@ from merge_models.merge.kernels.terms import Thinned
 from merge_models.merge.strategies.base import Block, Figures, Pass, Survey, TensorSpec, Terms
 from merge_models.merge.strategies.cuts import EVERYTHING, NOTHING, Cut, Totals
 from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.select import largest
+from merge_models.merge.strategies.select import largest, selection_bytes
 from merge_models.merge.strategies.sign_consensus import AbstractTaskVectors, norms_of, ratios
 from merge_models.merge.strategies.ties import deltas_of, magnitude
 
@@ -56,6 +56,9 @@ class AbstractBreadcrumbs(AbstractTaskVectors):
             (sums,) = yield Pass(lambda block: (norms_of(block, [_band(pair, block) for pair in cuts]),))
             factors = ratios(sums)
         return Bands(tuple(cuts), factors)
+
+    def survey_bytes(self, spec: TensorSpec) -> int:
+        return selection_bytes(spec.surveyed, 2 * len(self.weights))
 
     def terms(self, block: Block, survey: Bands) -> Terms:
         pairs = zip(survey.cuts, survey.factors, strict=True)

@@ -24,7 +24,7 @@ from merge_models.merge.strategies.base import (
 )
 from merge_models.merge.strategies.cuts import Cut, Totals
 from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.select import largest, sample_of
+from merge_models.merge.strategies.select import largest, sample_of, selection_bytes
 from merge_models.merge.strategies.ties import deltas_of, magnitude
 
 _TAIL = 1e-4
@@ -73,6 +73,9 @@ class Pcb(AbstractKernelStrategy):
 
         best = yield from largest(len(sizes), scored, self._score_ranks, spec.surveyed, sample)
         return Ranges(sizes, tuple((_score(least), _score(most)) for least, most in best))
+
+    def survey_bytes(self, spec: TensorSpec) -> int:
+        return selection_bytes(spec.surveyed, len(self.weight) if isinstance(self.weight, tuple) else 1)
 
     def mixer(self, block: Block, survey: Ranges) -> Mixer:
         assert isinstance(self.weight, tuple)

@@ -15,13 +15,13 @@ from merge_models.merge.kernels.blocks import Span, weighted_sum
 from merge_models.merge.strategies.base import Block, Moments, Pass
 
 SAMPLE = 1 << 17
-"""About so many elements are sampled, and one in :data:`_THIN` of what holds more of them at least."""
+"""About so many elements are sampled, one in :data:`_THIN` where that is more, and at most :data:`_MOST`."""
 
 _SPARSE = 32
 """At most one element in so many."""
 
 _THIN = 1024
-_MOST = 1 << 20
+_MOST = 1 << 21
 
 RUN = 64
 """Elements of a run: two cache lines of 16 bits."""
@@ -31,9 +31,17 @@ _GOLDEN = 0.6180339887498949
 
 def take_sample(elements: int) -> Generator[Pass, Moments, Block]:
     """A sample of so many elements, as one block; empty where blocks are shorter than a run."""
-    thin = max(min(elements // SAMPLE, _THIN), elements // _MOST)
-    (found,) = yield Pass(lambda block: (_Runs(block),), every=max(_SPARSE, thin))
+    (found,) = yield Pass(lambda block: (_Runs(block),), every=_every(elements))
     return _joined(found.parts)
+
+
+def sampled_elements(elements: int) -> int:
+    """How many of so many are in a sample, about."""
+    return elements // _every(elements)
+
+
+def _every(elements: int) -> int:
+    return max(_SPARSE, min(elements // SAMPLE, _THIN), elements // _MOST)
 
 
 def run_starts(count: int, number: int, every: int) -> np.ndarray:

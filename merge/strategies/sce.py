@@ -21,7 +21,7 @@ from merge_models.merge.strategies.base import (
 )
 from merge_models.merge.strategies.cuts import EVERYTHING, NOTHING, Cut, Totals
 from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.select import largest
+from merge_models.merge.strategies.select import largest, selection_bytes
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,9 @@ class Sce(AbstractTermStrategy):
         count = len(found)
         shares = (found / total).tolist() if total > 0 else [1 / count] * count
         return Selection(cut, tuple(shares))
+
+    def survey_bytes(self, spec: TensorSpec) -> int:
+        return selection_bytes(spec.surveyed, 1)
 
     def _size(self, totals: Totals) -> list[list[int]]:
         return [[int(self.select_topk * totals.positive[0])]]

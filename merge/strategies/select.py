@@ -11,7 +11,7 @@ from collections.abc import Generator
 
 from merge_models.merge.strategies import samples
 from merge_models.merge.strategies.base import Block, Moments, Pass
-from merge_models.merge.strategies.brackets import by_sample
+from merge_models.merge.strategies.brackets import LISTED, by_sample
 from merge_models.merge.strategies.cuts import Cut, Series, Sizes
 from merge_models.merge.strategies.rounds import by_rounds
 
@@ -42,3 +42,11 @@ def largest(
 def sample_of(elements: int) -> Generator[Pass, Moments, Block | None]:
     """A sample for one call of :func:`largest` or more, where it saves anything."""
     return (yield from samples.take_sample(elements)) if elements > samples.SAMPLE else None
+
+
+def selection_bytes(elements: int, count: int) -> int:
+    """Memory that :func:`largest` takes beyond blocks, at most: a sample and its keys, and keys gathered."""
+    if elements <= samples.SAMPLE:
+        return 0
+    sample = samples.sampled_elements(elements) * (4 * (count + 1) + 12 * count)
+    return sample + 2 * 8 * min(LISTED, elements * count)

@@ -13,7 +13,7 @@ from merge_models.merge.kernels.terms import Thinned
 from merge_models.merge.strategies.base import Block, Figures, Pass, Survey, TensorSpec, Terms
 from merge_models.merge.strategies.cuts import EVERYTHING, NOTHING, Cut, Totals
 from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.select import largest
+from merge_models.merge.strategies.select import largest, selection_bytes
 from merge_models.merge.strategies.sign_consensus import AbstractTaskVectors, norms_of, ratios
 
 
@@ -73,6 +73,9 @@ class Ties(AbstractTaskVectors):
             (sums,) = yield Pass(lambda block: (norms_of(block, [trim(cut, block) for cut in cuts]),))
             factors = ratios(sums)
         return Trims(tuple(cuts), factors)
+
+    def survey_bytes(self, spec: TensorSpec) -> int:
+        return selection_bytes(spec.surveyed, len(self.weights))
 
     def terms(self, block: Block, survey: Trims) -> Terms:
         pairs = zip(survey.cuts, survey.factors, strict=True)
