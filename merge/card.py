@@ -22,6 +22,7 @@ from merge_models.merge.checkpoint.source import DiskSource
 from merge_models.merge.checkpoint.text import code_span, fenced, visible
 from merge_models.merge.identity import Names, parameters
 from merge_models.merge.kernels import native_name
+from merge_models.merge.parentage import Relative
 from merge_models.merge.plan import Plan, TensorPlan
 from merge_models.merge.recipe import Recipe
 from merge_models.merge.strategies import find_strategy
@@ -32,11 +33,14 @@ REVIEW_MARK = "<!-- evaluation: not made again by reproduce -->"
 """What follows it in a model card was measured, with its time, and differs from run to run."""
 
 
-def model_card(recipes: Sequence[Recipe], repositories: Sequence[str], library: str | None) -> str:
+def model_card(
+    recipes: Sequence[Recipe], relatives: Sequence[Relative], repositories: Sequence[str], library: str | None
+) -> str:
     """README.md of a merge: front matter that hubs read, and the recipe that makes it again.
 
     Args:
         recipes: what was run, with names that may be published; earlier ones make models that the last names.
+        relatives: what each model of the last recipe is to it.
         repositories: Hub repositories of the inputs.
         library: ``library_name`` for hubs, where known.
     """
@@ -49,8 +53,12 @@ def model_card(recipes: Sequence[Recipe], repositories: Sequence[str], library: 
         front["library_name"] = library
     front["tags"] = ["merge", "merge-models"]
     strategy = find_strategy(recipe.merge_method)
-    parents = "\n".join(f"- `{code_span(name)}`" for name in names if name != recipe.base_model)
-    base = f"\nBase model: `{code_span(recipe.base_model)}`\n" if recipe.base_model else ""
+    mixed = [name for name, own in zip(names, relatives, strict=True) if own.role == "parent"]
+    parents = "\n".join(f"- `{code_span(name)}`" for name in mixed)
+    base = ""
+    if recipe.base_model:
+        among = ", one of these" if recipe.base_model in mixed else ""
+        base = f"\nBase model: `{code_span(recipe.base_model)}`{among}\n"
     text = "---\n".join(made.yaml() for made in recipes)
     head = visible(yaml.safe_dump(front, sort_keys=False, allow_unicode=True))
     return (

@@ -121,7 +121,7 @@ class Writing:
             part.repository for names in every for part in names.parts.values() if part.repository
         ]
         library = _library(config, staging.folder)
-        card = model_card([names.public for names in every], repositories, library)
+        card = model_card([names.public for names in every], prepared.relatives, repositories, library)
         if self._review is not None:
             review = self._review(staging.folder, prepared).strip()
             card = f"{card.rstrip()}\n\n{REVIEW_MARK}\n\n{review}\n"

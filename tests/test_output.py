@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import random
+import re
 import shutil
 import struct
 import threading
@@ -34,7 +35,7 @@ from merge_models.merge import (
 from merge_models.merge.checkpoint import Staging, plan_layout, publish
 from merge_models.merge.checkpoint.dtypes import BY_CODE
 from merge_models.merge.checkpoint.layout import OutputTensor
-from merge_models.merge.recipe import recipe_of
+from merge_models.merge.recipe import parse_recipe, recipe_of
 from merge_models.merge.sizes import parse_size, shown_size
 
 from .helpers import (
@@ -651,6 +652,34 @@ def test_card_names_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name, data in listing(out).items():
         if name != MANIFEST:
             assert (tmp_path / "again" / name).read_bytes() == data, name
+
+
+CARDS = {
+    "slerp": ("", ["m0", "m1"], True),
+    "nearswap": ("", ["m0", "m1"], True),
+    "arcee_fusion": ("", ["m0", "m1"], True),
+    "task_arithmetic": ("", ["m1"], False),
+    "linear": ("m0", ["m0", "m1"], True),
+    "karcher": ("", ["m1"], False),
+}
+
+
+@pytest.mark.parametrize("method", CARDS)
+def test_card_lists_all_that_are_mixed_in(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base too, where it is one of them."""
+    listed, mixed, is_among = CARDS[method]
+    write_models(tmp_path, 2)
+    monkeypatch.chdir(tmp_path)
+    models = [{"model": name} for name in filter(None, [listed, "m1"])]
+    run_recipe(parse_recipe({"merge_method": method, "base_model": "m0", "models": models}), "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert re.findall(r"^- `(.*)`$", card, re.MULTILINE) == mixed
+    assert ("Base model: `m0`, one of these\n" in card, "Base model: `m0`\n" in card) == (
+        is_among,
+        not is_among,
+    )
 
 
 def test_card_cannot_be_broken_by_names(tmp_path: Path) -> None:
