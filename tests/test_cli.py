@@ -21,8 +21,10 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from merge_models.merge.checkpoint import Staging
 from merge_models.merge.cli import main
 from merge_models.merge.cli.results import figure_lines
+from merge_models.merge.demo import demo_folder
 from merge_models.merge.progress import Progress
 
 from .helpers import (
@@ -633,6 +635,37 @@ def test_stopped_before_anything_is_finished_leaves_nothing(place: Path) -> None
     assert (process.returncode, error) == (143, "Error: stopped; nothing was published\n")
     assert time.monotonic() - started < 1.5
     assert listing(place) == before
+
+
+NOTHING = "nothing was published: the same command begins again"
+INTERRUPTED: dict[str, tuple[str, list[str], str]] = {
+    "while it measures": ("repairs.run._goals", [], NOTHING),
+    "while it writes": ("repairs.folder.write_record", [], NOTHING),
+    "after the rename": ("repairs.folder.Staging.publish", [], "the output is complete"),
+    "while it measures the result": (
+        "evaluation.evaluate", ["--report", "r.json"],
+        "out is complete, its report is not written: merge-models eval out measures it",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", INTERRUPTED)
+def test_an_interrupted_repair_says_what_is_there(
+    case: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, options, told = INTERRUPTED[case]
+    assert call("merge", demo_folder("sorting"), demo_folder("adding"), "-o", "merged", "-q").exit_code == 0
+    publish = Staging.publish
+
+    def interrupted(*given: Any, **options: Any) -> Any:
+        if where.endswith("publish"):
+            publish(given[0])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"merge_models.evals.{where}", interrupted)
+    done = call("repair", "merged", "-o", "out", "--tokens", "256", "-q", *options)
+    assert (done.exit_code, done.stderr) == (130, f"Error: interrupted; {told}\n")
+    assert ((place / "out").is_dir(), kept(place)) == ("is complete" in told, [])
 
 
 def test_interrupted_commands_that_publish_nothing_do_not_speak_of_it(

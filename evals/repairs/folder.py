@@ -91,9 +91,11 @@ def write_repaired(
         staging.write_index()
         write_record(staging, layout, report, origins)
         staging.publish()
-    except BaseException:
+    except BaseException as failure:
         if not staging.is_published:
             staging.discard()
+        elif isinstance(failure, KeyboardInterrupt):
+            failure.args = ("the output is complete",)
         raise
 
 

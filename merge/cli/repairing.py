@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,32 +31,40 @@ def repair_command(target: str, **options: Any) -> None:
     \b
     Example: merge-models repair ./merged -o ./repaired
     """
-    from merge_models.evals.evaluation import evaluate
-    from merge_models.evals.lineage import lineage
-    from merge_models.evals.outlets import check_outlets, write_outlets
-    from merge_models.evals.repairs import repair
+    outlets, quiet, out = options.pop("report"), options.pop("quiet"), options.pop("out")
+    threads, saying = options.pop("threads"), (lambda line: None) if quiet else say
+    with _interrupted("nothing was published: the same command begins again"):
+        from merge_models.evals.lineage import lineage
+        from merge_models.evals.outlets import check_outlets
+        from merge_models.evals.repairs import repair
 
-    outlets, quiet = options.pop("report"), options.pop("quiet")
-    out, overwrite, threads = options.pop("out"), options.pop("overwrite"), options.pop("threads")
-    check_outlets(outlets)
-    family = lineage(target, options.pop("parents"), None, parse_weights(options.pop("weights")))
-    options["weights"] = family.weights
-    saying = (lambda line: None) if quiet else say
-    report = repair(target, family.parents, out=out, overwrite=overwrite, progress=saying, **options)
+        check_outlets(outlets)
+        family = lineage(target, options.pop("parents"), None, parse_weights(options.pop("weights")))
+        options["weights"], overwrite = family.weights, options.pop("overwrite")
+        report = repair(target, family.parents, out=out, overwrite=overwrite, progress=saying, **options)
     if not quiet:
         _tell_repair(report)
-    if outlets:
-        found = evaluate(
-            out,
-            family.parents,
-            measure=("weights", "activations"),
-            threads=threads,
-            progress=saying,
-            **options,
-        )
+    if not outlets:
+        return
+    with _interrupted(f"{out} is complete, its report is not written: merge-models eval {out} measures it"):
+        from merge_models.evals.evaluation import evaluate
+        from merge_models.evals.outlets import write_outlets
+
+        depths = ("weights", "activations")
+        found = evaluate(out, family.parents, measure=depths, threads=threads, progress=saying, **options)
         write_outlets(found.model_copy(update={"repair": report}), outlets)
-        if not quiet:
-            tell_outlets(outlets)
+    if not quiet:
+        tell_outlets(outlets)
+
+
+@contextmanager
+def _interrupted(what: str) -> Iterator[None]:
+    """Lets an interruption that does not know better say what is there, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as interruption:
+        interruption.args = interruption.args or (what,)
+        raise
 
 
 def _tell_repair(report: RepairReport) -> None:
