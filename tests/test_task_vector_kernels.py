@@ -17,7 +17,7 @@ from torch import Tensor
 from merge_models.merge.kernels import compiled
 from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW, Span
 from merge_models.merge.kernels.keys import keys_of
-from merge_models.merge.kernels.task_vectors import mix_into, most_varied, norms, variance
+from merge_models.merge.kernels.task_vectors import mix_into, norms, variance
 from merge_models.merge.kernels.terms import ALL_KEYS, Mixing, Ranked, Rule, Thinned
 from merge_models.merge.kernels.torch_task_vectors import mixed_words
 from merge_models.merge.strategies.base import Block, TensorSpec
@@ -66,12 +66,14 @@ def test_compiled_and_torch_kernels_agree_to_the_bit(rule: Rule, normalize: bool
         pytest.skip("no compiled kernels here")
     for count in (1, 2, 3, 5):
         stored, base = parents(count, dtype)
-        marks = (np.random.default_rng(0).random(COUNT) < 0.5).astype(np.uint8)
+        varied = int(np.median(keys_of(variance(spans(stored)), None)))
         middle = int(np.median(keys_of(Span.of(stored[0]), Span.of(base))))
         for thinned in (
             [Thinned()] * count,
-            [Thinned(low=1 << 28, draw=((1, 2, 3), 0.6), marks=marks)] * count,
-            [Thinned(draw=Ranked((1, 2, 3), 300, 0.2, 0.9, inverse=True)), Thinned(marks=marks)] * count,
+            [Thinned(low=1 << 28, draw=((1, 2, 3), 0.6))] * count,
+            [Thinned(low=varied + 1, keep=9, varied=True)] * count,
+            [Thinned(draw=Ranked((1, 2, 3), 300, 0.2, 0.9, inverse=True)), Thinned(high=varied, varied=True)]
+            * count,
             [Thinned(draw=Ranked((1, 2, 3), 50, 0.2, 0.9, inverse=False))] * count,
             [Thinned(move=1e-2), Thinned(low=middle, move=1e-4)] * count,
             [Thinned(low=middle + 1, high=ALL_KEYS, keep=2), Thinned(high=middle + 1, drop=1)] * count,
@@ -89,8 +91,8 @@ def test_compiled_and_torch_kernels_agree_to_the_bit(rule: Rule, normalize: bool
 @pytest.mark.parametrize("compiled_too", [True, False])
 def test_the_beginning_of_a_block_mixes_as_the_block_does(compiled_too: bool) -> None:
     stored, base = parents(2, torch.bfloat16)
-    marks = (np.random.default_rng(0).random(COUNT) < 0.5).astype(np.uint8)
-    thinned = [Thinned(draw=((1, 2, 3), 0.6)), Thinned(marks=marks)]
+    varied = int(np.median(keys_of(variance(spans(stored)), None)))
+    thinned = [Thinned(draw=((1, 2, 3), 0.6)), Thinned(low=varied + 1, keep=9, varied=True)]
     mixing = Mixing(Rule.SUM, (0.5, 0.4))
     with nullcontext() if compiled_too else without_compiled():
         whole, _ = mixed(stored, base, thinned, mixing, torch.float32)
@@ -132,8 +134,8 @@ THINNED = [
     Thinned(low=1 << 28, high=1 << 30, keep=5, drop=7),
     Thinned(
         draw=((1, 2, 3), 0.6),
-        marks=np.arange(COUNT, dtype=np.uint8) % 3,
     ),
+    Thinned(low=0x38000000, varied=True),
     Thinned(draw=Ranked((1, 2, 3), 150, 0.3, 0.8, inverse=True)),
 ]
 
@@ -141,7 +143,7 @@ THINNED = [
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_norms_are_sums_over_what_is_finite_and_left(native: bool, dtype: torch.dtype) -> None:
-    stored, base = parents(4, dtype)
+    stored, base = parents(5, dtype)
     stored[1][5], stored[2][700] = float("nan"), float("inf")
     for squared in (False, True):
         wanted = []
@@ -149,17 +151,17 @@ def test_norms_are_sums_over_what_is_finite_and_left(native: bool, dtype: torch.
             delta = tensor.double() - base.double()
             sizes = torch.where(delta.isfinite(), delta.square() if squared else delta.abs(), 0.0)
             whole = sizes.sum() * (not squared)
-            wanted.append((whole, (sizes * left(tensor, base, part)).sum()))
+            keys = keys_of(variance(spans(stored)), None) if part.varied else keys_of(*spans([tensor, base]))
+            wanted.append((whole, (sizes * left(keys.tolist(), part)).sum()))
         with nullcontext() if native else without_compiled():
             found = torch.from_numpy(norms(spans(stored), Span.of(base), THINNED, squared))
         torch.testing.assert_close(found, torch.tensor(wanted).T, rtol=1e-13, atol=0)
 
 
-def left(tensor: Tensor, base: Tensor, part: Thinned) -> Tensor:
+def left(keys: list[int], part: Thinned) -> Tensor:
     """What is left, element by element, by the words of :class:`Thinned`."""
     kept = torch.zeros(COUNT, dtype=torch.float64)
     keep, drop = part.keep, part.drop
-    keys = (tensor.float() - base.float()).abs().view(torch.int32).tolist()
     chances = np.ones(COUNT)
     words = torch.zeros(COUNT)
     if isinstance(part.draw, Ranked):
@@ -173,8 +175,6 @@ def left(tensor: Tensor, base: Tensor, part: Thinned) -> Tensor:
         if key == part.high - 1 and drop:
             inside, drop = False, drop - 1
         kept[place] = inside and (int(words[place]) + 2**31) / 2**32 < float(chances[place])
-    if part.marks is not None:
-        kept *= torch.from_numpy(part.marks != 0)
     inverse = isinstance(part.draw, Ranked) and part.draw.inverse
     return kept * torch.from_numpy(np.float32(1) / chances.astype(np.float32)) if inverse else kept
 
@@ -192,19 +192,13 @@ def test_variances_are_the_same_bits_in_torch(dtype: torch.dtype) -> None:
     if compiled.library() is None:
         pytest.skip("no compiled kernels here")
 
-    def computed(sources: list[Span]) -> list[np.ndarray]:
-        key = int(np.median(keys_of(variance(sources), None)))
-        return [variance(sources).data, most_varied(sources, key, 0), most_varied(sources, key + 1, 9)]
-
     for count in (1, 2, 3, 4, 5):
         stored, _ = parents(count, dtype)
-        found = computed(spans(stored))
+        found = variance(spans(stored)).data
         with without_compiled():
-            plain = computed(spans(stored))
-        for ours, theirs in zip(found, plain, strict=True):
-            assert np.array_equal(ours, theirs)
+            assert np.array_equal(found, variance(spans(stored)).data)
         exact = np.var([tensor.double().numpy() for tensor in stored], axis=0)
-        np.testing.assert_allclose(found[0].view(np.float32), exact, rtol=1e-6, atol=1e-14)
+        np.testing.assert_allclose(found.view(np.float32), exact, rtol=1e-6, atol=1e-14)
 
 
 LONG = 9360

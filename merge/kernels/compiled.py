@@ -23,7 +23,6 @@ class Thinning(ctypes.Structure):
         ("high", WORD),
         ("keep", ctypes.c_uint64),
         ("drop", ctypes.c_uint64),
-        ("marks", POINTER),
         ("columns", SIZE),
         ("least", FLOAT),
         ("rise", FLOAT),
@@ -31,6 +30,7 @@ class Thinning(ctypes.Structure):
         ("limit", ctypes.c_int32),
         ("draws", ctypes.c_int32),
         ("inverse", ctypes.c_int32),
+        ("varied", ctypes.c_int32),
     )
 
 
@@ -41,7 +41,6 @@ _SIGNATURES = {
     "gather_keys": (INT, [*_SOURCES, POINTER, INT, SIZE, INT, POINTER, POINTER, WORD] + [POINTER] * 3),
     "count_shared": (INT, [*_SOURCES, POINTER, INT, SIZE, WORD, POINTER]),
     "variance": (None, [*_SOURCES, SIZE, POINTER]),
-    "most_varied": (None, [*_SOURCES, SIZE, WORD, SIZE, POINTER]),
     "norms": (INT, [*_SOURCES, POINTER, INT, POINTER, INT, SIZE, POINTER]),
     "mix": (INT, [*_SOURCES, POINTER, INT] + [POINTER] * 4 + [INT, INT, INT, DOUBLE, SIZE, POINTER, INT]),
     "scores": (INT, [*_SOURCES, POINTER, INT, POINTER, POINTER, SIZE, POINTER]),

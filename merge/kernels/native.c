@@ -13,18 +13,18 @@ typedef int64_t indices __attribute__((vector_size(64)));
 enum { SUM, ELECT, LARGEST, CONSENSUS, ALONE };
 
 /* What is left of a source's difference from the base: a move by at most `move`; elements with keys in [low, high), the
- * first `keep` of those with key low - 1, and not the first `drop` of those with key high - 1; of these those that are
- * marked (where marks are given); of these, where it draws, those whose draw is below a limit; or, with rows of `columns`,
- * those that a draw keeps with probability least + rise * (their rank in the row), over that probability (inverse). */
+ * first `keep` of those with key low - 1, and not the first `drop` of those with key high - 1, where keys are those of
+ * the difference, or (varied) of the variance over all sources; of these, where it draws, those whose draw is below a
+ * limit; or, with rows of `columns`, those that a draw keeps with probability least + rise * (the rank of their
+ * difference in the row), over that probability (inverse). */
 typedef struct {
     double move;
     uint32_t low, high;
     uint64_t keep, drop;
-    const uint8_t *marks;
     size_t columns;
     float least, rise;
     uint32_t key[3];
-    int32_t limit, draws, inverse;
+    int32_t limit, draws, inverse, varied;
 } thinning;
 
 #define NAME(x) x##_portable
@@ -109,11 +109,6 @@ void merge_models_variance(int sources, const char *const *source, const int *ty
     DISPATCH(variance, sources, source, type, count, out);
 }
 
-void merge_models_most_varied(int sources, const char *const *source, const int *type, size_t count, uint32_t least,
-                              size_t ties, uint8_t *out) {
-    DISPATCH(most_varied, sources, source, type, count, least, ties, out);
-}
-
 int merge_models_norms(int sources, const char *const *source, const int *type, const char *base, int base_type,
                         const thinning *thinned, int squared, size_t count, double *out) {
     return DISPATCH(norms, sources, source, type, base, base_type, thinned, squared, count, out);
@@ -151,4 +146,4 @@ void merge_models_survival(const float *value, const char *stored, int type, con
 }
 
 /* Compared with _INTERFACE of blocks.py: a library built from other sources is not used. */
-const int merge_models_interface = 9;
+const int merge_models_interface = 10;

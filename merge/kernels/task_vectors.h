@@ -225,13 +225,36 @@ static int NAME(count_shared)(int sources, const char *const *source, const int 
     return 0;
 }
 
+#define FEW 4
+/* variance_tile with all sources at once. Called with a constant, so that all sums stay in registers. */
+static inline __attribute__((always_inline)) void NAME(variance_of_few)(
+    const int sources, float (*restrict value)[PART], size_t count, float *restrict out) {
+    double each = 1.0 / sources;
+    for (size_t j = 0; j < count; j++) {
+        double sum = 0, square = 0;
+        for (int i = 1; i < sources; i++) {
+            double d = (double)value[i][j] - (double)value[0][j];
+            sum += d, square += d * d;
+        }
+        out[j] = (float)((square - sum * sum * each) * each);
+    }
+}
+
 /* Population variance over the sources at each element of a tile: with differences d from the first source, the mean of
  * their squares less the square of their mean. Equal sources have variance 0, and little cancels, since one d is 0. */
 static void NAME(variance_tile)(int sources, const char *const *source, const int *type, size_t start, size_t tile,
                                 float *restrict out) {
     double sum[PART], square[PART], each = 1.0 / sources;
-    float first[PART], other[PART];
+    float value[FEW][PART], *first = value[0], *other = value[1];
     size_t j;
+    if (sources > 1 && sources <= FEW) {
+        for (int i = 0; i < sources; i++) NAME(load)(source[i], type[i], start, tile, value[i]);
+        switch (sources) {
+        case 2: NAME(variance_of_few)(2, value, tile, out); return;
+        case 3: NAME(variance_of_few)(3, value, tile, out); return;
+        default: NAME(variance_of_few)(4, value, tile, out); return;
+        }
+    }
     NAME(load)(source[0], type[0], start, tile, first);
     for (j = 0; j < tile; j++) sum[j] = 0, square[j] = 0;
     for (int i = 1; i < sources; i++) {
@@ -248,20 +271,7 @@ static void NAME(variance)(int sources, const char *const *source, const int *ty
     for (size_t start = 0; start < count; start += PART)
         NAME(variance_tile)(sources, source, type, start, count - start < PART ? count - start : PART, out + start);
 }
-
-/* out = 1 where the variance has a key of `least` or more, and for the first `ties` of those with the key below, else
- * 0. */
-static void NAME(most_varied)(int sources, const char *const *source, const int *type, size_t count, uint32_t least,
-                              size_t ties, uint8_t *out) {
-    float found[PART];
-    for (size_t start = 0; start < count; start += PART, out += PART) {
-        size_t tile = count - start < PART ? count - start : PART, j;
-        NAME(variance_tile)(sources, source, type, start, tile, found);
-        for (j = 0; j < tile; j++) out[j] = (as_bits(found[j]) & 0x7fffffffu) >= least;
-        for (j = 0; ties && j < tile; j++)
-            if ((as_bits(found[j]) & 0x7fffffffu) == least - 1) out[j] = 1, ties--;
-    }
-}
+#undef FEW
 
 /* Chris Wellons' triple32 bijection of 32-bit words (public domain), with key words added between its rounds. */
 static inline uint32_t NAME(scramble)(uint32_t x, const uint32_t *key) {
@@ -301,7 +311,7 @@ static void NAME(set_ties)(const float *restrict value, const float *restrict ba
         if ((as_bits(value[j] - base[j]) & 0x7fffffffu) == key) out[j] = to, --*many;
 }
 
-/* What is left of a tile of a source, as factors, with draws by rank where they are given; returns the largest size
+/* What is left of a tile of a source (or of what else has the keys that decide it), as factors, with draws by rank where they are given; returns the largest size
  * among them. Another draw is the scrambled index, read as signed. */
 static float NAME(thin)(const float *restrict value, const float *restrict base, size_t start, size_t count,
                        thinning *by, const float *restrict drawn, float *restrict out) {
@@ -321,8 +331,6 @@ static float NAME(thin)(const float *restrict value, const float *restrict base,
         for (j = 0; j < count; j++)
             out[j] = (int32_t)NAME(scramble)(first + (uint32_t)j, by->key) < by->limit ? out[j] : 0.0f;
     }
-    if (by->marks)
-        for (j = 0; j < count; j++) out[j] = by->marks[start + j] ? out[j] : 0.0f;
     if (!drawn) return 1.0f;
     uint32_t largest = 0;
     for (j = 0; j < count; j++) {
@@ -349,6 +357,23 @@ static int NAME(start_ranked)(int sources, const thinning *by, size_t count, NAM
 
 static void NAME(end_ranked)(NAME(ranked) *ranked) { free(ranked->room), free(ranked->draw); }
 
+static void NAME(draw_group)(int sources, const char *const *source, const int *type, const char *base, int base_type,
+                             size_t start, size_t count, const thinning *by, const NAME(ranked) *ranked) {
+    for (int i = 0; i < sources; i++)
+        if (by[i].columns)
+            NAME(draw_by_rank)(source[i], type[i], base, base_type, start, count, &by[i], ranked->room,
+                               ranked->draw + (size_t)i * ranked->group);
+}
+
+/* thin of the tile at `start` of the i-th source, with what decides it: the variances over all of them, `spread`, or its
+ * differences from the base, and the draws of the group that begins at `from`. */
+static float NAME(thin_one)(const float *value, const float *base, const float *spread, size_t start, size_t count,
+                            int i, thinning *by, const NAME(ranked) *ranked, size_t from, float *out) {
+    static const float nothing[PART] = {0};
+    const float *drawn = by->columns ? ranked->draw + ((size_t)i * ranked->group + start - from) : 0;
+    return NAME(thin)(by->varied ? spread : value, by->varied ? nothing : base, start, count, by, drawn, out);
+}
+
 #define SUMS 32
 /* Adds up sizes of value - base, or squares, times what is left where that is given. What is not finite counts as 0. */
 static inline __attribute__((always_inline)) void NAME(add_sizes)(
@@ -367,31 +392,33 @@ static inline __attribute__((always_inline)) void NAME(add_sizes)(
  * of what is left. Nonzero: out of memory. */
 static int NAME(norms)(int sources, const char *const *source, const int *type, const char *base, int base_type,
                         const thinning *thinned, int squared, size_t count, double *out) {
-    float value[PART], left[PART], b[PART];
+    float value[PART], left[PART], b[PART], spread[PART];
+    thinning *by = malloc((size_t)sources * (sizeof *by + 2 * SUMS * sizeof(double)));
+    double(*sum)[2][SUMS] = (double(*)[2][SUMS])(by + sources);
     NAME(ranked) ranked;
-    int failed = NAME(start_ranked)(sources, thinned, count, &ranked);
-    for (int i = 0; !failed && i < sources; i++) {
-        double whole[SUMS] = {0}, kept[SUMS] = {0};
-        thinning by = thinned[i];
-        for (size_t start = 0, tile, from = 0, stop = 0, j; start < count; start += tile) {
-            if (start == stop) {
-                from = start, stop = count - start < ranked.group ? count : start + ranked.group;
-                if (by.columns)
-                    NAME(draw_by_rank)(source[i], type[i], base, base_type, from, stop - from, &by, ranked.room, ranked.draw);
-            }
-            tile = stop - start < PART ? stop - start : PART;
-            NAME(load)(base, base_type, start, tile, b);
-            NAME(load)(source[i], type[i], start, tile, value);
-            if (by.move < HUGE_VAL) NAME(restrain)(value, b, by.move, tile);
-            NAME(thin)(value, b, start, tile, &by, by.columns ? ranked.draw + (start - from) : 0, left);
-            for (j = tile; j % SUMS; j++) value[j] = b[j] = left[j] = 0;
-            if (squared) NAME(add_sizes)(value, b, left, 1, tile, kept);
-            else NAME(add_sizes)(value, b, left, 0, tile, kept), NAME(add_sizes)(value, b, 0, 0, tile, whole);
+    int failed = NAME(start_ranked)(sources, thinned, count, &ranked) || !by, varied = 0;
+    if (!failed) memcpy(by, thinned, (size_t)sources * sizeof *by), memset(sum, 0, (size_t)sources * sizeof *sum);
+    for (int i = 0; i < sources; i++) varied |= thinned[i].varied, out[i] = out[sources + i] = 0;
+    for (size_t start = 0, tile, from = 0, stop = 0, j; !failed && start < count; start += tile) {
+        if (start == stop) {
+            from = start, stop = count - start < ranked.group ? count : start + ranked.group;
+            NAME(draw_group)(sources, source, type, base, base_type, from, stop - from, by, &ranked);
         }
-        out[i] = out[sources + i] = 0;
-        for (int k = 0; k < SUMS; k++) out[i] += whole[k], out[sources + i] += kept[k];
+        tile = stop - start < PART ? stop - start : PART;
+        NAME(load)(base, base_type, start, tile, b);
+        if (varied) NAME(variance_tile)(sources, source, type, start, tile, spread);
+        for (int i = 0; i < sources; i++) {
+            NAME(load)(source[i], type[i], start, tile, value);
+            if (by[i].move < HUGE_VAL) NAME(restrain)(value, b, by[i].move, tile);
+            NAME(thin_one)(value, b, spread, start, tile, i, &by[i], &ranked, from, left);
+            for (j = tile; j % SUMS; j++) value[j] = b[j] = left[j] = 0;
+            if (squared) NAME(add_sizes)(value, b, left, 1, tile, sum[i][1]);
+            else NAME(add_sizes)(value, b, left, 0, tile, sum[i][1]), NAME(add_sizes)(value, b, 0, 0, tile, sum[i][0]);
+        }
     }
-    NAME(end_ranked)(&ranked);
+    for (int i = 0; !failed && i < sources; i++)
+        for (int k = 0; k < SUMS; k++) out[i] += sum[i][0][k], out[sources + i] += sum[i][1][k];
+    NAME(end_ranked)(&ranked), free(by);
     return failed;
 }
 #undef SUMS
@@ -641,7 +668,7 @@ static void NAME(blend)(const float *restrict value, const float *restrict base,
     }
 }
 
-static int NAME(leaves_all)(const thinning *by) { return !by->low && by->high >= 0x80000000u && !by->keep && !by->drop && !by->draws && !by->marks && !by->columns; }
+static int NAME(leaves_all)(const thinning *by) { return !by->low && by->high >= 0x80000000u && !by->keep && !by->drop && !by->draws && !by->columns; }
 
 /* Whether a value that is set to the base's where it is not left is as good as a factor 0: where 0 is no part of a vote
  * or a sum, or all is left. */
@@ -665,10 +692,11 @@ static int NAME(mix)(int sources, const char *const *source, const int *type, co
     double(*term)[PART] = malloc((size_t)sources * each), (*weight)[PART] = term + sources;
     float(*value)[PART] = (float(*)[PART])(weight + sources), (*left)[PART] = value + sources, (*part)[PART] = left + sources;
     thinning *by = (thinning *)(part + sources);
-    float b[PART], out[PART], *largest = (float *)(by + sources);
+    float b[PART], out[PART], spread[PART], *largest = (float *)(by + sources);
     NAME(rule) rule = {factor, extra, share, lambda, kind, normalize, enough, 0};
     NAME(sums) sums;
     uint32_t most[WORDS] = {0}, bad = 0, overflows = 0;
+    int varied = 0;
     NAME(ranked) ranked;
     if (NAME(start_ranked)(sources, thinned, count, &ranked) || !term) {
         NAME(end_ranked)(&ranked), free(term);
@@ -676,23 +704,21 @@ static int NAME(mix)(int sources, const char *const *source, const int *type, co
     }
     memcpy(by, thinned, (size_t)sources * sizeof *by);
     rule.plain = NAME(is_plain)(sources, by, &rule);
+    for (int i = 0; i < sources; i++) varied |= by[i].varied;
     for (size_t start = 0, tile, from = 0, stop = 0; start < count; start += tile) {
         if (start == stop) {
             from = start, stop = count - start < ranked.group ? count : start + ranked.group;
-            for (int i = 0; i < sources; i++)
-                if (by[i].columns)
-                    NAME(draw_by_rank)(source[i], type[i], base, base_type, from, stop - from, &by[i], ranked.room,
-                                       ranked.draw + (size_t)i * ranked.group);
+            NAME(draw_group)(sources, source, type, base, base_type, from, stop - from, by, &ranked);
         }
         tile = stop - start < PART ? stop - start : PART;
         NAME(load)(base, base_type, start, tile, b);
         NAME(note_sizes)(b, tile, most);
+        if (varied) NAME(variance_tile)(sources, source, type, start, tile, spread);
         for (int i = 0; i < sources; i++) {
             NAME(load)(source[i], type[i], start, tile, value[i]);
             NAME(note_sizes)(value[i], tile, most);
             if (by[i].move < HUGE_VAL) NAME(restrain)(value[i], b, by[i].move, tile);
-            const float *drawn = by[i].columns ? ranked.draw + ((size_t)i * ranked.group + start - from) : 0;
-            largest[i] = NAME(thin)(value[i], b, start, tile, &by[i], drawn, left[i]);
+            largest[i] = NAME(thin_one)(value[i], b, spread, start, tile, i, &by[i], &ranked, from, left[i]);
             if (rule.plain) NAME(blend)(value[i], b, left[i], tile, part[i]);
         }
         if (!(NAME(reach)(sources, &rule, largest) <= MODERATE) ||

@@ -72,8 +72,7 @@ def _thinnings(thinned: Sequence[Thinned], count: int):
 
 
 def _thinning(part: Thinned) -> compiled.Thinning:
-    marks = None if part.marks is None else part.marks.ctypes.data
-    told = compiled.Thinning(part.move, part.low, part.high, part.keep, part.drop, marks)
+    told = compiled.Thinning(part.move, part.low, part.high, part.keep, part.drop, varied=part.varied)
     if isinstance(part.draw, Ranked):
         ranked = part.draw
         told.key, told.columns, told.inverse = (WORD * 3)(*ranked.key), ranked.columns, ranked.inverse
@@ -112,22 +111,6 @@ def variance(sources: Sequence[Span]) -> Span:
         return torch_task_vectors.variance(sources)
     out = Span(np.empty(4 * sources[0].count, np.uint8), BY_CODE["F32"])
     library.merge_models_variance(*compiled.sources(sources), out.count, out.data.ctypes.data)
-    return out
-
-
-def most_varied(sources: Sequence[Span], least: int, ties: int) -> np.ndarray:
-    """Marks the elements of largest variance over sources: 1, others 0; uint8 ``[count]``.
-
-    Those are the ones whose variance has a key of ``least`` or more, and the first ``ties`` of those just
-    below.
-    """
-    library = compiled.library_for(*sources)
-    if library is None:
-        from merge_models.merge.kernels import torch_task_vectors
-
-        return torch_task_vectors.most_varied(sources, least, ties)
-    out = np.empty(sources[0].count, np.uint8)
-    library.merge_models_most_varied(*compiled.sources(sources), out.size, least, ties, out.ctypes.data)
     return out
 
 

@@ -7,8 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 ALL_KEYS = 1 << 31
 """Every key is below it."""
 
@@ -39,7 +37,7 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Thinned:
-    """What is left of one task vector in a block; of marks, the beginning counts where less is mixed.
+    """What is left of one task vector in a block.
 
     Attributes:
         low, high: only elements with keys in ``[low, high)`` are left,
@@ -47,7 +45,7 @@ class Thinned:
         drop: but of those with key ``high - 1`` not the first so many.
         draw: only elements that a draw keeps are left: one with this key and probability, or one by rank;
             None leaves all.
-        marks: uint8, 1 at the elements that are left, ``[count]``, or None.
+        varied: the keys are those of the variance over all sources at an element, not of differences.
         factor: factor of them all, beside the weight.
         move: how far from the base an element may be; those further away are brought so near, first of all.
     """
@@ -57,7 +55,7 @@ class Thinned:
     keep: int = 0
     drop: int = 0
     draw: tuple[Key, float] | Ranked | None = None
-    marks: np.ndarray | None = None
+    varied: bool = False
     factor: float = 1.0
     move: float = math.inf
 

@@ -25,7 +25,7 @@ def mix_into(
     out: Span,
 ) -> int:
     weights = [
-        _left(source, base, part).mul_(factor)
+        _left(source, base, part, sources).mul_(factor)
         for source, part, factor in zip(sources, thinned, factors, strict=True)
     ]
     stored = [_restrained(source, base, part) for source, part in zip(sources, thinned, strict=True)]
@@ -109,16 +109,17 @@ def _restrained(source: Span, base: Span, part: Thinned) -> Tensor:
     return near if "F64" in (source.dtype.code, base.dtype.code) else near.float()
 
 
-def _left(source: Span, base: Span, part: Thinned) -> Tensor:
-    """What is left of a source, as float64 factors."""
-    keys = keys_of(Span.of(_restrained(source, base, part)), base)
+def _left(source: Span, base: Span, part: Thinned, sources: Sequence[Span]) -> Tensor:
+    """What is left of a source, one of ``sources``, as float64 factors."""
+    if part.varied:
+        keys = keys_of(variance(sources), None)
+    else:
+        keys = keys_of(Span.of(_restrained(source, base, part)), base)
     kept = (keys > part.low - 1) & (keys <= part.high - 1)
     if part.keep:
         kept |= _first(keys == part.low - 1, part.keep)
     if part.drop:
         kept &= ~_first(keys == part.high - 1, part.drop)
-    if part.marks is not None:
-        kept &= torch.from_numpy(part.marks[: len(keys)]).bool()
     if isinstance(part.draw, Ranked):
         return kept.double().mul_(_drawn_by_rank(source, base, part.draw))
     if part.draw is not None:
@@ -139,7 +140,7 @@ def norms(sources: Sequence[Span], base: Span, thinned: Sequence[Thinned], squar
         size = torch.where(size.isfinite(), size, 0.0)
         size = size.square_() if squared else size.abs_()
         whole = 0.0 if squared else float(size.sum())
-        out[:, number] = whole, float((size * _left(source, base, part)).sum())
+        out[:, number] = whole, float((size * _left(source, base, part, sources)).sum())
     return out
 
 
@@ -152,12 +153,6 @@ def variance(sources: Sequence[Span]) -> Span:
         square += difference.square_()
     each = 1.0 / len(sources)
     return Span.of(((square - total * total * each) * each).float())
-
-
-def most_varied(sources: Sequence[Span], least: int, ties: int) -> np.ndarray:
-    keys = keys_of(variance(sources), None)
-    chosen = keys > least - 1
-    return (chosen | _first(keys == least - 1, ties)).byte().numpy()
 
 
 def _drawn_by_rank(source: Span, base: Span, draw: Ranked) -> Tensor:

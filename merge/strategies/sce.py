@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from merge_models.merge.kernels.blocks import Span
-from merge_models.merge.kernels.task_vectors import most_varied, norms, variance
+from merge_models.merge.kernels.task_vectors import norms, variance
 from merge_models.merge.kernels.terms import Mixing, Rule, Thinned
 from merge_models.merge.strategies.base import (
     AbstractTermStrategy,
@@ -85,10 +85,10 @@ def _variances(block: Block) -> tuple[list[Span], None]:
 
 
 def _selected(block: Block, cut: Cut) -> list[Thinned]:
-    marks = None
+    own = Thinned()
     if cut != EVERYTHING:
-        marks = most_varied(block.spans, cut.least(block.number), cut.ties(block.number))
-    return [Thinned(marks=marks)] * len(block.spans)
+        own = Thinned(low=cut.least(block.number), keep=cut.ties(block.number), varied=True)
+    return [own] * len(block.spans)
 
 
 def _energies(block: Block, cut: Cut) -> Moments:
