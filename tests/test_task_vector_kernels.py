@@ -20,8 +20,9 @@ from merge_models.merge.kernels.keys import keys_of
 from merge_models.merge.kernels.task_vectors import mix_into, norms, variance
 from merge_models.merge.kernels.terms import ALL_KEYS, Mixing, Ranked, Rule, Thinned
 from merge_models.merge.kernels.torch_task_vectors import mixed_words
-from merge_models.merge.strategies.base import Block, TensorSpec
+from merge_models.merge.strategies.base import AbstractKernelStrategy, BaseModel, Block, TensorSpec
 from merge_models.merge.strategies.della import Della
+from merge_models.merge.strategies.stochastic import Stochastic
 
 from .helpers import write_models
 
@@ -256,17 +257,21 @@ def test_draws_by_rank_bear_what_is_not_finite() -> None:
 
 
 @pytest.mark.parametrize("compiled_too", [True, False])
-def test_the_beginning_of_rows_mixes_as_whole_rows_do(compiled_too: bool) -> None:
-    stored, base = parents(2, torch.bfloat16)
-    shaped = [tensor.view(3, 1000) for tensor in (*stored, base)]
-    block = Block.of(shaped[:-1], shaped[-1], 0, TensorSpec("weight", (3, 1000)))
-    strategy = Della(density=0.5, epsilon=0.2).resolved(2)
+@pytest.mark.parametrize("strategy", [Della(density=0.5, epsilon=0.2), Stochastic(per="row")])
+def test_the_beginning_of_rows_mixes_as_whole_rows_do(
+    strategy: AbstractKernelStrategy, compiled_too: bool
+) -> None:
+    stored, base = parents(3, torch.bfloat16)
+    *tunes, origin = [tensor.view(30, 100) for tensor in (*stored, base)]
+    has_base = strategy.base_model is BaseModel.REQUIRED
+    block = Block.of(tunes, origin if has_base else None, 0, TensorSpec("weight", (30, 100)))
+    sources = [*stored, base] if has_base else stored
     with nullcontext() if compiled_too else without_compiled():
-        whole = strategy.combine(block, None).flatten()
-        mix = strategy.mixer(block, None)
-        for count in (1, 999, 1000, 1500, 3000):
+        whole = strategy.resolved(3).combine(block, None).flatten()
+        mix = strategy.resolved(3).mixer(block, None)
+        for count in (1, 99, 100, 150, 3000):
             head = torch.empty(count)
-            mix(spans([tensor.flatten()[:count] for tensor in shaped]), Span.of(head))
+            mix(spans([tensor[:count] for tensor in sources]), Span.of(head))
             assert torch.equal(head, whole[:count])
 
 
@@ -295,7 +300,8 @@ from merge_models.merge.strategies import find_strategy
 base, out, *parents = sys.argv[1:]
 for number, (name, options) in enumerate({methods!r}):
     strategy = find_strategy(name)(**options)
-    merge(parents[:1] if name == "nearswap" else parents, strategy, base=base, out=f"{{out}}/{{number}}")
+    chosen = parents[:1] if name == "nearswap" else parents
+    merge(chosen, strategy, base=None if name == "stochastic" else base, out=f"{{out}}/{{number}}")
     assert "torch" not in sys.modules, name
 """
 METHODS = [
@@ -308,6 +314,8 @@ METHODS = [
     ("consensus", {}),
     ("magmax", {}),
     ("nearswap", {}),
+    ("stochastic", {}),
+    ("stochastic", {"per": "row"}),
 ]
 
 

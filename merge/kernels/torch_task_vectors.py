@@ -12,6 +12,7 @@ from torch import Tensor
 from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW, Span, is_finite
 from merge_models.merge.kernels.terms import Key, Mixing, Ranked, Rule, Thinned, limit_of
 from merge_models.merge.kernels.torch_keys import keys_of
+from merge_models.merge.kernels.words import words
 
 
 def mix_into(
@@ -179,18 +180,6 @@ def _row_ranks(keys: Tensor) -> Tensor:
     return torch.empty_like(ranks).scatter_(1, order, ranks)
 
 
-_ROUNDS = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB), (14, 1))
-
-
 def mixed_words(count: int, key: Key) -> Tensor:
-    """int32 ``[count]``: the kernel's bijection of 0, 1, 2, ... under a key; int32 products wrap around."""
-    words = torch.arange(count, dtype=torch.int64).to(torch.int32) + _signed(key[0])
-    for (shift, multiplier), add in zip(_ROUNDS, (key[1], key[2], 0, 0), strict=True):
-        words ^= (words >> shift) & ((1 << (32 - shift)) - 1)
-        words *= _signed(multiplier)
-        words += _signed(add)
-    return words
-
-
-def _signed(word: int) -> int:
-    return word - (1 << 32) if word >= 1 << 31 else word
+    """int32 ``[count]``: :func:`words`, whose highest bit is the sign."""
+    return torch.from_numpy(words(count, key).view(np.int32))

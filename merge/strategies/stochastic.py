@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from merge_models.merge.errors import RecipeError
+from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW, Span, is_finite, weighted_sum
 from merge_models.merge.kernels.task_vectors import checksum
 from merge_models.merge.kernels.terms import Key
-from merge_models.merge.kernels.torch_task_vectors import mixed_words
+from merge_models.merge.kernels.words import words
 from merge_models.merge.strategies.base import (
-    AbstractStrategy,
+    AbstractKernelStrategy,
     Block,
     Grain,
+    Mixer,
     Moments,
     Pass,
     Survey,
@@ -27,7 +28,7 @@ from merge_models.merge.strategies.parameters import parameter
 
 
 @dataclass(frozen=True)
-class Stochastic(AbstractStrategy):
+class Stochastic(AbstractKernelStrategy):
     """Takes each tensor, row or block as it is in one parent, drawn with probability proportional to weight.
 
     Kernel: draws, the crossover of genetic search over models; another ``seed`` is another child. Carrier:
@@ -54,18 +55,20 @@ class Stochastic(AbstractStrategy):
     def survey(self, spec: TensorSpec) -> Survey | None:
         return self._drawn_tensor(spec) if self.per == "tensor" else None
 
-    def combine(self, block: Block, survey: int | None) -> Tensor:
-        if survey is not None:
-            return block.stored[survey]
-        keys = parent_keys(block, self._own)
-        if self.per == "block":
-            return block.stored[int(self._drawn(keys, 1))]
-        drawn = self._drawn(keys, len(block.stored[0]))
-        merged = block.parents[0]
-        for number, parent in enumerate(block.parents[1:], 1):
-            rows = drawn == number
-            merged[rows] = parent[rows].to(merged.dtype)
-        return merged
+    def mixer(self, block: Block, survey: int | None) -> Mixer:
+        drawn = np.array([survey]) if survey is not None else self._drawn_parts(block)
+        columns = block.columns or block.spans[0].count
+
+        def mix(sources: Sequence[Span], out: Span) -> int:
+            if len(drawn) == 1:
+                _copy(sources[drawn[0]], out)
+            else:
+                _copy_rows(sources, drawn, columns, out)
+            if all(map(is_finite, sources)):
+                return 0 if is_finite(out) else OVERFLOW
+            return NOT_FINITE
+
+        return mix
 
     @property
     def _weights(self) -> tuple[float, ...]:
@@ -79,23 +82,46 @@ class Stochastic(AbstractStrategy):
     def _drawn_tensor(self, spec: TensorSpec) -> Survey:
         (sums,) = yield Pass(_checksums)
         keys = identity_keys(spec, 0, [(a, b) for a, b in sums.tolist()], self._own)
-        return int(self._drawn(keys, 1))
+        return int(self._drawn(keys, 1)[0])
 
-    def _drawn(self, keys: Sequence[Key], count: int) -> Tensor:
+    def _drawn_parts(self, block: Block) -> np.ndarray:
+        """The parent of each row, or of the block."""
+        rows = block.spans[0].count // block.columns if self.per == "row" and block.columns else 1
+        return self._drawn(parent_keys(block, self._own), rows)
+
+    def _drawn(self, keys: Sequence[Key], count: int) -> np.ndarray:
         """Parents drawn, int64 ``[count]``: a race of exponential clocks, one for each parent."""
-        clocks = torch.full((len(keys), count), torch.inf, dtype=torch.float64)
+        clocks = np.full((len(keys), count), np.inf)
         for clock, key, weight in zip(clocks, keys, self._weights, strict=True):
             if weight > 0:
-                uniform = (mixed_words(count, key).double() + (2.0**31 + 0.5)) * 2.0**-32
-                clock.copy_(uniform.log_().div_(-weight))
+                drawn = words(count, key).view(np.int32).astype(np.float64)
+                clock[:] = np.log((drawn + (2.0**31 + 0.5)) * 2.0**-32) / -weight
         return clocks.argmin(0)
+
+
+def _copy(source: Span, out: Span) -> None:
+    """A source's elements, in the dtype of ``out``."""
+    if source.dtype == out.dtype:
+        out.data[:] = source.data
+    else:
+        weighted_sum([source], [1.0], out)
+
+
+def _copy_rows(sources: Sequence[Span], drawn: np.ndarray, columns: int, out: Span) -> None:
+    """Each row, of so many elements, from the source that was drawn; the last one may be cut short."""
+    element = np.dtype(f"u{out.dtype.size}")
+    copy = Span(np.empty_like(out.data), out.dtype)
+    for number, source in enumerate(sources):
+        _copy(source, copy)
+        taken = np.repeat(drawn == number, columns)[: out.count]
+        np.copyto(out.data.view(element), copy.data.view(element), where=taken)
 
 
 def _checksums(block: Block) -> Moments:
     """int64 ``[N, 2]`` sums, which wrap around, of what each parent holds."""
     place = 2 * block.number + 1
     sums = [[a, b * place] for a, b in map(checksum, block.spans)]
-    return (torch.tensor([[_wrapped(word) for word in pair] for pair in sums], dtype=torch.int64),)
+    return (np.array([[_wrapped(word) for word in pair] for pair in sums], dtype=np.int64),)
 
 
 def _wrapped(word: int) -> int:
