@@ -32,7 +32,7 @@ def describe_all(as_json: bool = False, width: int = 0) -> str:
 
 def _row(strategy: type[AbstractStrategy]) -> tuple[str, ...]:
     name = ", ".join((strategy.name, *strategy.aliases))
-    return name, strategy.carrier, strategy.base_model.value, _models(strategy), _summary(strategy)
+    return name, strategy.carrier, strategy.base_model.value, models_text(strategy), summary(strategy)
 
 
 def _table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
@@ -71,7 +71,7 @@ def describe(name: str, as_json: bool = False, width: int = 0) -> str:
     parts = [[strategy.name]]
     paragraphs = _plain(inspect.getdoc(strategy) or "").split("\n\n")
     parts += [_wrapped(paragraph, width or NARROW) for paragraph in paragraphs]
-    facts = [f"base model: {strategy.base_model.value}; models: {_models(strategy)}", "parameters:"]
+    facts = [f"base model: {strategy.base_model.value}; models: {models_text(strategy)}", "parameters:"]
     for parameter in parameters_of(strategy).values():
         scope = " per model" if parameter.per_model else ""
         told = (
@@ -90,7 +90,7 @@ def _plain(docstring: str) -> str:
     return docstring.replace("``", "'")
 
 
-def _summary(strategy: type[AbstractStrategy]) -> str:
+def summary(strategy: type[AbstractStrategy]) -> str:
     """The docstring's first sentence, on one line."""
     paragraph = " ".join(_plain(inspect.getdoc(strategy) or "").split("\n\n")[0].split())
     return paragraph.split(". ")[0].rstrip(".")
@@ -110,7 +110,8 @@ def _wrapped(text: str, width: int, first: str = "", later: str = "") -> list[st
     )
 
 
-def _models(strategy: type[AbstractStrategy]) -> str:
+def models_text(strategy: type[AbstractStrategy]) -> str:
+    """How many parents it takes, in words."""
     low, high = strategy.parents
     if low == high:
         return str(low)
@@ -121,7 +122,7 @@ def _document(strategy: type[AbstractStrategy]) -> dict[str, Any]:
     return {
         "name": strategy.name,
         "aliases": list(strategy.aliases),
-        "summary": _summary(strategy),
+        "summary": summary(strategy),
         "carrier": strategy.carrier,
         "base_model": strategy.base_model.value,
         "models": list(strategy.parents),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from merge_models.merge.kernels.terms import ALL_KEYS
 from merge_models.merge.strategies.base import Block, Moments, Pass
 from merge_models.merge.strategies.cuts import NOTHING, Cut, Series, Sizes, Totals, with_edges
 from merge_models.merge.strategies.rounds import nth_keys, run_out
-from merge_models.merge.strategies.samples import RUN
+from merge_models.merge.strategies.samples import RUN, Listed
 
 _DOUBT = 5.0
 """Standard errors on either side of a bracket."""
@@ -122,20 +121,6 @@ def _narrowed(
     return narrow
 
 
-class _Listed:
-    """Parts that are listed, in block order, where other moments are added."""
-
-    nbytes = 0
-    """Next to nothing: no worker need wait with it."""
-
-    def __init__(self, part: Any) -> None:
-        self.parts = [part]
-
-    def __iadd__(self, later: _Listed) -> _Listed:
-        self.parts += later.parts
-        return self
-
-
 def _within(
     windows: _Windows, series: Series, sizes: Sizes, elements: int
 ) -> Generator[Pass, Moments, list[list[Cut]] | None]:
@@ -143,7 +128,7 @@ def _within(
 
     def measure(block: Block) -> Moments:
         found = gather_keys(*series(block), windows, _POSITIVE)
-        return _Listed(found), found.within.copy(), found.above, found.positive  # totals overwrite a part
+        return Listed(found), found.within.copy(), found.above, found.positive  # totals overwrite a part
 
     listed, within, above, positive = yield Pass(measure)
     wanted = sizes(Totals(elements, tuple(positive.tolist()), len(listed.parts)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ _GOLDEN = 0.6180339887498949
 
 def take_sample(elements: int) -> Generator[Pass, Moments, Block]:
     """A sample of so many elements, as one block; empty where blocks are shorter than a run."""
-    (found,) = yield Pass(lambda block: (_Runs(block),), every=_every(elements))
+    (found,) = yield Pass(lambda block: (Listed(block),), every=_every(elements))
     return _joined(found.parts)
 
 
@@ -78,21 +79,22 @@ def _cut_out(span: Span, starts: np.ndarray) -> Span:
     return Span(windows[starts * size].reshape(-1), span.dtype)
 
 
-class _Runs:
-    """Samples of blocks, listed in block order where other moments are added."""
+class Listed:
+    """Parts that are listed, in block order, where other moments are added."""
 
     nbytes = 0
     """Next to nothing: no worker need wait with it."""
 
-    def __init__(self, block: Block) -> None:
-        self.parts = [block]
+    def __init__(self, part: Any) -> None:
+        self.parts = [part]
 
-    def __iadd__(self, later: _Runs) -> _Runs:
-        self.parts += [part for part in later.parts if part.spans[0].count]
+    def __iadd__(self, later: Listed) -> Listed:
+        self.parts += later.parts
         return self
 
 
-def _joined(parts: list[Block]) -> Block:
+def _joined(blocks: list[Block]) -> Block:
+    parts = [block for block in blocks if block.spans[0].count] or blocks[:1]
     spans = [_chained(sources) for sources in zip(*[part.spans for part in parts], strict=True)]
     bases = [part.base_span for part in parts if part.base_span is not None]
     places = [part.places for part in parts if part.places is not None]

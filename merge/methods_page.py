@@ -1,0 +1,66 @@
+"""The page ``docs/methods.md``: every strategy, told from its class, as Markdown."""
+
+from __future__ import annotations
+
+import inspect
+
+from merge_models.merge.methods import models_text, summary
+from merge_models.merge.strategies import STRATEGIES, AbstractStrategy, parameters_of
+
+_HEAD = """\
+# Methods
+
+Every strategy, by its name in recipes and after `-m`. `merge-models methods --markdown` writes this page from
+the code; `merge-models methods NAME` tells the same on a terminal. *base*: whether it measures parents against a
+base model. *models*: how many parents it takes. Parameters marked *each* may differ from model to model; all may
+differ from tensor to tensor ([recipes](recipes.md)).
+"""
+
+
+def methods_page() -> str:
+    """The page, as Markdown."""
+    rows = ["| method | carrier | base | models | what it does |", "|---|---|---|---|---|"]
+    rows += [_row(strategy) for strategy in STRATEGIES]
+    return "\n\n".join([_HEAD.rstrip(), "\n".join(rows), *map(_section, STRATEGIES)]) + "\n"
+
+
+def _row(strategy: type[AbstractStrategy]) -> str:
+    names = ", ".join(f"[`{strategy.name}`](#{strategy.name})" if n == 0 else f"`{name}`"
+                      for n, name in enumerate((strategy.name, *strategy.aliases)))  # fmt: skip
+    cells = (
+        names,
+        strategy.carrier,
+        strategy.base_model.value,
+        models_text(strategy),
+        _cell(summary(strategy)),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _section(strategy: type[AbstractStrategy]) -> str:
+    text = (inspect.getdoc(strategy) or "").replace("``", "`")
+    parts = [f"## {strategy.name}", text]
+    if parameters_of(strategy):
+        parts.append(
+            "\n".join(
+                ["| parameter | default | values | what it is |", "|---|---|---|---|", *_rows(strategy)]
+            )
+        )
+    if strategy.ignored:
+        names = ", ".join(f"`{name}`" for name in strategy.ignored)
+        parts.append(f"Accepted in recipes, as by mergekit, without effect: {names}.")
+    return "\n\n".join(parts)
+
+
+def _rows(strategy: type[AbstractStrategy]) -> list[str]:
+    rows = []
+    for parameter in parameters_of(strategy).values():
+        each = ", *each*" if parameter.per_model else ""
+        default = "" if parameter.default is None else f"`{str(parameter.default).lower()}`"
+        cells = (f"`{parameter.name}`{each}", default, parameter.range_text(), parameter.doc)
+        rows.append(f"| {' | '.join(map(_cell, cells))} |")
+    return rows
+
+
+def _cell(text: str) -> str:
+    return text.replace("``", "`").replace("|", "\\|")
