@@ -10,10 +10,10 @@ from merge_models.merge.strategies import STRATEGIES, AbstractStrategy, paramete
 _HEAD = """\
 # Methods
 
-Every strategy, by its name in recipes and after `-m`. `merge-models methods --markdown` writes this page from
-the code; `merge-models methods NAME` tells the same on a terminal. *base*: whether it measures parents against a
-base model. *models*: how many parents it takes. Parameters marked *each* may differ from model to model; all may
-differ from tensor to tensor ([recipes](recipes.md)).
+Every strategy, by its name in recipes and after `-m`. `merge-models methods --markdown` writes this page
+from the code; `merge-models methods NAME` tells the same on a terminal. *base*: whether it measures
+parents against a base model. *models*: how many parents it takes. Parameters marked *each* may differ
+from model to model; all may differ from tensor to tensor ([recipes](recipes.md)).
 """
 
 
