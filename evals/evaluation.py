@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timezone
 from functools import partial
@@ -42,6 +42,7 @@ def evaluate(
     threads: int | None = None,
     allow_pickle: bool = False,
     name: str | None = None,
+    origins: Sequence[Mapping[str, str]] | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Measures a merge against its parents and judges it.
@@ -61,6 +62,8 @@ def evaluate(
         threads: for the weights' diagnosis [default: all cores].
         allow_pickle: read files of ``torch.save`` too; nothing of them is run.
         name: what the report calls the merge [default: its folder's name].
+        origins: for each parent, and then the base, which of its tensors those of the merge came from, by
+            name [default: the manifest's, where layers were put together anew; else those of the same name].
         progress: is called with a line as each step begins.
 
     Raises:
@@ -90,6 +93,7 @@ def evaluate(
             family.parents,
             family.base,
             weights=family.weights,
+            origins=family.origins if origins is None else origins,
             threads=threads,
             allow_pickle=allow_pickle,
         )

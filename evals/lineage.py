@@ -19,13 +19,19 @@ Name = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Lineage:
-    """A merge, its parents with their shares (which sum to 1), and the base."""
+    """A merge, its parents with their shares (which sum to 1), and the base.
+
+    Attributes:
+        origins: for each parent, and then the base, which of its tensors those of the merge came from, by
+            name; tensors that are left out came from elsewhere. None where names alone tell.
+    """
 
     merged: str
     parents: tuple[str, ...]
     weights: tuple[float, ...]
     base: str | None
     notes: tuple[str, ...] = ()
+    origins: tuple[Mapping[str, str], ...] | None = None
 
 
 def short_name(model: Name) -> str:
@@ -61,7 +67,9 @@ def lineage(
     if base is None and bases:
         base, missing = _recorded_base(bases[0].place, told)
         notes = (*notes, *missing)
-    return Lineage(os.fspath(merged), chosen, shares, None if base is None else os.fspath(base), notes)
+    root = None if base is None else os.fspath(base)
+    named = _origins([*chosen, *([root] if root else [])], (*made_from, *bases))
+    return Lineage(os.fspath(merged), chosen, shares, root, notes, named)
 
 
 def _show(name: Name) -> str:
@@ -80,16 +88,35 @@ def _inputs(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 @dataclass(frozen=True)
 class _Recorded:
-    """A model that a manifest names: where it is, and its share, where it tells one."""
+    """A model that a manifest names: where it is, its share, where it tells one, and what was taken of it,
+    where layers were put together anew."""
 
     place: str
     share: float | None
+    names: Mapping[str, str] | None
 
 
 def _of_role(manifest: Mapping[str, Any], role: str) -> list[_Recorded]:
     """The models of a role: by their recorded places, whatever folder the caller is in."""
-    found = [i for i in _inputs(manifest) if i.get("role") == role]
-    return [_Recorded(_place(str(i.get("model")), manifest), _share(i.get("share"))) for i in found]
+    output = manifest.get("output")
+    taken = output.get("origins") if isinstance(output, dict) else None
+    return [
+        _Recorded(_place(str(i.get("model")), manifest), _share(i.get("share")), _names(taken, number))
+        for number, i in enumerate(_inputs(manifest))
+        if i.get("role") == role
+    ]
+
+
+def _names(taken: Any, number: int) -> Mapping[str, str] | None:
+    names = taken[number] if isinstance(taken, list) and number < len(taken) else None
+    fits = isinstance(names, dict) and all(isinstance(name, str) for name in names.values())
+    return names if fits else None
+
+
+def _origins(models: Sequence[str], recorded: Sequence[_Recorded]) -> tuple[Mapping[str, str], ...] | None:
+    """What was taken of each model; None unless that is known of all."""
+    found = [one.names for one in _recorded_as(models, recorded) if one is not None and one.names is not None]
+    return tuple(found) if len(found) == len(models) else None
 
 
 def _share(value: Any) -> float | None:
@@ -169,14 +196,20 @@ _EQUAL = (
 
 def _matched(parents: Sequence[str], made_from: Sequence[_Recorded]) -> list[float]:
     """The recorded share of each parent, by place or else by name; nothing unless there is one for each."""
-    left, found = list(made_from), []
-    for parent in parents:
-        same = [known for known in left if known.place == parent]
-        same += [known for known in left if short_name(known.place) == short_name(parent)]
-        if not same or same[0].share is None:
-            return []
-        left.remove(same[0])
-        found.append(same[0].share)
+    shares = [None if one is None else one.share for one in _recorded_as(parents, made_from)]
+    found = [share for share in shares if share is not None]
+    return found if len(found) == len(shares) else []
+
+
+def _recorded_as(models: Sequence[str], recorded: Sequence[_Recorded]) -> list[_Recorded | None]:
+    """What each model is recorded as, by place or else by name."""
+    left, found = list(recorded), []
+    for model in models:
+        same = [known for known in left if known.place == model]
+        same += [known for known in left if short_name(known.place) == short_name(model)]
+        if same:
+            left.remove(same[0])
+        found.append(same[0] if same else None)
     return found
 
 

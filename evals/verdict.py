@@ -9,6 +9,7 @@ collapsed, unless values are not finite.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from merge_models.evals.rules import EXPLAINING, RULES, gone
@@ -21,12 +22,17 @@ from merge_models.evals.schema import (
     SiteActivations,
     Status,
     Verdict,
+    WeightDiagnosis,
 )
 from merge_models.evals.score import DomainScore, domain_scores, drift_score, lost_share, status_of
 from merge_models.evals.sites import rank_ratio, variance_ratio
 from merge_models.evals.skills import is_compared, kept_skills, status_of_skill
 from merge_models.evals.thresholds import DEFAULT
 
+TOO_FEW_LAYERS = (
+    "not judged: most weights of the merge's layers could not be compared with its parents' (a report says"
+    " why); measure activations too (leave out --weights-only)"
+)
 NOT_JUDGED = (
     "not judged: no layer of the merge could be compared with its parents', and they do not know the text;"
     " give text that they are made for (--data, data=), or questions that they answer (--tasks)"
@@ -121,7 +127,7 @@ def _summary(
     evaluation: Evaluation, status: Outcome, scores: Sequence[DomainScore], findings: Sequence[Finding]
 ) -> str:
     if status == "not judged":
-        return NOT_JUDGED
+        return TOO_FEW_LAYERS if evaluation.activations is None and evaluation.weights else NOT_JUDGED
     lost = lost_share(list(scores))
     deciding = [f.cause for f in findings if f.status == status and status != "healthy"]
     text = status if not deciding else f"{status}: {', '.join(dict.fromkeys(deciding))}"
@@ -174,6 +180,14 @@ def _is_judged(evaluation: Evaluation, by_skill: Mapping[str, Status]) -> bool:
     weights = evaluation.weights
     if evaluation.activations is not None or weights is None:
         return False
-    return any(
+    compared = any(
         r is not None for r in (weights.norm_ratio, weights.delta_norm_ratio, weights.effective_parents)
     )
+    return compared and _are_layers_compared(weights)
+
+
+def _are_layers_compared(weights: WeightDiagnosis) -> bool:
+    """Whether most elements of the merge's layers (of all it has, without layers) have counterparts."""
+    layers = [t for t in weights.tensors if t.layer is not None] or list(weights.tensors)
+    sizes = [(math.prod(t.shape), t.norm_ratio is not None) for t in layers]
+    return 2 * sum(size for size, compared in sizes if compared) >= sum(size for size, _ in sizes)

@@ -22,7 +22,7 @@ from merge_models.merge.checkpoint.source import DiskSource
 from merge_models.merge.checkpoint.text import code_span, fenced, visible
 from merge_models.merge.identity import Names, parameters
 from merge_models.merge.kernels import native_name
-from merge_models.merge.parentage import Relative
+from merge_models.merge.parentage import Relative, origins
 from merge_models.merge.plan import Plan, TensorPlan
 from merge_models.merge.recipe import Recipe
 from merge_models.merge.strategies import find_strategy
@@ -106,6 +106,7 @@ def manifest(
             "files": [shard.name for shard in layout.shards],
             "groups": _groups(plan.tensors),
             "copied": [t.name for t in plan.tensors if t.is_copied],
+            **({"origins": list(origins(plan))} if plan.stacks else {}),
             "dropped": [{"tensor": n, "model": m, "reason": r} for n, m, r in plan.dropped],
         },
         "rounding": {"mode": names.located.rounding, **(asdict(told) if (told := rounded(figures)) else {})},

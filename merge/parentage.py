@@ -43,6 +43,16 @@ def relatives(plan: Plan, base: int | None) -> tuple[Relative, ...]:
     )
 
 
+def origins(plan: Plan) -> tuple[dict[str, str], ...]:
+    """For each of a plan's models, which of its tensors the output's came from; nothing unless layers were
+    put together anew, since names tell the rest."""
+    found: tuple[dict[str, str], ...] = tuple({} for _ in plan.models)
+    for tensor in plan.tensors if plan.stacks else ():
+        for ref in tensor.sources():
+            found[ref.model][tensor.name] = ref.info.name
+    return found
+
+
 def _mixed(tensor: TensorPlan) -> list[int]:
     """The models that a tensor is a mixture of, by their numbers."""
     assert tensor.strategy is not None

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from merge_models.evals.lineage import lineage
 from merge_models.evals.repairs import repair, repair_module
 from merge_models.evals.repairs.rescale import linear_modules, measure
-from merge_models.merge import Karcher, Linear, merge
+from merge_models.merge import Karcher, Linear, merge, run_recipe
 from merge_models.merge.demo import SKILLS, demo_folder, held_out
 from merge_models.merge.errors import MergeError
+from merge_models.merge.recipe import parse_recipe
 from merge_models.merge.reproduce import reproduce
 from merge_models.merge.verify import verify
 from tests.helpers import listing, read_folder
@@ -204,6 +205,16 @@ def test_a_shrunken_merge_is_mended(tmp_path: Path) -> None:
     fixed, parent = read_folder(tmp_path / "out"), read_folder(Path(EXPERTS[0]))
     name = "model.layers.0.self_attn.o_proj.weight"
     torch.testing.assert_close(fixed[name].float(), parent[name].float(), rtol=0.03, atol=1e-3)
+
+
+def test_a_repaired_stack_knows_where_its_layers_are_from(tmp_path: Path) -> None:
+    slices = [{"sources": [{"model": EXPERTS[i], "layer_range": [i, i + 1]}]} for i in (0, 1, 0)]
+    recipe = parse_recipe({"merge_method": "passthrough", "slices": slices})
+    run_recipe(recipe, tmp_path / "merged")
+    repair(tmp_path / "merged", out=tmp_path / "out", tokens=512, length=32)
+    of_merge, of_repair = (lineage(tmp_path / name, (), None, None) for name in ("merged", "out"))
+    assert of_merge.origins is not None and of_merge.origins == of_repair.origins
+    assert verify(tmp_path / "out").problems == ()
 
 
 def test_a_repaired_folder_knows_where_it_is_from(tmp_path: Path) -> None:

@@ -21,12 +21,15 @@ from merge_models.evals.models import open_model
 from merge_models.evals.outlets import check_outlets, write_outlets
 from merge_models.evals.schema import Evaluation, Outcome, Verdict
 from merge_models.merge import merge, run_recipe
+from merge_models.merge.checkpoint.staging import MANIFEST
 from merge_models.merge.cli import main
 from merge_models.merge.cli.verdicts import exit_by_verdict
 from merge_models.merge.demo.skills import SKILLS, demo_folder
-from merge_models.merge.errors import MergeError
+from merge_models.merge.errors import MergeError, counted
 from merge_models.merge.recipe import Recipe, parse_recipe
 from merge_models.merge.strategies import Linear, Passthrough, TaskArithmetic
+
+from .helpers import CONFIG, tensors, write_folder
 
 EXPERTS = [demo_folder(name) for name in SKILLS]
 BASE = demo_folder("base")
@@ -222,6 +225,91 @@ def test_stacked_layers_that_do_nothing_are_not_healthy(
             found = evaluate(out, data=text, **quick)
             assert found.verdict is not None and found.verdict.status == "not judged"
             assert any("no better than guessing" in note for note in found.notes)
+
+
+def stack(folder: Path, *runs: tuple[str, int, int, float]) -> Path:
+    """Layers of models of that folder, one model's behind another's, each scaled."""
+    slices = [
+        {
+            "sources": [
+                {"model": str(folder / n), "layer_range": [start, stop], "parameters": {"scale": scale}}
+            ]
+        }
+        for n, start, stop, scale in runs
+    ]
+    out = folder / "merged"
+    run_recipe(parse_recipe({"merge_method": "passthrough", "slices": slices}), out, overwrite=True)
+    return out
+
+
+@pytest.fixture
+def four_layers(tmp_path: Path) -> Path:
+    """A folder with models a, b and c of four layers each."""
+    shapes = {f"model.layers.{n}.mlp.up_proj.weight": (24, 16) for n in range(4)} | {
+        "lm_head.weight": (9, 16)
+    }
+    for seed, name in enumerate("abc"):
+        write_folder(tmp_path / name, tensors(seed, shapes=shapes), config={**CONFIG, "num_hidden_layers": 4})
+    return tmp_path
+
+
+STACKS = {
+    "deeper": (("a", 0, 3, 1.0), ("b", 1, 4, 1.0)),
+    "shallower": (("b", 2, 3, 1.0), ("a", 0, 1, 1.0)),
+    "of three models": (("a", 0, 4, 1.0), ("b", 0, 4, 1.0), ("c", 0, 4, 1.0), ("b", 3, 4, 1.0)),
+    "as deep": (("a", 3, 4, 1.0), ("a", 0, 1, 1.0), ("b", 1, 2, 1.0), ("b", 1, 2, 1.0)),
+    "smaller layers": (("a", 0, 3, 1.0), ("b", 1, 4, 0.25)),
+}
+
+
+@pytest.mark.parametrize("case", STACKS)
+def test_layers_are_compared_with_those_that_they_came_from(case: str, four_layers: Path) -> None:
+    """Not with those of the same number; and where nobody knows, with none."""
+    runs = STACKS[case]
+    out = stack(four_layers, *runs)
+    scales = [scale for _, start, stop, scale in runs for _ in range(start, stop)]
+    found = evaluate(out, measure=("weights",))
+    assert found.weights is not None and found.verdict is not None
+    layers = [t for t in found.weights.tensors if t.layer is not None]
+    assert [t.norm_ratio for t in layers] == pytest.approx(scales)
+    assert all((t.unexplained or 0) < 1e-24 for t in layers) and not found.weights.problems
+    assert found.verdict.status == ("degraded" if min(scales) < 1 else "healthy")
+    (out / MANIFEST).unlink()
+    parents = [four_layers / name for name in dict.fromkeys(name for name, *_ in runs)]
+    if len(scales) != 4:
+        found = evaluate(out, parents, measure=("weights",))
+        assert found.weights is not None and found.verdict is not None
+        assert all(t.norm_ratio is None for t in found.weights.tensors if t.layer is not None)
+        if min(scales) == 1:  # else the head tells
+            assert found.verdict.status == "not judged" and "activations" in found.verdict.summary
+        told = f"the merge has {counted(len(scales), 'layer')} in 'model.layers.' and {parents[0]} 4:"
+        assert found.weights.problems[0].startswith(told) and len(found.weights.problems) == len(parents)
+
+
+def test_slices_of_several_models_are_compared_layer_by_layer(four_layers: Path) -> None:
+    runs = [[("a", 0), ("b", 2)], [("a", 1), ("b", 0)], [("a", 0), ("b", 1)]]
+    slices = [
+        {"sources": [{"model": str(four_layers / n), "layer_range": [i, i + 2]} for n, i in run]}
+        for run in runs
+    ]
+    recipe = {"merge_method": "linear", "slices": slices, "parameters": {"weight": 1}}
+    run_recipe(parse_recipe(recipe), four_layers / "merged")
+    found = evaluate(four_layers / "merged", measure=("weights",)).weights
+    assert found is not None and found.parent_share == pytest.approx((0.5, 0.5))
+    assert all(t.parent_share == pytest.approx((0.5, 0.5)) for t in found.tensors)
+    assert found.unexplained is not None and found.unexplained < 1e-12
+
+
+def test_a_stack_that_is_judged_before_it_is_published_knows_its_layers(tmp_path: Path, text: Path) -> None:
+    runs = [{"model": str(EXPERTS[i]), "layer_range": [i, i + 1]} for i in (1, 0)] * 2
+    recipe = {"merge_method": "passthrough", "slices": [{"sources": [run]} for run in runs]}
+    (tmp_path / "recipe.yml").write_text(json.dumps(recipe))
+    out, report = tmp_path / "out", tmp_path / "report.json"
+    words = ["run", tmp_path / "recipe.yml", "-o", out, "--eval", "--data", text, "--report", report, "-q"]
+    assert CliRunner().invoke(main, list(map(str, words))).exit_code == 0
+    found = Evaluation.from_json(report.read_text()).weights
+    assert found is not None and not found.problems
+    assert {round(t.norm_ratio or 0, 12) for t in found.tensors} == {1.0}
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -40,6 +40,8 @@ class Origins:
         merged: the merge.
         parents: those whose scales it was given, with their shares.
         base: of the parents; it is not read.
+        names: for each parent, and then the base, which of its tensors those of the merge came from, where
+            that is known.
         allow_pickle: whether they may be files of ``torch.save``.
     """
 
@@ -47,6 +49,7 @@ class Origins:
     parents: tuple[str, ...]
     weights: tuple[float, ...]
     base: str | None
+    names: tuple[Mapping[str, str], ...] | None
     allow_pickle: bool
 
 
@@ -88,6 +91,7 @@ def write_record(staging: Staging, layout: Layout, report: RepairReport, origins
         "tensors": len(tensors),
         "bytes": layout.total_size,
         "files": [shard.name for shard in layout.shards],
+        **({"origins": [{}, *map(dict, origins.names)]} if origins.names is not None else {}),
     }
     record["digest"] = binding_digest(repair_binding(report, origins))
     record["digests"] = {

@@ -78,7 +78,9 @@ def repair(
     """
     family = lineage(target, parents, None, weights, allow_pickle=allow_pickle)
     folders = [family.merged, *family.parents]
-    origins = Origins(family.merged, family.parents, family.weights, family.base, allow_pickle)
+    origins = Origins(
+        family.merged, family.parents, family.weights, family.base, family.origins, allow_pickle
+    )
     opened = partial(open_model, device=device, allow_pickle=allow_pickle)
     with closing(open_source(family.merged, allow_pickle=allow_pickle)) as checkpoint:
         places = [path for folder in folders for path in _paths(folder, allow_pickle)]

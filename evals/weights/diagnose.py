@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from typing import Any
 
 from merge_models.evals.schema import DepthWeights, TensorWeights, WeightDiagnosis
-from merge_models.evals.weights.family import TensorFamily, align, normalised_weights, open_model
+from merge_models.evals.weights.family import (
+    TensorFamily,
+    align,
+    normalised_weights,
+    open_model,
+    shares_among,
+)
 from merge_models.evals.weights.geometry import geometry, ratio
 from merge_models.evals.weights.hyperspherical import hyperspherical_energy, sample_rows
 from merge_models.evals.weights.moments import Moments, is_finite, measure
@@ -29,6 +37,7 @@ def diagnose_weights(
     base: Any = None,
     weights: Sequence[float] | None = None,
     *,
+    origins: Sequence[Mapping[str, str]] | None = None,
     threads: int | None = None,
     allow_pickle: bool = False,
 ) -> WeightDiagnosis:
@@ -41,6 +50,8 @@ def diagnose_weights(
         parents: its parents, likewise.
         base: the model that the parents were tuned from; without it there are no deltas.
         weights: the parents' shares in every mean over parents, normalised here [default: equal].
+        origins: for each parent, and then the base, which of its tensors those of the merge came from, by
+            name, where layers were put together anew; a tensor that is left out is not compared with it.
         threads: tensors measured at the same time [default: one a core, at most 4]; numbers do not depend
             on it.
         allow_pickle: read files of ``torch.save`` too; nothing of them is run.
@@ -50,7 +61,7 @@ def diagnose_weights(
     """
     if not parents:
         raise MergeError("a merge is measured against its parents; give one or more")
-    return _diagnose(merged, parents, base, weights, threads, allow_pickle)
+    return _diagnose(merged, parents, base, weights, origins, threads, allow_pickle)
 
 
 def diagnose_parents(
@@ -64,7 +75,7 @@ def diagnose_parents(
     """The same before a merge: the parents' geometry, with every field of the merge empty."""
     if not parents:
         raise MergeError("there are no parents; give one or more")
-    return _diagnose(None, parents, base, weights, threads, allow_pickle)
+    return _diagnose(None, parents, base, weights, None, threads, allow_pickle)
 
 
 def _diagnose(
@@ -72,6 +83,7 @@ def _diagnose(
     parents: Sequence[Any],
     base: Any,
     weights: Sequence[float] | None,
+    origins: Sequence[Mapping[str, str]] | None,
     threads: int | None,
     allow_pickle: bool,
 ) -> WeightDiagnosis:
@@ -82,7 +94,7 @@ def _diagnose(
     merge = None if merged is None else opened(merged, "the merge")
     root = None if base is None else opened(base, "the base")
     try:
-        families, problems = align(merge, sources, root)
+        families, problems = align(merge, sources, root, origins)
         found = _measure_all(families, shares, threads)
     finally:
         _close([*sources, *([merge] if merge else []), *([root] if root else [])])
@@ -112,6 +124,7 @@ class _Measured:
 
     record: TensorWeights
     moments: Moments | None
+    whose: tuple[int, ...]
     about_base: bool
     problems: tuple[str, ...] = ()
 
@@ -134,19 +147,26 @@ def _measure_all(
     return [found[i] for i in order]
 
 
+_OF_ALL = ("cosine", "sign_conflict", "subspace_overlap", "parent_share", "effective_parents")
+"""What is told of all parents together: nothing of layers that came from some of them only."""
+
+
 def _measure(family: TensorFamily, shares: Sequence[float], several_stacks: bool) -> _Measured:
     place = place_of(family.name)
     kind = place.prefix + place.rest if several_stacks else place.rest
     family, moments, problems = _moments(family)
     fields: dict[str, Any] = {}
     if moments is not None:
-        shares = shares if family.parents else ()
+        every, shares = len(shares), shares_among(shares, family.whose) if family.parents else ()
         fields = geometry(moments, shares, base=family.base is not None, merged=family.merged is not None)
+        if 0 < len(shares) < every:
+            fields |= dict.fromkeys(_OF_ALL)
         if len(family.shape) >= 2 and family.count:
             fields |= _matrix_fields(family, moments, shares)
     record = TensorWeights(name=family.name, layer=place.layer, kind=kind, shape=family.shape, **fields)
     counts = moments is not None and bool(family.parents) and record.finite
-    return _Measured(record, moments if counts else None, family.base is not None, problems)
+    counted = moments if counts else None
+    return _Measured(record, counted, family.whose, family.base is not None, problems)
 
 
 def _moments(family: TensorFamily) -> tuple[TensorFamily, Moments | None, tuple[str, ...]]:
@@ -239,12 +259,16 @@ def _whole(
     found: Sequence[_Measured], shares: Sequence[float], *, base: bool, merged: bool
 ) -> dict[str, Any]:
     """The same of all tensors together, as one long vector: those that are finite in every model."""
-    parts = [one.moments for one in found if one.moments is not None and one.about_base == base]
+    parts: dict[tuple[int, ...], Moments] = {}
+    for one in found:
+        if one.moments is not None and one.about_base == base:
+            parts[one.whose] = parts[one.whose] + one.moments if one.whose in parts else one.moments
+    everyone = tuple(range(len(shares)))
+    if merged and set(parts) - {everyone}:
+        return _of_groups(parts, shares, base=base)
     if not parts:
         return {}
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
+    total = parts[everyone]
     fields = geometry(total, shares, base=base, merged=merged)
     wanted = ("cosine", "norm_ratio", "delta_norm_ratio", "sign_conflict")
     wanted += ("parent_share", "effective_parents", "unexplained")
@@ -255,3 +279,30 @@ def _whole(
         norms = total.delta_norms()[: len(shares)]
         kept["delta_norms"] = tuple(None if n is None or not root else n / root for n in norms)
     return kept
+
+
+def _of_groups(
+    parts: Mapping[tuple[int, ...], Moments], shares: Sequence[float], *, base: bool
+) -> dict[str, Any]:
+    """The norms of a merge whose layers came from different parents: over the mean norms of those that each
+    came from, taken together."""
+    fields = {"norm_ratio": _over_means(parts, shares, Moments.norms)}
+    if base:
+        fields["delta_norm_ratio"] = _over_means(parts, shares, Moments.delta_norms)
+    return fields
+
+
+def _over_means(
+    parts: Mapping[tuple[int, ...], Moments],
+    shares: Sequence[float],
+    norms_of: Callable[[Moments], list[float | None]],
+) -> float | None:
+    owns, means = [], []
+    for whose, moments in parts.items():
+        *theirs, own = norms_of(moments)
+        known = [norm for norm in theirs if norm is not None]
+        if own is None or len(known) < len(theirs):
+            return None
+        owns.append(own)
+        means.append(math.fsum(map(operator.mul, shares_among(shares, whose), known)))
+    return ratio(math.hypot(*owns), [math.hypot(*means)], [1.0])

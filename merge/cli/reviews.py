@@ -61,14 +61,18 @@ class Review:
     def judge(self, folder: Path, name: str, prepared: Prepared) -> str:
         """The section for the model card of a finished folder that is to be published as ``name``."""
         from merge_models.evals.evaluation import evaluate
+        from merge_models.merge.parentage import origins
 
         shares = [own.share for own in prepared.relatives if own.role == "parent"]
         known = [share for share in shares if share is not None]
+        named = list(zip(prepared.relatives, origins(prepared.plan), strict=True))
+        ordered = [names for role in ("parent", "base") for own, names in named if own.role == role]
         self._evaluation = evaluate(
             folder,
             _references(prepared, "parent"),
             next(iter(_references(prepared, "base")), None),
             weights=known if len(known) == len(shares) else None,
+            origins=ordered if prepared.plan.stacks else None,
             data=self._data,
             allow_pickle=self._allow_pickle,
             name=name,
