@@ -27,6 +27,12 @@ typedef struct {
     int32_t limit, draws, inverse, varied;
 } thinning;
 
+#if defined(__GNUC__) && !defined(__clang__)
+#define ONE_BY_ONE __attribute__((noinline, optimize("no-tree-vectorize", "unroll-loops")))
+#else
+#define ONE_BY_ONE
+#endif
+
 #define NAME(x) x##_portable
 #include "body.h"
 #undef NAME

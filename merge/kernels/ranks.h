@@ -90,6 +90,11 @@ static void NAME(spread)(const uint32_t *key, size_t count, float *few, size_t f
     }
 }
 
+/* Element by element: vectors would be put together and taken apart again. */
+static ONE_BY_ONE void NAME(look_up)(const uint32_t *slot, size_t count, const float *table, float *restrict out) {
+    for (size_t j = 0; j < count; j++) out[j] = table[slot[j]];
+}
+
 /* Ranks of the keys that are told apart by their high halves alone, as those of most differences of bfloat16 are, by
  * counting; the others are few, and compared with each other. Returns 0 where they are many. */
 static int NAME(rank_by_halves)(const uint32_t *key, size_t columns, uint32_t largest, double half, NAME(halves) *table,
@@ -127,7 +132,7 @@ static int NAME(rank_by_halves)(const uint32_t *key, size_t columns, uint32_t la
         }
     for (i = 0; i < aparts; i++) own[i] = key[apart[i]], place[i] = NAME(half_of)(own[i], low), number[place[i]]--;
     for (i = 0; i < aparts; i++) rank[place[i]] = NAME(fraction)(before[place[i]], before[place[i]] + number[place[i]], half);
-    for (j = 0; j < found; j++) few[j] = rank[slot[j]];
+    NAME(look_up)(slot, found, rank, few);
     NAME(spread)(key, columns, few, found, zero, out);
     for (i = 0; i < aparts; i++) {
         uint32_t first = before[place[i]] + number[place[i]], same = 0;

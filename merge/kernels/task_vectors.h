@@ -432,6 +432,7 @@ typedef struct {
     const double *factor, *extra, *share;
     double lambda;
     int kind, normalize, enough, plain;
+    double quotient[16]; /* lambda / (the sum of the shares in each set of up to 4 sources, or 1) */
 } NAME(rule);
 
 /* A tile's sums over the sources. */
@@ -535,20 +536,13 @@ static void NAME(mix_tile)(int sources, float (*restrict value)[PART], double (*
 }
 
 #ifdef FUSED
-/* out = base + sums * lambda / (the sum of the shares in an element's set of sources, or 1). There are few sets: their
- * quotients are looked up. */
+/* out = base + sums * the quotient of an element's set of sources: there are few sets. */
 static inline __attribute__((always_inline)) void NAME(divide)(
-    const int sources, double lambda, const double *share, const double *restrict sums, const int64_t *restrict which,
+    const int sources, const double *quotient, const double *restrict sums, const int64_t *restrict which,
     const float *restrict base, size_t count, float *restrict out) {
-    double quotient[16] = {0};
     lanes low, high, sum, found, own;
     floats narrow;
     indices set;
-    for (int k = 0; k < 1 << sources; k++) {
-        double part = 0;
-        for (int i = 0; i < sources; i++) part += k >> i & 1 ? share[i] : 0;
-        quotient[k] = lambda / (part > 0 ? part : 1.0);
-    }
     memcpy(&low, quotient, sizeof low), memcpy(&high, quotient + 8, sizeof high);
     for (size_t j = 0; j < count; j += 8) {
         memcpy(&sum, sums + j, sizeof sum), memcpy(&set, which + j, sizeof set);
@@ -558,6 +552,44 @@ static inline __attribute__((always_inline)) void NAME(divide)(
         memcpy(out + j, &mixed, sizeof mixed);
     }
 }
+
+#ifdef COMPRESS
+#define HAS_ELECTED 1
+/* What fused does for ELECT, in fewer instructions than compilers make of it. */
+static inline __attribute__((always_inline)) void NAME(elected)(
+    const int sources, const int normalize, const int plain, float (*restrict value)[PART],
+    float (*restrict left)[PART], const float *restrict base, size_t count, const NAME(rule) *rule,
+    float *restrict out) {
+    __m512d zero = _mm512_setzero_pd(), minus = _mm512_set1_pd(-0.0), lambda = _mm512_set1_pd(rule->lambda);
+    __m512d noise = _mm512_set1_pd(-0x1p-51 * sources), factor[4], extra[4], low, high;
+    low = _mm512_loadu_pd(rule->quotient), high = _mm512_loadu_pd(rule->quotient + 8);
+    for (int i = 0; i < sources; i++) factor[i] = _mm512_set1_pd(rule->factor[i]), extra[i] = _mm512_set1_pd(rule->extra[i]);
+    for (size_t j = 0; j < count; j += 8) {
+        __m512d b = _mm512_cvtps_pd(_mm256_loadu_ps(base + j)), all = zero, sizes = zero, sum = zero, term[4];
+        __m512i set = _mm512_setzero_si512();
+        for (int i = 0; i < sources; i++) {
+            __m512d own = _mm512_cvtps_pd(_mm256_loadu_ps(value[i] + j)), weight = factor[i];
+            if (!plain) weight = _mm512_mul_pd(weight, _mm512_cvtps_pd(_mm256_loadu_ps(left[i] + j)));
+            term[i] = _mm512_mul_pd(_mm512_sub_pd(own, b), weight);
+            all = i ? _mm512_add_pd(all, term[i]) : term[i];
+            sizes = i ? _mm512_add_pd(sizes, _mm512_abs_pd(term[i])) : _mm512_abs_pd(term[i]);
+        }
+        __mmask8 up = _mm512_cmp_pd_mask(all, _mm512_mul_pd(noise, sizes), _CMP_GE_OQ);
+        __m512d turn = _mm512_mask_mov_pd(minus, up, zero);
+        for (int i = 0; i < sources; i++) {
+            __mmask8 part = _mm512_cmp_pd_mask(_mm512_xor_pd(term[i], turn), zero, _CMP_GT_OQ);
+            sum = _mm512_mask_add_pd(sum, part, sum, _mm512_mul_pd(term[i], extra[i]));
+            if (normalize) set = _mm512_mask_or_epi64(set, part, set, _mm512_set1_epi64(1 << i));
+        }
+        __m512d scale = !normalize ? lambda : sources < 4 ? _mm512_permutexvar_pd(set, low)
+                                                          : _mm512_permutex2var_pd(low, set, high);
+        _mm256_storeu_ps(out + j, _mm512_cvtpd_ps(_mm512_add_pd(b, _mm512_mul_pd(sum, scale))));
+    }
+}
+#else
+#define HAS_ELECTED 0
+#define elected_avx2(...) ((void)0)
+#endif
 
 /* mix_tile for the commonest rules and numbers of sources, all in registers. Called with constants, so that the
  * loops over sources are unrolled and that over elements is vectorised. Where it is plain, what is not left of a value
@@ -572,7 +604,8 @@ static inline __attribute__((always_inline)) int NAME(fused)(
     int64_t which[PART];
     uint32_t cancels = 0;
     for (int i = 0; i < sources; i++) factor[i] = rule->factor[i], extra[i] = rule->extra[i];
-    for (size_t j = 0; j < count; j++) {
+    if (HAS_ELECTED && kind == ELECT) NAME(elected)(sources, normalize, plain, value, left, base, count, rule, out);
+    else for (size_t j = 0; j < count; j++) {
         double b = base[j], all = 0, sizes = 0, sum = 0, number = 0, high = 0, low = 0, sign = 1;
         double term[4], weight[4];
         int64_t set = 0;
@@ -603,7 +636,7 @@ static inline __attribute__((always_inline)) int NAME(fused)(
         if (normalize) sums[j] = sum, which[j] = set;
         else out[j] = (float)(b + sum * lambda);
     }
-    if (normalize) NAME(divide)(sources, lambda, rule->share, sums, which, base, count, out);
+    if (normalize && !(HAS_ELECTED && kind == ELECT)) NAME(divide)(sources, rule->quotient, sums, which, base, count, out);
     for (size_t j = 0; j < count; j++) cancels |= !(fabsf(out[j]) > fabsf(base[j]) * 0x1p-12f);
     return cancels != 0;
 }
@@ -626,6 +659,7 @@ static int NAME(mix_fused)(int sources, float (*restrict value)[PART], float (*r
 }
 #undef FUSE
 #undef FUSE_EACH
+#undef HAS_ELECTED
 #else
 #define mix_fused_portable(...) 0
 #endif
@@ -693,7 +727,7 @@ static int NAME(mix)(int sources, const char *const *source, const int *type, co
     float(*value)[PART] = (float(*)[PART])(weight + sources), (*left)[PART] = value + sources, (*part)[PART] = left + sources;
     thinning *by = (thinning *)(part + sources);
     float b[PART], out[PART], spread[PART], *largest = (float *)(by + sources);
-    NAME(rule) rule = {factor, extra, share, lambda, kind, normalize, enough, 0};
+    NAME(rule) rule = {factor, extra, share, lambda, kind, normalize, enough, 0, {0}};
     NAME(sums) sums;
     uint32_t most[WORDS] = {0}, bad = 0, overflows = 0;
     int varied = 0;
@@ -704,7 +738,13 @@ static int NAME(mix)(int sources, const char *const *source, const int *type, co
     }
     memcpy(by, thinned, (size_t)sources * sizeof *by);
     rule.plain = NAME(is_plain)(sources, by, &rule);
-    for (int i = 0; i < sources; i++) varied |= by[i].varied;
+    for (int i = 0; i < sources; i++) varied |= by[i].varied, largest[i] = 1.0f;
+    for (int k = 0; k < 16; k++) {
+        double part = 0;
+        for (int i = 0; i < sources && i < 4; i++) part += k >> i & 1 ? share[i] : 0;
+        rule.quotient[k] = lambda / (part > 0 ? part : 1.0);
+    }
+    double reach = NAME(reach)(sources, &rule, largest);
     for (size_t start = 0, tile, from = 0, stop = 0; start < count; start += tile) {
         if (start == stop) {
             from = start, stop = count - start < ranked.group ? count : start + ranked.group;
@@ -721,7 +761,8 @@ static int NAME(mix)(int sources, const char *const *source, const int *type, co
             largest[i] = NAME(thin_one)(value[i], b, spread, start, tile, i, &by[i], &ranked, from, left[i]);
             if (rule.plain) NAME(blend)(value[i], b, left[i], tile, part[i]);
         }
-        if (!(NAME(reach)(sources, &rule, largest) <= MODERATE) ||
+        if (ranked.room) reach = NAME(reach)(sources, &rule, largest);
+        if (!(reach <= MODERATE) ||
             !NAME(mix_fused)(sources, value, left, part, b, tile, &rule, out)) {
             for (int i = 0; i < sources; i++) {
                 double own = factor[i];
