@@ -11,7 +11,7 @@ import numpy as np
 from merge_models.merge.assembly import Assembly, assign_whole
 from merge_models.merge.checkpoint.dtypes import DType
 from merge_models.merge.checkpoint.header import printable
-from merge_models.merge.checkpoint.source import StateDict
+from merge_models.merge.checkpoint.source import StateDict, why_no_model
 from merge_models.merge.errors import PlanError
 from merge_models.merge.lazy import LazyModule
 from merge_models.merge.plan import Plan, make_plan
@@ -93,7 +93,11 @@ def _shared(state: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _source(state: Mapping[str, Tensor], ties: Mapping[str, str], label: str) -> StateDict:
-    return StateDict({name: tensor for name, tensor in state.items() if name not in ties}, label)
+    source = StateDict({name: tensor for name, tensor in state.items() if name not in ties}, label)
+    unmerged = why_no_model(source.tensors)
+    if unmerged:
+        raise PlanError(f"{label}: {unmerged}; merge what PEFT's merge_and_unload() gives")
+    return source
 
 
 class _MemorySink:

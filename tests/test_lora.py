@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from merge_models.merge import CheckpointError, Linear, MergeResult, TaskArithmetic, merge
+from merge_models.merge import CheckpointError, Linear, MergeError, MergeResult, TaskArithmetic, merge
 from merge_models.merge.checkpoint.lora import open_model, split_adapter
 from tests.helpers import assert_same_bits, read_folder, tensors, write_folder
 
@@ -197,6 +197,49 @@ def test_missing_and_pickled_adapters_are_refused(tmp_path: Path) -> None:
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(CheckpointError, match="pickled weights"):
         open_model(f"{base}+{adapter}")
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["base named", "base unknown"])
+@pytest.mark.parametrize("kind", ["folder", "file", "renamed file", "no config", "pickle", "pickle file"])
+def test_an_adapter_is_no_model(tmp_path: Path, kind: str, named: bool) -> None:
+    """Means of factors are no means of what they add."""
+    known = {"base_model_name_or_path": "org/base"} if named else {}
+    places = [Path(_adapter(tmp_path / name, GOOD, **known)) for name in ("a", "b")]
+    given, allow = [str(place) for place in places], "pickle" in kind
+    for number, place in enumerate(places):
+        file = place / "adapter_model.safetensors"
+        if allow:
+            torch.save(GOOD, file.with_suffix(".bin"))
+            torch.save({}, place / "optimizer.pt")
+            file.unlink()
+            file = file.with_suffix(".bin")
+        if kind == "renamed file":
+            file = file.rename(place / "factors.safetensors")
+        if kind == "no config":
+            (place / "adapter_config.json").unlink()
+        given[number] = str(file) if "file" in kind else str(place)
+    for pickles in {False, allow}:
+        with pytest.raises(CheckpointError, match="is an adapter without its base model; write") as raised:
+            merge(given, Linear(), out=tmp_path / "out", allow_pickle=pickles)
+        base = "org/base" if named and kind != "no config" else "BASE"
+        assert f"write {base}+{places[0]}" in str(raised.value)
+        assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_beside_an_adapter_is_read(tmp_path: Path) -> None:
+    place = Path(_adapter(tmp_path / "both", GOOD))
+    save_file(tensors(0), place / "weights.safetensors")
+    assert set(open_model(str(place)).tensors) == set(tensors(0))
+
+
+def test_adapters_in_memory_are_refused() -> None:
+    unmerged = {f"{UP}.base_layer.weight": torch.ones(12, 8), **GOOD}
+    for state, words in ((GOOD, "without its base model"), (unmerged, "that is not merged")):
+        with pytest.raises(MergeError, match=rf"{words}.*merge_and_unload\(\)"):
+            merge([state, state], Linear())
+    own = {"layers.0.q_proj.lora_A.speech.weight": torch.ones(2, 8), "embed.weight": torch.ones(3, 8)}
+    assert set(merge([own, own], Linear())) == set(own)  # an architecture with factors of its own
 
 
 def test_a_resized_vocabulary_and_an_untied_head_reach_the_config(tmp_path: Path) -> None:

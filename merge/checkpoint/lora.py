@@ -23,7 +23,13 @@ from merge_models.merge.checkpoint.guard import is_simple
 from merge_models.merge.checkpoint.header import TensorInfo, printable
 from merge_models.merge.checkpoint.hub import resolve
 from merge_models.merge.checkpoint.sidecars import resized_config
-from merge_models.merge.checkpoint.source import Checkpoint, DiskSource, open_checkpoint, read_json
+from merge_models.merge.checkpoint.source import (
+    Checkpoint,
+    DiskSource,
+    open_checkpoint,
+    open_weights,
+    read_json,
+)
 from merge_models.merge.errors import CheckpointError
 from merge_models.merge.tied import EMBEDDINGS, HEADS
 
@@ -276,7 +282,7 @@ def _open_adapted(label: str, base: DiskSource, adapter: str | Path | DiskSource
         pickled = (folder / "adapter_model.bin").is_file()
         reason = "only pickled weights, which are not opened" if pickled else f"no {_WEIGHTS}"
         raise CheckpointError(f"{adapter}: holds {reason}; save it again with PEFT, as safetensors")
-    return Adapted(label, base, open_checkpoint(folder / _WEIGHTS), settings)
+    return Adapted(label, base, open_weights(folder / _WEIGHTS, str(folder)), settings)
 
 
 class _AdapterReading:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _INDEX_SUFFIX, _PICKLED_INDEX = ".safetensors.index.json", "pytorch_model.bin.index.json"
+_ADAPTER, _ADAPTER_CONFIG = "adapter_model", "adapter_config.json"
+_ALONE = "is an adapter without its base model"
+_FACTOR = re.compile(r"\.(lora_(embedding_)?[AB]|lora_down|lora_up|lora_magnitude_vector)(\.|$)")
+_ADAPTER_PREFIX = "base_model.model."  # of all that PEFT saves, modules that were trained whole among them
 _NO_WEIGHTS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "*_states.pt")
 
 
@@ -218,11 +223,26 @@ def open_checkpoint(name: str | os.PathLike[str], *, allow_pickle: bool = False)
             ``weights_only=True``.
 
     Raises:
-        CheckpointError: it is not there, holds no weights that may be opened, or its headers are wrong.
+        CheckpointError: it is not there, holds no weights that may be opened, or its headers are wrong; or
+            it is an adapter, which is no model without its base.
     """
     path = resolve(name, allow_pickle=allow_pickle)
+    named = path.name.startswith(f"{_ADAPTER}.") and (path.parent / _ADAPTER_CONFIG).is_file()
+    if named and not path.is_dir():
+        raise CheckpointError(_adapter_alone(path, os.fspath(name)))
+    opened = open_weights(path, os.fspath(name), allow_pickle=allow_pickle)
+    unmerged = why_no_model(opened.tensors)
+    if unmerged == _ALONE:
+        raise CheckpointError(_adapter_alone(path, os.fspath(name)))
+    if unmerged:
+        raise CheckpointError(f"{path}: {unmerged}; call PEFT's merge_and_unload(), and save it again")
+    return opened
+
+
+def open_weights(path: Path, label: str, *, allow_pickle: bool = False) -> Checkpoint:
+    """The same of anything that has tensors, an adapter's file among it."""
     try:
-        files = weight_files(path, allow_pickle=allow_pickle)
+        files = weight_files(path, label, allow_pickle=allow_pickle)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}; check its permissions") from None
     if allow_pickle and files[0].suffix in PICKLE_SUFFIXES:
@@ -234,15 +254,34 @@ def open_checkpoint(name: str | os.PathLike[str], *, allow_pickle: bool = False)
             stamps = {file: pickled.stamp for file, pickled in zip(files, read, strict=True)}
             views = {key: view for pickled in read for key, view in pickled.views.items()}
             config = read_json(path / "config.json") if path.is_dir() else {}
-            opened = PickledCheckpoint(
-                os.fspath(name), path, tuple(files), tensors, config, {}, stamps, views=views
-            )
+            opened = PickledCheckpoint(label, path, tuple(files), tensors, config, {}, stamps, views=views)
             return cast("Checkpoint", opened)  # type checkers know this very module by two names
     headers = [read_header(file) for file in files]
     tensors = _joined(path, [header.tensors for header in headers])
     config = read_json(path / "config.json") if path.is_dir() else {}
     stamps = {file: header.stamp for file, header in zip(files, headers, strict=True)}
-    return Checkpoint(os.fspath(name), path, tuple(files), tensors, config, headers[0].metadata, stamps)
+    return Checkpoint(label, path, tuple(files), tensors, config, headers[0].metadata, stamps)
+
+
+def why_no_model(names: Collection[str]) -> str:
+    """Why tensors of these names are not a model's: low-rank factors, of which no mean means anything, and no
+    model, or one that they are not yet added to. Empty for a model's, whose architecture may have factors."""
+    others = [name for name in names if not _FACTOR.search(name) and not name.endswith(".alpha")]
+    if len(others) == len(names) or not all(name.startswith(_ADAPTER_PREFIX) for name in others):
+        return ""
+    if any(".base_layer." in name for name in others):
+        return "has an adapter in it that is not merged"
+    return _ALONE
+
+
+def _adapter_alone(path: Path, label: str) -> str:
+    """What to do with an adapter that was given as a model, which the user calls ``label``."""
+    folder = path if path.is_dir() else path.parent
+    base = read_json(folder / _ADAPTER_CONFIG).get("base_model_name_or_path")
+    named = isinstance(base, str) and base != ""
+    pair = f"{printable(str(base)) if named else 'BASE'}+{label if path.is_dir() else folder}"
+    whose = f" (the base that its {_ADAPTER_CONFIG} names)" if named else ""
+    return f"{label}: {_ALONE}; write {pair}{whose}"
 
 
 def _joined(path: Path, files: Sequence[Mapping[str, TensorInfo]]) -> dict[str, TensorInfo]:
@@ -260,7 +299,7 @@ def _joined(path: Path, files: Sequence[Mapping[str, TensorInfo]]) -> dict[str, 
     return tensors
 
 
-def weight_files(path: Path, *, allow_pickle: bool = False) -> list[Path]:
+def weight_files(path: Path, label: str = "", *, allow_pickle: bool = False) -> list[Path]:
     """The weight files of a checkpoint: as transformers looks, a single file before an index.
 
     Pickles are found only where they are allowed and there are no safetensors.
@@ -275,7 +314,8 @@ def weight_files(path: Path, *, allow_pickle: bool = False) -> list[Path]:
     index = _index_file(path)
     if index is not None:
         return _files_of_index(path, index, (".safetensors",))
-    found = sorted(path.glob("*.safetensors"))
+    adapters = [file for file in path.glob(f"{_ADAPTER}*") if (path / _ADAPTER_CONFIG).is_file()]
+    found = sorted(file for file in path.glob("*.safetensors") if file not in adapters)
     if len(found) == 1:
         return found
     if found:
@@ -283,7 +323,10 @@ def weight_files(path: Path, *, allow_pickle: bool = False) -> list[Path]:
         raise CheckpointError(
             f"{path}: several weight files ({names}) and no index; name one file, or add the index"
         )
-    pickles = sorted(file for suffix in PICKLE_SUFFIXES for file in path.glob(f"*{suffix}"))
+    pickles = [file for suffix in PICKLE_SUFFIXES for file in path.glob(f"*{suffix}")]
+    pickles = sorted(file for file in pickles if file not in adapters)
+    if adapters and not any(_may_be_weights(file) for file in pickles):
+        raise CheckpointError(_adapter_alone(path, label or str(path)))
     if pickles and allow_pickle:
         return _pickled_files(path, pickles)
     if pickles:
@@ -304,11 +347,15 @@ def _pickled_files(path: Path, found: list[Path]) -> list[Path]:
         return [path / "pytorch_model.bin"]
     if (path / _PICKLED_INDEX).is_file():
         return _files_of_index(path, path / _PICKLED_INDEX, PICKLE_SUFFIXES)
-    weights = [file for file in found if not any(map(file.match, _NO_WEIGHTS))]
+    weights = [file for file in found if _may_be_weights(file)]
     if len(weights) != 1:
         names = ", ".join(printable(file.name) for file in weights[:4]) or "none is a model's"
         raise CheckpointError(f"{path}: several pickled files and no index ({names}); name one file")
     return weights
+
+
+def _may_be_weights(file: Path) -> bool:
+    return not any(map(file.match, _NO_WEIGHTS))
 
 
 def _index_file(path: Path) -> Path | None:
