@@ -67,7 +67,7 @@ def wide_span(sources: Sequence[Span]) -> Span:
     return Span(np.empty(dtype.size * sources[0].count, np.uint8), dtype)
 
 
-_INTERFACE = 11
+_INTERFACE = 12
 """As in native.c. Both grow when the arguments or the arithmetic of a kernel change."""
 
 
