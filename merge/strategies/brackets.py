@@ -92,8 +92,7 @@ def _narrowed(
     windows: _Windows, series: Series, sizes: Sizes, elements: int
 ) -> Generator[Pass, Moments, _Windows | None]:
     """Windows of one bin each, by histograms of what is in these; None where a cut is outside of them."""
-    widest = max(stop - first for row in windows for first, stop in row)
-    shift = max(0, max(widest - 1, 0).bit_length() - _BINS.bit_length() + 1)
+    shift = max(_shift(window) for row in windows for window in row)
     firsts = [[first for first, _ in row] for row in windows]
     edges = [[min(first + (_BINS << shift), ALL_KEYS) for first in row] for row in firsts]
 
@@ -121,6 +120,12 @@ def _narrowed(
     return narrow
 
 
+def _shift(window: _Window) -> int:
+    """log2 of the keys in a bin, where :data:`_BINS` of them cover a window."""
+    first, stop = window
+    return max(0, max(stop - first - 1, 0).bit_length() - _BINS.bit_length() + 1)
+
+
 def _within(
     windows: _Windows, series: Series, sizes: Sizes, elements: int
 ) -> Generator[Pass, Moments, list[list[Cut]] | None]:
@@ -140,19 +145,27 @@ def _within(
             if not 0 < size < elements:
                 cuts[s].append(NOTHING)
             elif 0 < left <= int(within[s, w]):
-                cuts[s].append(_cut([part.inside[s][w] for part in listed.parts], left))
+                tallies = [part.inside[s][w] for part in listed.parts]
+                cuts[s].append(_cut(tallies, windows[s][w], left))
             else:
                 return None
     return with_edges(wanted, cuts, elements)
 
 
-def _cut(tallies: Sequence[Tally], wanted: int) -> Cut:
+def _cut(tallies: Sequence[Tally], window: _Window, wanted: int) -> Cut:
     """The cut below the ``wanted`` largest of what blocks hold of a window."""
-    keys = np.concatenate([keys for keys, _ in tallies])
-    order = np.argsort(-keys, kind="stable")
-    counts = np.concatenate([counts for _, counts in tallies])
-    place, _ = run_out(counts[order], wanted)
-    key = int(keys[order[place]])
+    first, shift = window[0], _shift(window)
+    totals = np.zeros(_BINS)
+    for keys, counts in tallies:
+        totals += np.bincount((keys - first) >> shift, counts, _BINS)
+    place, wanted = run_out(totals[::-1], wanted)
+    chosen = [(keys - first) >> shift == _BINS - 1 - place for keys, _ in tallies]
+    keys, counts = (
+        np.concatenate([part[own] for part, own in zip(parts, chosen, strict=True)])
+        for parts in zip(*tallies, strict=True)
+    )
+    order = np.argsort(-keys)
+    key = int(keys[order[run_out(counts[order], wanted)[0]]])
     wanted -= int(counts[keys > key].sum())
     ties = np.array([counts[keys == key].sum() for keys, counts in tallies])
     return Cut(key, *run_out(ties, wanted))
