@@ -32,7 +32,7 @@ BLOCK_ELEMENTS = 1 << 18
 """Elements of a block; part of the definition of every merge, since sums are folded block by block."""
 
 
-NUMERICS = 4
+NUMERICS = 5
 """Raised whenever a kernel or strategy gives other bytes than before: unfinished merges then begin anew."""
 
 
@@ -225,7 +225,7 @@ def make_plan(models: Sequence[Source], assembly: Assembly, out_dtype: DType | N
     untied = any(is_head(t.name) and _is_untied(t, models, donor) for t in tensors)
     return Plan(
         tuple(models), tuple(tensors), assembly.donor, assembly.dropped, untied, assembly.stacks,
-        remarks=(*assembly.remarks, *_shared(tensors)),
+        assembly.notes, (*assembly.remarks, *_shared(tensors)),
     )  # fmt: skip
 
 

@@ -300,7 +300,7 @@ from merge_models.merge.strategies import find_strategy
 base, out, *parents = sys.argv[1:]
 for number, (name, options) in enumerate({methods!r}):
     strategy = find_strategy(name)(**options)
-    chosen = parents[:1] if name == "nearswap" else parents
+    chosen = parents[:1] if name in ("nearswap", "arcee_fusion") else parents
     merge(chosen, strategy, base=None if name == "stochastic" else base, out=f"{{out}}/{{number}}")
     assert "torch" not in sys.modules, name
 """
@@ -314,6 +314,7 @@ METHODS = [
     ("consensus", {}),
     ("magmax", {}),
     ("nearswap", {}),
+    ("arcee_fusion", {}),
     ("stochastic", {}),
     ("stochastic", {"per": "row"}),
 ]

@@ -199,6 +199,7 @@ static int NAME(gram)(const char *reference, int reference_type, int sources, co
 
 #include "task_vectors.h"
 #include "competition.h"
+#include "importance.h"
 #include "rounding.h"
 #undef PART
 #undef WORDS

@@ -1,6 +1,7 @@
 /* Fused block kernels: one pass over the parents, in double, rounded once.
  * Plain C without Python's headers; kernels/__init__.py loads it with ctypes, which lets go of the GIL. */
 #include "convert.h"
+#include "series.h"
 #include <math.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -139,6 +140,24 @@ int merge_models_compete(int sources, const char *const *source, const int *type
     return DISPATCH(compete, sources, source, type, base, base_type, range, weight, lambda, count, target, target_type);
 }
 
+/* Importances of changes: importance.h says what each does. */
+int merge_models_divergences(const char *parent, int type, const char *base, int base_type, size_t runs, size_t length,
+                             double *out) {
+    return DISPATCH(divergences, parent, type, base, base_type, runs, length, out);
+}
+
+void merge_models_importances(const char *parent, int type, const char *base, int base_type, const double *divergence,
+                              size_t length, size_t count, float *out) {
+    DISPATCH(importances, parent, type, base, base_type, divergence, length, count, out);
+}
+
+int merge_models_take_important(const char *parent, int type, const char *base, int base_type,
+                                const double *divergence, size_t length, float threshold, size_t count, char *target,
+                                int target_type) {
+    return DISPATCH(take_important, parent, type, base, base_type, divergence, length, threshold, count, target,
+                    target_type);
+}
+
 void merge_models_checksum(const char *data, size_t bytes, uint64_t *out) { DISPATCH(checksum, data, bytes, out); }
 
 /* Rounding to 16 bits: rounding.h says what each does. */
@@ -152,4 +171,4 @@ void merge_models_survival(const float *value, const char *stored, int type, con
 }
 
 /* Compared with _INTERFACE of blocks.py: a library built from other sources is not used. */
-const int merge_models_interface = 12;
+const int merge_models_interface = 11;

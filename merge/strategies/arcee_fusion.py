@@ -2,48 +2,45 @@
 
 from __future__ import annotations
 
-import struct
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from merge_models.merge.kernels.blocks import Span
+from merge_models.merge.kernels.importance import divergences, importances, take_important
+from merge_models.merge.kernels.keys import keys_of
 from merge_models.merge.strategies.base import (
-    AbstractStrategy,
+    AbstractKernelStrategy,
     BaseModel,
     Block,
     Figures,
     Grain,
+    Mixer,
     Moments,
     Pass,
     Survey,
     TensorSpec,
 )
 from merge_models.merge.strategies.cuts import Totals
-from merge_models.merge.strategies.select import largest
+from merge_models.merge.strategies.samples import RUN, SAMPLE, Listed, sample_beside
+from merge_models.merge.strategies.select import largest, selection_bytes
+from merge_models.merge.strategies.ties import magnitude
 
-_FLOOR = 1e-8
-"""Added to every probability of a run, as the method has it."""
-
-_LARGEST = 700.0
-"""Changes beyond it are as important as it is: their exponentials are not representable."""
-
-_LONG = 256
-"""Divergences of runs as long as this are kept from the first round on; others are not worth their memory."""
+_QUARTERS = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
 class Importances:
-    """What a survey found: every run's divergence, if kept, and from which importance changes are taken."""
+    """What a survey found: every run's divergence, float64, and from which importance changes are taken."""
 
-    divergences: Tensor | None
+    divergences: np.ndarray
     threshold: float
 
 
 @dataclass(frozen=True)
-class ArceeFusion(AbstractStrategy):
+class ArceeFusion(AbstractKernelStrategy):
     """Takes from the parent its most important changes, and leaves the rest as in the base.
 
     An element's importance is the size of its change times the divergence ``KL(softmax(parent) ||
@@ -63,72 +60,80 @@ class ArceeFusion(AbstractStrategy):
     def grain(self) -> Grain:
         return Grain.ROW
 
-    def survey(self, spec: TensorSpec) -> Survey:
-        divergences = None
-        if _run_length(spec) >= _LONG:
-            (divergences,) = yield Pass(_all_divergences)
-        ((low, middle, high),) = yield from largest(
-            1, lambda block: ([Span.of(_importances(block, divergences))], None), _quartile_sizes
-        )
-        quartiles = [struct.unpack("<f", struct.pack("<i", cut.key))[0] for cut in (low, middle, high)]
-        return Importances(divergences, quartiles[1] + 1.5 * (quartiles[2] - quartiles[0]))
+    def survey_bytes(self, spec: TensorSpec) -> int:
+        return 2 * 8 * spec.count // max(_run_length(spec), 1) + selection_bytes(spec.count, 1)
 
-    def combine(self, block: Block, survey: Importances) -> Tensor:
-        (parent,), base = block.parents, block.base
-        assert base is not None
-        taken = _importances(block, survey.divergences) >= survey.threshold
-        return torch.where(taken, parent, base)
+    def survey(self, spec: TensorSpec) -> Survey:
+        found, keys = yield from _quartiles(spec.count) if spec.count > SAMPLE else _quartiles_of_few()
+        low, middle, high = map(magnitude, keys)
+        return Importances(found, middle + 1.5 * (high - low))
+
+    def mixer(self, block: Block, survey: Importances) -> Mixer:
+        length = _run_length(block.spec)
+        own = survey.divergences[block.start // length :]
+
+        def mix(sources: Sequence[Span], out: Span) -> int:
+            parent, base = sources
+            return take_important(parent, base, own, length, survey.threshold, out)
+
+        return mix
 
     def figures(self, spec: TensorSpec, survey: Importances) -> Figures:
         del spec
         return {"threshold": survey.threshold}
 
 
-def _quartile_sizes(totals: Totals) -> list[list[int]]:
-    last = totals.elements - 1
-    return [[totals.elements - int(quarter * last) for quarter in (0.25, 0.5, 0.75)]]
+_Found = tuple[np.ndarray, list[int]]
+"""Every run's divergence, and the keys of the three quartiles of importance."""
+
+
+def _quartiles_of_few() -> Generator[Pass, Moments, _Found]:
+    """Those of so few elements that all of them may be listed."""
+
+    def measure(block: Block) -> Moments:
+        (parent,), base, length = block.spans, _base(block), _run_length(block.spec)
+        own = divergences(parent, base, length)
+        return Listed(own), Listed(keys_of(importances(parent, base, own, length), None))
+
+    found, keys = (np.concatenate(listed.parts) for listed in (yield Pass(measure)))
+    places = [int(quarter * (len(keys) - 1)) for quarter in _QUARTERS]
+    return found, np.partition(keys, places)[places].tolist()
+
+
+def _quartiles(elements: int) -> Generator[Pass, Moments, _Found]:
+    """Those of more, by a sample that the first round takes."""
+
+    def measure(block: Block) -> Moments:
+        return (Listed(divergences(block.spans[0], _base(block), _run_length(block.spec))),)
+
+    def sizes(totals: Totals) -> list[list[int]]:
+        return [[totals.elements - int(quarter * (totals.elements - 1)) for quarter in _QUARTERS]]
+
+    sample, (listed,) = yield from sample_beside(elements, measure)
+    found = np.concatenate(listed.parts)
+
+    def series(block: Block) -> tuple[list[Span], None]:
+        return [_importances(block, found)], None
+
+    (cuts,) = yield from largest(1, series, sizes, elements, sample)
+    return found, [cut.key for cut in cuts]
+
+
+def _importances(block: Block, found: np.ndarray) -> Span:
+    """Importances of a block, or of a sample, given the divergences of all the tensor's runs."""
+    length = _run_length(block.spec)
+    if block.places is None:
+        own = found[block.start // length :]
+    else:
+        elements = block.places[:, None] + np.arange(RUN)
+        own, length = found[elements // length].reshape(-1), 1
+    return importances(block.spans[0], _base(block), own, length)
+
+
+def _base(block: Block) -> Span:
+    assert block.base_span is not None
+    return block.base_span
 
 
 def _run_length(spec: TensorSpec) -> int:
     return spec.shape[-1] if spec.shape else 1
-
-
-def _runs(block: Block, values: Tensor) -> Tensor:
-    """``[runs, length]``: the runs along the tensor's last dimension."""
-    return values.reshape(-1, _run_length(block.spec))
-
-
-def _all_divergences(block: Block) -> Moments:
-    """This block's part of every run's divergence: float64 ``[runs of the tensor]``."""
-    length = _run_length(block.spec)
-    spread = torch.zeros(block.spec.count // length, dtype=torch.float64)
-    own = _divergences(block)
-    first = block.start // length
-    spread[first : first + len(own)] = own
-    return (spread,)
-
-
-def _divergences(block: Block) -> Tensor:
-    """Each run's ``KL(softmax(parent) + floor || softmax(base) + floor)``, as a sum of positive terms.
-
-    With ``q`` the base's probabilities and ``e = exp(parent - base) - 1``, the parent's are ``q (1 + r)``,
-    ``r = (e - sum q e) / (1 + sum q e)``: no difference of nearly equal numbers is taken.
-    """
-    assert block.stored_base is not None
-    base = _runs(block, block.stored_base).double()
-    growth = (_runs(block, block.stored[0]).double() - base).clamp_(max=_LARGEST).expm1_()
-    shares = base.softmax(-1)
-    mean = (shares * growth).sum(-1, keepdim=True)
-    change = growth.sub_(mean).div_(1 + mean).mul_(shares)
-    shares += _FLOOR
-    change /= shares
-    return shares.mul_((1 + change) * change.log1p() - change).sum(-1)
-
-
-def _importances(block: Block, divergences: Tensor | None) -> Tensor:
-    (parent,), base = block.parents, block.base
-    assert base is not None
-    change = _runs(block, parent.sub(base).abs_())
-    first = block.start // change.shape[-1]
-    own = _divergences(block) if divergences is None else divergences[first : first + len(change)]
-    return change.double().mul_(own.unsqueeze(-1)).float().view(parent.shape)

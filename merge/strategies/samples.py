@@ -5,7 +5,7 @@ Runs lie where the numbers of blocks say, whatever threads and memory there are.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,15 @@ def take_sample(elements: int) -> Generator[Pass, Moments, Block]:
     """A sample of so many elements, as one block; empty where blocks are shorter than a run."""
     (found,) = yield Pass(lambda block: (Listed(block),), every=_every(elements))
     return _joined(found.parts)
+
+
+def sample_beside(
+    elements: int, measure: Callable[[Block], Moments]
+) -> Generator[Pass, Moments, tuple[Block, Moments]]:
+    """The same sample, taken in a round that reads everything, since it measures something else, too."""
+    every = _every(elements)
+    found, *moments = yield Pass(lambda block: (Listed(thinned(block, every)), *measure(block)))
+    return _joined(found.parts), tuple(moments)
 
 
 def sampled_elements(elements: int) -> int:
