@@ -12,7 +12,7 @@ from merge_models.merge.checkpoint.source import Source
 from merge_models.merge.checkpoint.stacked import Stack
 from merge_models.merge.errors import PlanError, RecipeError, did_you_mean
 from merge_models.merge.recipe import Module, OutputSlice, Recipe
-from merge_models.merge.settings import is_gradient, look_up, matches, patterns
+from merge_models.merge.settings import look_up, matches, patterns
 from merge_models.merge.strategies import AbstractStrategy, find_strategy, parameters_of
 from merge_models.merge.strategies.base import BaseModel
 from merge_models.merge.tied import find_tensor
@@ -62,7 +62,6 @@ class Assembly:
         donor: index of the model that gives config and tokenizer.
         dropped: (tensor, model label, reason) of what has no part in the output.
         stacks: those that have other layers than the donor's.
-        notes: where the result differs from mergekit's on purpose.
         remarks: what else a recipe's author may not expect.
     """
 
@@ -70,7 +69,6 @@ class Assembly:
     donor: int
     dropped: tuple[Dropped, ...] = ()
     stacks: tuple[Stack, ...] = ()
-    notes: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
 
@@ -214,10 +212,9 @@ def assemble(recipe: Recipe, models: Sequence[Source]) -> Assembly:
         assignments = [_only(recipe, a, donor, models) for a in assignments]
     if recipe.modules is not None:
         _check_covered(models[donor], assignments, recipe.modules)
-    notes = dict.fromkeys([*_differences(recipe), *(note for part in parts for note in part.notes)])
     dropped = tuple(d for part in parts for d in part.dropped)
     changed = tuple(stack for part in parts for stack in part.stacks)
-    return Assembly(tuple(assignments), donor, dropped, changed, tuple(notes), tuple(told))
+    return Assembly(tuple(assignments), donor, dropped, changed, tuple(told))
 
 
 def _assemble_part(
@@ -435,23 +432,6 @@ def _only(recipe: Recipe, assignment: Assignment, donor: int, models: Sequence[S
             f"{models[donor].label}: has no tensor '{printable(assignment.name)}' to take (only:)"
         )
     return Assignment(assignment.name, ((donor, assignment.name),), None, None, "taken as it is (only:)")
-
-
-def _differences(recipe: Recipe) -> list[str]:
-    """What the same recipe would do otherwise in mergekit."""
-    strategy = find_strategy(recipe.merge_method)
-    notes = []
-    whole = [part.models for _, part in recipe.parts() if part.models]
-    is_listed = all(recipe.base_model in {entry.model for entry in models} for models in whole)
-    use = strategy.base_for(recipe.parameters)
-    unused = use is BaseModel.UNUSED and not strategy.base_is_parent
-    if recipe.base_model and unused and not is_listed:
-        notes.append(f"base_model only donates config and tokenizer; {strategy.name} there averages it in")
-    if any(is_gradient(value) for level in recipe.levels() for value in level.values()):
-        notes.append("gradients end at the final norm and lm_head; there those take the first value")
-    if recipe.dtype and not recipe.out_dtype:
-        notes.append("dtype is the output's; arithmetic is float32 or wider, there it is in dtype")
-    return notes
 
 
 def _remarks(recipe: Recipe, assignments: Sequence[Assignment]) -> list[str]:

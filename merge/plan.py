@@ -225,7 +225,7 @@ def make_plan(models: Sequence[Source], assembly: Assembly, out_dtype: DType | N
     untied = any(is_head(t.name) and _is_untied(t, models, donor) for t in tensors)
     return Plan(
         tuple(models), tuple(tensors), assembly.donor, assembly.dropped, untied, assembly.stacks,
-        assembly.notes, (*assembly.remarks, *_shared(tensors)),
+        remarks=(*assembly.remarks, *_shared(tensors)),
     )  # fmt: skip
 
 

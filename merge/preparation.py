@@ -16,6 +16,7 @@ from merge_models.merge.checkpoint.lora import Places, open_model
 from merge_models.merge.checkpoint.sidecars import Sidecars, find_sidecars, output_config
 from merge_models.merge.checkpoint.source import DiskSource
 from merge_models.merge.checkpoint.stacked import stacked_config
+from merge_models.merge.differences import Case, differences
 from merge_models.merge.identity import (
     RECIPE_DIGEST_KEY,
     RECIPE_KEY,
@@ -161,8 +162,8 @@ def prepare(
         alignment = align(settings, models, base, assembly.donor, aides)
         models = alignment.models
     plan = make_plan(models, assembly, out_dtype)
-    if alignment is not None:
-        plan = replace(plan, notes=(*plan.notes, *alignment.notes))
+    adapted = any(len(model.paths) > 1 for model in opened.values())
+    plan = replace(plan, notes=differences(Case(loaded, plan, alignment, adapted)))
     donor = models[plan.donor]
     written = {tensor.name for tensor in plan.tensors}
     made = ("format", RECIPE_KEY, RECIPE_DIGEST_KEY, *written)

@@ -267,7 +267,8 @@ class _Run:
 def _jobs(plan: Plan, finished: frozenset[str]) -> list[_Job]:
     """Copies first (cheap, and they may stop the merge), then merges; model-wide surveys in one job.
 
-    A model-wide survey needs all of its tensors again while one of them is unfinished.
+    A model-wide survey needs all of its tensors again while one of them is unfinished. It takes them in the
+    order of their names, so that what is decided by position does not depend on how files are laid out.
     """
     copies = [_Job([t]) for t in plan.tensors if t.action == "copy"]
     shared: dict[tuple[Any, ...], _Job] = {}
@@ -283,4 +284,6 @@ def _jobs(plan: Plan, finished: frozenset[str]) -> list[_Job]:
             shared[group].tensors.append(tensor)
         else:
             jobs.append(_Job([tensor]))
+    for job in shared.values():
+        job.tensors.sort(key=lambda tensor: tensor.name)
     return [job for job in copies + jobs if any(t.name not in finished for t in job.tensors)]

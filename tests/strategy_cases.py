@@ -156,6 +156,12 @@ CASES = (
     Case("pcb-tensor", Pcb(ratio=0.2, scope="tensor", lambda_=0.8), exact_equal=False),
     Case("consensus", Consensus(weight=(0.5, 0.3, 0.2), mask_lambda=0.1), identity=Consensus()),
     Case("consensus-k", Consensus(mask_lambda=(0.2, 0.4, 0.6), k=3, lambda_=0.5), exact_equal=False),
+    Case(
+        "consensus-edges",  # weights whose ratios meet the edge of a mask exactly
+        Consensus(weight=(0.1, 0.2, 0.3, 0.4), mask_lambda=0.5),
+        count=4,
+        exact_equal=False,  # it matters to one of them only
+    ),
     Case("magmax", MagMax(), identity=MagMax()),
     Case("magmax-weights", MagMax(weight=(1.0, 0.7, -0.3)), exact_equal=False),  # weights scale
     Case("nearswap", NearSwap(t=0.01), count=1, exact_equal=False),  # moves by at most t

@@ -81,3 +81,25 @@ def test_other_models_are_measured_apart(models: list[str]) -> None:
     recipe = {"merge_method": "ties", "base_model": base, "slices": runs}
     plan = prepare(parse_recipe({**recipe, "parameters": {"density": 0.5, "scope": "model"}})).plan
     assert len({tensor.survey_group for tensor in plan.tensors}) == 2
+
+
+@pytest.mark.parametrize("method", ["ties", "pcb", "ramplus_tl"])
+def test_the_layout_of_files_changes_no_byte(method: str, tmp_path: Path) -> None:
+    """Equal magnitudes are many: which of them are taken is a matter of names and places."""
+    states = [
+        {name: value.mul(4).round().bfloat16() for name, value in tensors(seed).items()} for seed in range(3)
+    ]
+    parameters = {"density": 0.3} if method == "ties" else {}
+    found = []
+    for layout, shards in enumerate((1, 3, 2)):
+        order = list(states[0])[:: 1 if layout < 2 else -1]
+        places = [
+            str(
+                write_folder(tmp_path / f"{layout}-{n}", {name: state[name] for name in order}, shards=shards)
+            )
+            for n, state in enumerate(states)
+        ]
+        found.append(merged(places, method, parameters, tmp_path / f"out{layout}"))
+    for other in found[1:]:
+        for name, value in found[0].items():
+            assert_same_bits(other[name], value, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable
 
 import pytest
@@ -161,6 +162,50 @@ def test_order_of_parents_does_not_matter(case: Case, dtype: torch.dtype) -> Non
         ulp = torch.finfo(dtype).eps * there[name].double().abs() * 1.01
         gap = (there[name].double() - back[name].double()).abs()
         assert bool((gap <= (ulp if dtype is torch.float32 else 0)).all()), name
+
+
+@over(case for case in CASES if case.symmetric and case.strategy.base_model is not BaseModel.UNUSED)
+def test_order_of_many_coarse_task_vectors_does_not_matter(case: Case) -> None:
+    """Differences of bfloat16 numbers are few, so rules meet their edges exactly, and often."""
+    count, generator = case.count, torch.Generator().manual_seed(3)
+    base = torch.randn(300, 400, generator=generator).bfloat16()
+    moved = [(base + 0.02 * torch.randn(base.shape, generator=generator)).bfloat16() for _ in range(count)]
+    found = []
+    for order in itertools.islice(itertools.permutations(range(count)), 4):
+        strategy = permuted(case, list(order))
+        merged = merge([{"w": moved[i]} for i in order], strategy, base={"w": base}, dtype="float32")
+        found.append(merged["w"])
+    for other in found[1:]:
+        assert torch.allclose(other, found[0], rtol=1e-5, atol=1e-7)
+
+
+@over(case for case in CASES if case.strategy.carrier == "flat" and hasattr(case.strategy, "density"))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("compiled_too", [True, False], ids=["compiled", "torch"])
+def test_without_density_nothing_is_left(
+    case: Case, dtype: torch.dtype, compiled_too: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled_too:
+        monkeypatch.setattr(compiled, "library", lambda: None)
+        monkeypatch.setattr(blocks, "native_library", lambda: None)
+    parents, base = family(case, dtype)
+    settings = {"density": 0.0, **({"gamma": 0.0} if hasattr(case.strategy, "gamma") else {})}
+    assert base is not None
+    merged = merge(parents, dataclasses.replace(case.strategy, **settings), base=base)
+    if "breadcrumbs" in case.name:  # the middle element is left of an odd number of them
+        even = ("matrix", "wide", "conv")
+        merged, base = ({name: state[name] for name in even} for state in (merged, base))
+    assert_same({k: v + 0.0 for k, v in merged.items()}, {k: v + 0.0 for k, v in base.items()})
+
+
+@cases
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_models_of_the_caller_stay_as_they_were(case: Case, dtype: str) -> None:
+    parents, base = family(case, torch.float64)
+    before = [{name: value.clone() for name, value in state.items()} for state in (*parents, base or {})]
+    merge(parents, case.strategy, base=base, dtype=dtype)
+    for state, kept in zip((*parents, base or {}), before, strict=True):
+        assert_same(state, kept)
 
 
 @cases

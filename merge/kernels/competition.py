@@ -34,7 +34,7 @@ def scores(sources: Sequence[Span], base: Span, sizes: Sequence[Range]) -> list[
         sizes: the range of each parent's sizes; those beyond are taken for its ends.
 
     Returns:
-        N spans of float32 (float64 where a source is float64), good until a thread asks for the next.
+        N spans of float32, good until a thread asks for the next.
     """
     library = compiled.library_for(*sources, base)
     if library is None:

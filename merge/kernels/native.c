@@ -171,4 +171,4 @@ void merge_models_survival(const float *value, const char *stored, int type, con
 }
 
 /* Compared with _INTERFACE of blocks.py: a library built from other sources is not used. */
-const int merge_models_interface = 11;
+const int merge_models_interface = 13;

@@ -445,10 +445,8 @@ typedef struct {
 static void NAME(survey_terms)(int kind, const double *restrict term, const double *restrict weight, size_t count,
                                NAME(sums) *restrict s) {
     size_t j;
-    if (kind == ELECT)
+    if (kind == ELECT || kind == CONSENSUS)
         for (j = 0; j < count; j++) s->all[j] += term[j], s->size[j] += term[j] < 0 ? -term[j] : term[j];
-    if (kind == CONSENSUS)
-        for (j = 0; j < count; j++) s->all[j] += term[j];
     if (kind == LARGEST)
         for (j = 0; j < count; j++) {
             s->high[j] = term[j] > s->high[j] ? term[j] : s->high[j];
@@ -473,7 +471,7 @@ static void NAME(choose)(int sources, const NAME(rule) *rule, double (*restrict 
         double ratio = rule->extra[i];
         for (j = 0; j < count; j++) {
             double rest = s->all[j] - term[i][j], own = term[i][j] < 0 ? -term[i][j] : term[i][j];
-            s->number[j] += own >= (rest < 0 ? -rest : rest) * ratio ? 1.0 : 0;
+            s->number[j] += own >= ((rest < 0 ? -rest : rest) + noise * s->size[j]) * ratio ? 1.0 : 0;
         }
     }
     for (j = 0; j < count; j++) s->chosen[j] = s->number[j] >= (double)rule->enough ? 1.0 : 0;
@@ -614,14 +612,14 @@ static inline __attribute__((always_inline)) int NAME(fused)(
             weight[i] = plain ? factor[i] : factor[i] * (double)left[i][j];
             term[i] = ((double)value[i][j] - b) * weight[i];
             if (kind == ELECT || kind == CONSENSUS) all += term[i];
-            if (kind == ELECT) sizes += fabs(term[i]);
+            if (kind == ELECT || kind == CONSENSUS) sizes += fabs(term[i]);
             if (kind == LARGEST) high = term[i] > high ? term[i] : high, low = term[i] < low ? term[i] : low;
             if (kind == ALONE) number += weight[i] != 0 ? 1.0 : 0;
         }
         if (kind == ELECT) sign = all >= noise * sizes ? 1.0 : -1.0;
         if (kind == LARGEST) high = high >= -low ? high : low;
         for (int i = 0; kind == CONSENSUS && i < sources; i++) {
-            number += fabs(term[i]) >= fabs(all - term[i]) * extra[i] ? 1.0 : 0;
+            number += fabs(term[i]) >= (fabs(all - term[i]) + noise * sizes) * extra[i] ? 1.0 : 0;
         }
         for (int i = 0; i < sources; i++) {
             double gained = term[i];

@@ -76,7 +76,8 @@ class Rule(enum.IntEnum):
     LARGEST = 2
     """The one of largest magnitude, the positive one of two; all that equal it."""
     CONSENSUS = 3
-    """All where at least ``enough`` of them hold their own: ``|t_i| >= extra_i * |sum of the others|``."""
+    """All where at least ``enough`` of them hold their own: ``|t_i| >= extra_i * r``, but for rounding noise,
+    where ``r`` is the size of the sum of the others."""
     ALONE = 4
     """All; ``extra`` multiplies those that are alone in their element."""
 

@@ -57,7 +57,8 @@ def _scores(deltas: Sequence[Tensor], sizes: Sequence[Range]) -> list[Tensor]:
     for delta, (low, high) in zip(deltas, sizes, strict=True):
         size = (delta.abs().clamp(low, high) - low) * (_over(high, low, delta.dtype) if high > low else 1.0)
         falls = (size * size - 1.0) * float(len(deltas))
-        found.append(_tanh_of_positive(delta * whole) * _exp_of_negative(falls))
+        score = _tanh_of_positive(delta * whole) * _exp_of_negative(falls)
+        found.append(score.float())  # as keys are: a threshold is one of them
     return found
 
 

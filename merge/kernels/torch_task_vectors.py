@@ -73,9 +73,10 @@ def _participants(
     """Which terms take part, and what multiplies them."""
     kept = [weight != 0 for weight in weights]
     ones = (1.0,) * len(terms)
+    all_terms = _added(terms)
+    noise = _added([term.abs() for term in terms]).mul_(-(2.0**-51) * len(terms))
     if mixing.rule is Rule.ELECT:
-        size = _added([term.abs() for term in terms])
-        sign = torch.where(_added(terms) >= -(2.0**-51) * len(terms) * size, 1.0, -1.0).double()
+        sign = torch.where(all_terms >= noise, 1.0, -1.0).double()
         return [term * sign > 0 for term in terms], extra
     if mixing.rule is Rule.LARGEST:
         zero = torch.zeros_like(terms[0])
@@ -83,8 +84,8 @@ def _participants(
         chosen = high.where(high >= -low, low)
         return [(term == chosen) & left for term, left in zip(terms, kept, strict=True)], ones
     if mixing.rule is Rule.CONSENSUS:
-        all_terms = _added(terms)
-        votes = [t.abs() >= (all_terms - t).abs() * ratio for t, ratio in zip(terms, extra, strict=True)]
+        pairs = zip(terms, extra, strict=True)
+        votes = [t.abs() >= ((all_terms - t).abs() + noise) * ratio for t, ratio in pairs]
         agreed = _added([vote.double() for vote in votes]) >= mixing.enough
         return [agreed & left for left in kept], ones
     if mixing.rule is Rule.ALONE:
@@ -125,7 +126,7 @@ def _left(source: Span, base: Span, part: Thinned, sources: Sequence[Span]) -> T
         return kept.double().mul_(_drawn_by_rank(source, base, part.draw))
     if part.draw is not None:
         key, probability = part.draw
-        kept &= mixed_words(len(keys), key) <= limit_of(probability) - 1
+        kept &= mixed_words(len(keys), key).long() < limit_of(probability)
     return kept.double()
 
 

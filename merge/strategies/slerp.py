@@ -27,8 +27,8 @@ class Slerp(AbstractSpanStrategy):
     As in mergekit the coefficients of SLERP multiply the tensors as they are, not their unit vectors: for
     unequal norms the norm on the way is not exactly the interpolated one. mergekit takes the straight line
     when the cosine is above 0.9995, which is where most sibling tensors are; here the arc is exact at every
-    angle. The straight line is left for opposite tensors (within 1e-6 rad) and for zero ones, where there is
-    no arc (``arc: false``).
+    angle. The straight line is left for opposite tensors (within 1e-6 rad) and where one of them is zero:
+    there is no arc (``arc: false``).
     """
 
     name: ClassVar[str] = "slerp"

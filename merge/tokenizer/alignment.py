@@ -44,7 +44,6 @@ class Alignment:
         donor_ids: the ids of the donor's tokenizer.
         rows: rows of the output's embeddings.
         source: what the recipe calls the tokenizer.
-        notes: where the result differs from mergekit's on purpose.
     """
 
     models: tuple[DiskSource, ...]
@@ -53,7 +52,6 @@ class Alignment:
     donor_ids: Mapping[str, int]
     rows: int
     source: str
-    notes: tuple[str, ...] = ()
 
     def remapped(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """A config of the donor's with its token ids (``eos_token_id`` and the like) as they are now."""
@@ -119,10 +117,7 @@ def align(
         if any(name not in model.tensors for name in own):
             config = untied(config)  # its head now has rows of others' heads
         aligned.append(GatheredRows(everyone, number, config, own) if own else model)
-    padding = size - len(chosen.ids)
-    kept = padding > 0 and settings.pad_to_multiple_of is None
-    notes = (f"{padding} rows beyond the tokens are kept; there they are cut",) if kept else ()
-    return Alignment(tuple(aligned), chosen.tokenizer, chosen.ids, ids[donor], size, settings.source, notes)
+    return Alignment(tuple(aligned), chosen.tokenizer, chosen.ids, ids[donor], size, settings.source)
 
 
 def _output_tokenizer(
