@@ -295,15 +295,46 @@ static void NAME(rank)(const uint32_t *key, size_t columns, int narrow, NAME(hal
         NAME(give_ranks)(NAME(sorted)(key, columns, pairs, others), 0, columns, half, out);
 }
 
+/* Puts in the place of ranks what draws leave of the elements: 1, or 1 / p (inverse), or 0; p = least + rise * rank. */
+static void NAME(draw)(uint32_t first, size_t count, const thinning *by, float *restrict out) {
+    uint32_t word[3] = {by->key[0], by->key[1], by->key[2]};
+    float least = by->least, rise = by->rise;
+    int inverse = by->inverse;
+    size_t j = 0;
+#ifdef COMPRESS
+    /* A word is below a float where it is when it is rounded down to a float itself. */
+    __m512i at = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), sign = _mm512_set1_epi32(INT32_MIN);
+    __m512 one = _mm512_set1_ps(1.0f);
+    for (; j + 16 <= count; j += 16) {
+        __m512i x = _mm512_add_epi32(at, _mm512_set1_epi32((int)(first + (uint32_t)j + word[0])));
+        x = _mm512_mullo_epi32(_mm512_xor_si512(x, _mm512_srli_epi32(x, 17)), _mm512_set1_epi32((int)0xed5ad4bbu));
+        x = _mm512_add_epi32(x, _mm512_set1_epi32((int)word[1]));
+        x = _mm512_mullo_epi32(_mm512_xor_si512(x, _mm512_srli_epi32(x, 11)), _mm512_set1_epi32((int)0xac4c1b51u));
+        x = _mm512_add_epi32(x, _mm512_set1_epi32((int)word[2]));
+        x = _mm512_mullo_epi32(_mm512_xor_si512(x, _mm512_srli_epi32(x, 15)), _mm512_set1_epi32((int)0x31848babu));
+        x = _mm512_xor_si512(_mm512_xor_si512(x, _mm512_srli_epi32(x, 14)), sign);
+        __m512 p = _mm512_add_ps(_mm512_mul_ps(_mm512_loadu_ps(out + j), _mm512_set1_ps(rise)), _mm512_set1_ps(least));
+        __m512 drawn = _mm512_cvt_roundepu32_ps(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+        __mmask16 kept = _mm512_cmp_ps_mask(drawn, _mm512_mul_ps(p, _mm512_set1_ps(0x1p32f)), _CMP_LT_OQ);
+        _mm512_storeu_ps(out + j, inverse ? _mm512_maskz_div_ps(kept, one, p) : _mm512_maskz_mov_ps(kept, one));
+    }
+#endif
+    for (; j < count; j++) {
+        double uniform = ((double)(int32_t)NAME(scramble)(first + (uint32_t)j, word) + 2147483648.0) * 0x1p-32;
+        float p = out[j] * rise + least;
+        out[j] = uniform < p ? inverse ? 1.0f / p : 1.0f : 0.0f;
+    }
+}
+
 /* out = 1, or 1 / p (inverse), where a draw keeps an element, else 0; p = least + rise * its rank in its row. */
 static void NAME(draw_by_rank)(const char *source, int type, const char *base, int base_type, size_t start,
                                size_t count, const thinning *by, void *room, float *restrict out) {
     size_t columns = by->columns;
     NAME(halves) *table = room;
     uint64_t *pairs = (uint64_t *)(table + 1), *others = pairs + columns + 16;
-    uint32_t *key = (uint32_t *)(others + columns + 16), word[3] = {by->key[0], by->key[1], by->key[2]};
-    int narrow = type != T_F32 && base_type != T_F32, inverse = by->inverse;
-    float b[TILE], least = by->least, rise = by->rise;
+    uint32_t *key = (uint32_t *)(others + columns + 16);
+    int narrow = type != T_F32 && base_type != T_F32;
+    float b[TILE];
     for (size_t stop = start + count; start < stop; start += columns, out += columns) {
         for (size_t at = 0; at < columns; at += TILE) {
             size_t tile = columns - at < TILE ? columns - at : TILE;
@@ -311,12 +342,7 @@ static void NAME(draw_by_rank)(const char *source, int type, const char *base, i
             NAME(keys)(source, type, b, start + at, tile, key + at);
         }
         NAME(rank)(key, columns, narrow, table, pairs, others, out);
-        for (size_t j = 0; j < columns; j++) {
-            uint32_t index = (uint32_t)(start + j);
-            double uniform = ((double)(int32_t)NAME(scramble)(index, word) + 2147483648.0) * 0x1p-32;
-            float p = out[j] * rise + least;
-            out[j] = uniform < p ? inverse ? 1.0f / p : 1.0f : 0.0f;
-        }
+        NAME(draw)((uint32_t)start, columns, by, out);
     }
 }
 #undef SIGNIFICANDS
