@@ -21,11 +21,11 @@ from tests.helpers import assert_same_bits, read_folder, tensors, write_folder
 RANK = 3
 
 
-def _llama() -> Any:
+def _llama(**settings: Any) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                         num_attention_heads=4, attention_bias=True)  # fmt: skip
+                         num_attention_heads=4, attention_bias=True, **settings)  # fmt: skip
     return LlamaForCausalLM(config)
 
 
@@ -99,6 +99,75 @@ def test_sums_are_pefts(tmp_path: Path, case: str, dtype: torch.dtype) -> None:
             torch.testing.assert_close(tensor, expected[name].to(dtype), rtol=tolerance, atol=tolerance)
         else:
             assert_same_bits(tensor, base[name], name)
+
+
+TIED: dict[str, dict[str, Any]] = {
+    "saved embedding": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "saved head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "saved both": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    "embedding": {"target_modules": ["embed_tokens"]},
+    "head": {"target_modules": ["lm_head"]},
+    "both": {"target_modules": ["embed_tokens", "lm_head"]},
+}
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["apart", "ensure_weight_tying"])
+@pytest.mark.parametrize("stored", ["auto", False], ids=["stored", "lean"])
+@pytest.mark.parametrize("case", TIED)
+def test_a_tied_head_is_what_was_trained(tmp_path: Path, case: str, stored: Any, together: bool) -> None:
+    """Against PEFT's model as it was trained: its merge_and_unload changes both tables, or one twice."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = _llama(tie_word_embeddings=True)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    tokens = torch.arange(40)[None]
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(str(tmp_path / "base"))
+        config = LoraConfig(r=RANK, lora_alpha=5, ensure_weight_tying=together, **TIED[case])
+        trained = get_peft_model(model, config).eval()
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.3)
+        trained.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=stored)
+        expected = trained(tokens).logits
+        merge([f"{tmp_path}/base+{tmp_path}/adapter"], Linear(), out=tmp_path / "out")
+        made = AutoModelForCausalLM.from_pretrained(str(tmp_path / "out"))
+        torch.testing.assert_close(made(tokens).logits, expected, rtol=1e-5, atol=1e-5)
+    assert made.config.tie_word_embeddings is together
+
+
+def test_an_embedding_that_was_only_resized_stays_tied(tmp_path: Path) -> None:
+    config = {"architectures": ["LlamaForCausalLM"], "vocab_size": 11, "tie_word_embeddings": True}
+    state = {k: v for k, v in tensors(0).items() if k != "lm_head.weight"}
+    base = write_folder(tmp_path / "base", state, config=config)
+    table = {"base_model.model.model.embed_tokens.weight": torch.full((13, 8), 2.0)}
+    adapter = _adapter(tmp_path / "held", {**GOOD, **table})
+    assert set(_merged(f"{base}+{adapter}", tmp_path)) == set(state)
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert (written["vocab_size"], written["tie_word_embeddings"]) == (13, True)
+    adapter = _adapter(tmp_path / "trained", {**GOOD, **table}, modules_to_save=["embed_tokens"])
+    with pytest.raises(CheckpointError, match="does not hold the head that was tied to it; save it again"):
+        open_model(f"{base}+{adapter}")
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_tied_head_that_is_called_otherwise_is_not_guessed(tmp_path: Path, together: bool) -> None:
+    config = {"architectures": ["T5ForConditionalGeneration"], "tie_word_embeddings": True}
+    base = write_folder(tmp_path / "base", {"shared.weight": torch.ones(11, 8)}, config=config)
+    table = {"base_model.model.shared.weight": torch.full((11, 8), 2.0)}
+    settings = {"modules_to_save": ["shared"], "ensure_weight_tying": together}
+    pair = f"{base}+{_adapter(tmp_path / 'adapter', table, **settings)}"
+    if together:
+        assert set(open_model(pair).tensors) == {"shared.weight"}
+    else:
+        with pytest.raises(
+            CheckpointError, match="not the head that is tied to it; merge it with PEFT first"
+        ):
+            open_model(pair)
 
 
 def test_an_adapted_bf16_model_is_written_as_bf16_rounded_once(tmp_path: Path) -> None:

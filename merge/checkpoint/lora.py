@@ -30,8 +30,9 @@ from merge_models.merge.checkpoint.source import (
     open_weights,
     read_json,
 )
+from merge_models.merge.checkpoint.tied_head import TiedHead, tied_head
 from merge_models.merge.errors import CheckpointError
-from merge_models.merge.tied import EMBEDDINGS, HEADS
+from merge_models.merge.tied import EMBEDDINGS, HEADS, untied
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,9 +100,10 @@ class Adapted:
         self.metadata = base.metadata
         self._base, self._adapter = base, adapter
         reading = _AdapterReading(base, adapter, settings)
-        self._changes = reading.changes
+        self._changes, self._borrowed = reading.changes, reading.borrowed
         self.tensors: dict[str, TensorInfo] = {}
-        for name, info in {**base.tensors, **reading.replaced}.items():
+        borrowed = {name: replace(info, name=name) for name, info in reading.borrowed.items()}
+        for name, info in {**base.tensors, **reading.replaced, **borrowed}.items():
             if name in reading.changes:
                 wide = "F64" if info.dtype.code == "F64" else "F32"
                 info = replace(info, dtype=BY_CODE[wide], stored_as=info.dtype)
@@ -134,7 +136,7 @@ class Adapted:
         return self._base.nbytes + self._adapter.nbytes
 
     def stored(self, info: TensorInfo) -> tuple[TensorInfo, ...]:
-        own = replace(info, dtype=info.own_dtype, stored_as=None)
+        own = self._under(info)
         under = (own,) if info.file in self._adapter.files else self._base.stored(own)
         change = self._changes.get(info.name)
         if change is None:
@@ -164,7 +166,7 @@ class Adapted:
         change = self._changes.get(info.name)
         if change is None:
             owner = self._adapter if info.file in self._adapter.files else self._base
-            return owner.read(info, start, stop, buffer)
+            return owner.read(self._under(info), start, stop, buffer)
         size = info.dtype.size
         first, last = start // size, stop // size
         out = _as_tensor(buffer[: stop - start], info)
@@ -178,9 +180,13 @@ class Adapted:
             out.copy_(self._renormed(info, change, change.magnitude, first, last))
         return buffer[: stop - start]
 
+    def _under(self, info: TensorInfo) -> TensorInfo:
+        """The tensor that lies under the adapter's change, as its owner knows it."""
+        return self._borrowed.get(info.name) or replace(info, dtype=info.own_dtype, stored_as=None)
+
     def _stored(self, info: TensorInfo, first: int, last: int) -> Tensor:
         """Elements of the tensor under the adapter."""
-        own = replace(info, dtype=info.own_dtype, stored_as=None)
+        own = self._under(info)
         size = own.dtype.size
         owner = self._adapter if info.file in self._adapter.files else self._base
         buffer = np.empty((last - first) * size, dtype=np.uint8)
@@ -291,6 +297,7 @@ class _AdapterReading:
     Attributes:
         changes: what is added, by the base's tensor names.
         replaced: tensors that the adapter holds whole, under the base's names.
+        borrowed: heads that are the base's embedding, and no longer the model's.
         config: the base's config.json, changed where the adapter resizes the vocabulary or unties the head.
     """
 
@@ -299,7 +306,11 @@ class _AdapterReading:
         self._where = str(adapter.folder)
         self.changes: dict[str, _Factors | _Bias] = {}
         self.replaced: dict[str, TensorInfo] = {}
+        self.borrowed: dict[str, TensorInfo] = {}
         self.config = dict(base.config)
+        self._known, tied = dict(base.tensors), tied_head(base)
+        if tied is not None:
+            self._known.setdefault(tied.name, replace(tied.embedding, name=tied.name))
         self._check_settings()
         modules: dict[str, dict[str, TensorInfo]] = {}
         for name, info in adapter.tensors.items():
@@ -312,6 +323,8 @@ class _AdapterReading:
         self._square = self._squares_transposed(modules)
         for module, parts in modules.items():
             self._adapt(module, parts)
+        if tied is not None:
+            self._settle_head(tied)
 
     def _check_settings(self) -> None:
         kind = self._settings.get("peft_type")
@@ -331,9 +344,9 @@ class _AdapterReading:
 
     def _base_name(self, name: str) -> str | None:
         """The base's name of a tensor: the same, or the same but for leading modules where that is unique."""
-        if name in self._base.tensors:
+        if name in self._known:
             return name
-        near = [n for n in self._base.tensors if n.endswith(f".{name}") or name.endswith(f".{n}")]
+        near = [n for n in self._known if n.endswith(f".{name}") or name.endswith(f".{n}")]
         return near[0] if len(near) == 1 else None
 
     def _misfit(self, name: str, why: str) -> CheckpointError:
@@ -347,24 +360,49 @@ class _AdapterReading:
         plain = re.sub(r"\.modules_to_save(\.default)?(?=\.)|\.base_layer(?=\.)", "", name)
         plain = plain.removeprefix(_PREFIX)
         target = self._base_name(plain)
-        if (
-            target is None
-            and plain == "lm_head.weight"
-            and self._base.config.get("tie_word_embeddings", True)
-        ):
-            target = plain
-            self.config["tie_word_embeddings"] = False
-        elif target is None:
+        if target is None:
             raise self._misfit(name, "fits no tensor of")
-        else:
-            there = self._base.tensors[target].shape
-            if info.shape[1:] != there[1:] or len(info.shape) != len(there):
+        there = self._known[target].shape
+        if info.shape[1:] != there[1:] or len(info.shape) != len(there):
+            raise self._misfit(name, f"is {list(info.shape)}, not {list(there)} as in")
+        if info.shape != there:
+            if len(there) != 2 or not target.endswith((*EMBEDDINGS, *HEADS)):
                 raise self._misfit(name, f"is {list(info.shape)}, not {list(there)} as in")
-            if info.shape != there:
-                if len(there) != 2 or not target.endswith((*EMBEDDINGS, *HEADS)):
-                    raise self._misfit(name, f"is {list(info.shape)}, not {list(there)} as in")
-                self.config = resized_config(self.config, there[0], info.shape[0])
+            self.config = resized_config(self.config, there[0], info.shape[0])
         self.replaced[target] = replace(info, name=target)
+
+    def _settle_head(self, tied: TiedHead) -> None:
+        """Where the head is the base's embedding: whether both have the same table still.
+
+        An embedding that is only held whole, as PEFT does after resizing it, is not trained apart.
+        """
+        head, embedding = tied.name, tied.embedding.name
+        saved = self._settings.get("modules_to_save")
+        names = saved if isinstance(saved, list) else []
+        whole = any(embedding.removesuffix(".weight").endswith(str(name)) for name in names)
+        both = embedding in self.changes or embedding in self.replaced
+        if both and self._settings.get("ensure_weight_tying"):
+            if not tied.stored:
+                self.changes.pop(head, None)
+                self.replaced.pop(head, None)
+            return
+        in_embedding = embedding in self.changes or (whole and embedding in self.replaced)
+        in_head = head in self.changes or head in self.replaced
+        if not in_head and not (in_embedding and (tied.exists or tied.elsewhere)):
+            return
+        if tied.elsewhere and in_embedding:
+            raise CheckpointError(
+                f"{self._where}: trains the embedding of {self._base.label} and not the head that is tied to"
+                " it; merge it with PEFT first"
+            )
+        if head not in self.replaced and not tied.stored:
+            if self.replaced.get(embedding, tied.embedding).shape != tied.embedding.shape:
+                raise CheckpointError(
+                    f"{self._where}: resizes the embedding, but does not hold the head that was tied to it;"
+                    " save it again with PEFT's save_embedding_layers=True"
+                )
+            self.borrowed[head] = tied.embedding
+        self.config = untied(self.config)
 
     def _squares_transposed(self, modules: Mapping[str, Mapping[str, TensorInfo]]) -> bool:
         """Whether square matrices are stored input first: as the others are, else as the config says."""
@@ -373,7 +411,7 @@ class _AdapterReading:
             if name is None or "lora_A" not in parts or "lora_B" not in parts:
                 continue
             rows, columns = parts["lora_B"].shape[0], parts["lora_A"].shape[-1]
-            if rows != columns and self._base.tensors[name].shape == (columns, rows):
+            if rows != columns and self._known[name].shape == (columns, rows):
                 return True
         return bool(self._settings.get("fan_in_fan_out"))
 
@@ -389,7 +427,7 @@ class _AdapterReading:
         name = self._base_name(f"{plain}.weight")
         if name is None:
             raise self._misfit(first, "fits no tensor of")
-        target = self.replaced.get(name, self._base.tensors[name])
+        target = self.replaced.get(name, self._known[name])
         scale = self._scale(plain, inner, outer)
         shape, rows, columns = target.shape, outer.shape[0], inner.shape[1:]
         plainly, turned = (rows, *columns), (*columns, rows)
@@ -412,7 +450,7 @@ class _AdapterReading:
 
     def _adapt_bias(self, module: str, vector: TensorInfo, scale: float) -> None:
         name = self._base_name(f"{module}.bias")
-        if name is None or self._base.tensors[name].shape != vector.shape:
+        if name is None or self._known[name].shape != vector.shape:
             raise self._misfit(vector.name, "fits no bias of")
         self.changes[name] = _Bias(vector, scale)
 
