@@ -104,7 +104,8 @@ class WeightDiagnosis(Record):
         tensors: one record a tensor, in the model's order; ``depth``: one a layer.
         cosine: of the parents' whole deltas (or of the parents), over all tensors together.
         delta_norms: norm of each parent's whole delta, over the base's norm (None without a base).
-        norm_ratio, delta_norm_ratio: of the whole model.
+        norm_ratio, delta_norm_ratio: of the whole model. Where its layers came from different parents, the
+            mean norms are of those that each came from, and what is told of all parents together is None.
         sign_conflict: over all coordinates together.
         parent_share, effective_parents, unexplained: of the whole model; ``mean_norm_ratio``,
             ``mean_delta_norm_ratio`` likewise.
