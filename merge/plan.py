@@ -16,6 +16,7 @@ from merge_models.merge.checkpoint.layout import OutputTensor
 from merge_models.merge.checkpoint.source import Source
 from merge_models.merge.checkpoint.stacked import Stack
 from merge_models.merge.errors import PlanError
+from merge_models.merge.fit import Made, fitting_donor
 from merge_models.merge.quantised import check_not_quantised
 from merge_models.merge.strategies.base import (
     AbstractKernelStrategy,
@@ -215,17 +216,19 @@ def make_plan(models: Sequence[Source], assembly: Assembly, out_dtype: DType | N
 
     Raises:
         PlanError: a tensor is missing or has another shape somewhere, models do not fit each other or
-            the strategy, or there is nothing to merge.
+            the strategy, there is nothing to merge, or the output would fit no model's config.
     """
     _check_configs(models)
-    donor = models[assembly.donor]
     tensors = [_plan_tensor(assignment, models, out_dtype) for assignment in assembly.assignments]
     if not tensors:
-        raise PlanError(f"{donor.label}: holds no tensors")
-    untied = any(is_head(t.name) and _is_untied(t, models, donor) for t in tensors)
+        raise PlanError(f"{models[assembly.donor].label}: holds no tensors")
+    output = [Made(tensor.name, tensor.shape, tensor.parents[0].model) for tensor in tensors]
+    donor, fitted = fitting_donor(models, assembly.donor, output, {stack.prefix for stack in assembly.stacks})
+    untied = any(is_head(t.name) and _is_untied(t, models, models[donor]) for t in tensors)
+    remarks = [*assembly.remarks, *([fitted] if fitted else []), *_shared(tensors)]
     return Plan(
-        tuple(models), tuple(tensors), assembly.donor, assembly.dropped, untied, assembly.stacks,
-        remarks=(*assembly.remarks, *_shared(tensors)),
+        tuple(models), tuple(tensors), donor, assembly.dropped, untied, assembly.stacks,
+        remarks=tuple(remarks),
     )  # fmt: skip
 
 

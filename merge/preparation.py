@@ -149,12 +149,8 @@ def prepare(
     opened = {model.label: model for model in (*models, *aides)}
     names = names_of(loaded, opened, results)
     assembly = assemble(loaded, models)
-    template = None
-    if loaded.chat_template is not None:
-        from merge_models.merge.tokenizer.chat import choose_template
-
-        template = choose_template(loaded.chat_template, models, models[assembly.donor])
-    settings, alignment = loaded.tokenizer_settings(), None
+    template = _template(loaded, models, assembly.donor)
+    settings, alignment, found = loaded.tokenizer_settings(), None, models
     if settings is not None:
         from merge_models.merge.tokenizer.alignment import align
 
@@ -164,6 +160,8 @@ def prepare(
     plan = make_plan(models, assembly, out_dtype)
     adapted = any(len(model.paths) > 1 for model in opened.values())
     plan = replace(plan, notes=differences(Case(loaded, plan, alignment, adapted)))
+    if plan.donor != assembly.donor:
+        template = _template(loaded, found, plan.donor)
     donor = models[plan.donor]
     written = {tensor.name for tensor in plan.tensors}
     made = ("format", RECIPE_KEY, RECIPE_DIGEST_KEY, *written)
@@ -179,6 +177,14 @@ def prepare(
     )
     prepared.config()  # what it refuses is to be known now, not when all is merged
     return prepared
+
+
+def _template(recipe: Recipe, models: Sequence[DiskSource], donor: int) -> str | None:
+    if recipe.chat_template is None:
+        return None
+    from merge_models.merge.tokenizer.chat import choose_template
+
+    return choose_template(recipe.chat_template, models, models[donor])
 
 
 def _sidecars(donor: DiskSource) -> Sidecars:

@@ -79,6 +79,12 @@ def stacked_config(
     return result
 
 
+def layer_counts(config: Mapping[str, Any]) -> set[int]:
+    """Every number of layers that a config gives, whichever stack it is of."""
+    sections = [_section(config, path) for path in _paths(config)]
+    return {section[key] for section in sections for key in _counts_of(section)}
+
+
 def _refuse_unless_alike(stack: Stack, count: int | None, shared: Sequence[str]) -> None:
     """Nothing need be known of a config where a stack keeps all of its layers in their places."""
     if [layer for _, layer in stack.origins] == list(range(count or 0)):

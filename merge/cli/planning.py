@@ -130,9 +130,8 @@ def plan_text(prepared: Prepared, memory: Budget) -> str:
     lines.append(f"  merged {counted(len(merged), 'tensor')}; written as {dtypes}")
     lines += [f"  merged {t.name}: {t.note}" for t in merged if t.note]
     if taken:
-        lines.append(
-            f"  copied {counted(len(taken), 'tensor')} of {prepared.donor.label}, which only: leaves out"
-        )
+        owner = plan.models[taken[0].parents[0].model].label
+        lines.append(f"  copied {counted(len(taken), 'tensor')} of {owner}, which only: leaves out")
     lines += [f"  copied {t.name}: {t.note}" for t in copied]
     lines += [f"  dropped {name} of {model}: {reason}" for name, model, reason in plan.dropped]
     tokenizer = _tokenizer_of(prepared)
