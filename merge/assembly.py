@@ -11,6 +11,7 @@ from merge_models.merge.checkpoint.layers import depth, place_of, stacks
 from merge_models.merge.checkpoint.source import Source
 from merge_models.merge.checkpoint.stacked import Stack
 from merge_models.merge.errors import PlanError, RecipeError, did_you_mean
+from merge_models.merge.hints import gradients_for_models
 from merge_models.merge.recipe import Module, OutputSlice, Recipe
 from merge_models.merge.settings import look_up, matches, patterns
 from merge_models.merge.strategies import AbstractStrategy, find_strategy, parameters_of
@@ -435,7 +436,7 @@ def _only(recipe: Recipe, assignment: Assignment, donor: int, models: Sequence[S
 
 
 def _remarks(recipe: Recipe, assignments: Sequence[Assignment]) -> list[str]:
-    """What a recipe says without any effect."""
+    """What a recipe says without any effect, or with another one than its author may expect."""
     strategy, levels = find_strategy(recipe.merge_method), recipe.levels()
     ignored = [key for key in strategy.ignored if any(key in level for level in levels)]
     told = [f"ignored: {key} changes nothing in {strategy.name}, as in mergekit" for key in ignored]
@@ -451,4 +452,4 @@ def _remarks(recipe: Recipe, assignments: Sequence[Assignment]) -> list[str]:
             told.append(
                 f"the filter '{printable(pattern)}' of parameter '{printable(key)}' matches no tensor"
             )
-    return told
+    return [*told, *gradients_for_models(recipe)]

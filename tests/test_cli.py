@@ -30,6 +30,7 @@ from merge_models.merge.progress import Progress
 from .helpers import (
     CONFIG,
     SHAPES,
+    assert_same_bits,
     entry,
     kept,
     listing,
@@ -235,6 +236,28 @@ MISTAKES: dict[str, tuple[Callable[[Path], Sequence[object]], list[str]]] = {
         _say("merge", *OUT, "--set", "weight=2020-13-45"),
         ["--set", "not valid YAML"],
     ),
+    "setting of nothing": (_say("merge", *OUT, "--set", "weight="), ["--set 'weight='", "has no value"]),
+    "setting given twice": (
+        _say("merge", *OUT, "--set", "weight=1", "--set", "weight=.5,.5"),
+        ["--set weight stands twice"],
+    ),
+    "setting of too many models": (
+        _say("merge", *OUT, "--set", "weight=.5,.3,.2"),
+        ["has 3 values for 2 models", "weight=[.5,.3,.2]"],
+    ),
+    "setting with a gap": (_say("merge", *OUT, "--set", "weight=.5,"), ["'weight=.5,'", "a value is empty"]),
+    "setting for all by model": (
+        _say("merge", *OUT, "--set", "normalize=true,false"),
+        ["'normalize' is one for all models", "normalize=[true,false]"],
+    ),
+    "setting by model and weights": (
+        _say("merge", *OUT, "--set", "weight=.5,.5", "--weights", ".5,.5"),
+        ["--weights and --set weight both"],
+    ),
+    "setting by model out of range": (
+        _say("merge", *OUT, "--base", "m2", "-m", "ties", "--set", "density=.5,7"),
+        ["'density'", "in [0, 1]", "7"],
+    ),
     "unknown dtype asked for": (_say("merge", *OUT, "--dtype", "bf17"), ["'bf17'", "did you mean 'bf16'?"]),
     "dtype of integers": (_say("merge", *OUT, "--dtype", "int8"), ["'int8'", "known:", "float32"]),
     "shard size of words": (_say("merge", *OUT, "--shard-size", "big"), ["shard size 'big'", "write 5GB"]),
@@ -382,6 +405,29 @@ def test_methods_fit_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch)
 # Options
 
 
+def test_one_value_per_model_is_no_gradient(place: Path) -> None:
+    """``--set density=.3,.5`` is one for each model, a list in brackets runs over depth, as in mergekit."""
+    ties = ("merge", "m0", "m1", "--base", "m2", "-m", "ties")
+    listed = call(*ties, "-o", "listed", "--set", "density=.3,.5")
+    bracketed = call(*ties, "-o", "bracketed", "--set", "density=[.3,.5]")
+    assert "note" not in listed.output
+    assert "note: density: [0.3, 0.5] is a gradient from the first layer to the last" in bracketed.output
+    assert "--set density=0.3,0.5" in bracketed.output
+    assert "note" not in call(*ties, "-o", "three", "--set", "density=[.3,.5,.7]").output
+    assert call(*ties, "-o", "quiet", "--set", "density=[.3,.5]", "-q").output == ""
+    recipe = {
+        "merge_method": "ties",
+        "base_model": "m2",
+        "models": [{"model": f"m{n}", "parameters": {"density": d}} for n, d in enumerate((0.3, 0.5))],
+    }
+    Path("recipe.yml").write_text(json.dumps(recipe))
+    call("run", "recipe.yml", "-o", "written", "-q")
+    wanted, gradient = read_folder(place / "written"), read_folder(place / "bracketed")
+    for name, tensor in read_folder(place / "listed").items():
+        assert_same_bits(tensor, wanted[name], name)
+    assert any(not torch.equal(wanted[name], gradient[name]) for name in wanted)
+
+
 def test_weights_settings_and_dtype_reach_the_merge(place: Path) -> None:
     parts = [read_folder(place / f"m{n}") for n in range(3)]
 
@@ -393,6 +439,7 @@ def test_weights_settings_and_dtype_reach_the_merge(place: Path) -> None:
     for options, weights in [
         (("--weights", ".5,.3,.2"), (0.5, 0.3, 0.2)),
         (("--weights", " 5, 3, 2 "), (0.5, 0.3, 0.2)),
+        (("--set", "weight=.5, 3e-1,.2"), (0.5, 0.3, 0.2)),
         (("--weights", "1,2,-1", "--set", "normalize=false"), (1.0, 2.0, -1.0)),
         (("--set", "weight=2e-1", "--set", "normalize=false"), (0.2, 0.2, 0.2)),
         (("-m", "soup", "--seed", "7"), (1 / 3, 1 / 3, 1 / 3)),

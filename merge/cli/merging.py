@@ -77,10 +77,7 @@ def _run(recipe: Recipe, options: dict[str, Any]) -> None:
     with Progress(quiet) as progress:
 
         def planned(prepared: Prepared) -> None:
-            if verbose and not quiet:
-                click.echo(
-                    plan_text(prepared, memory_of(prepared, options["threads"], options["max_memory"]))
-                )
+            _tell_plan(prepared, options, quiet, verbose)
             if review:
                 review.check(prepared)
             progress.start(prepared.plan.bytes_out)
@@ -102,6 +99,17 @@ def _run(recipe: Recipe, options: dict[str, Any]) -> None:
         review.close()
 
 
+def _tell_plan(prepared: Prepared, options: dict[str, Any], quiet: bool, verbose: bool) -> None:
+    """Prints what a recipe's author may not expect, or the whole plan."""
+    if quiet:
+        return
+    if verbose:
+        click.echo(plan_text(prepared, memory_of(prepared, options["threads"], options["max_memory"])))
+    else:
+        for remark in prepared.plan.remarks:
+            click.echo(printable(f"note: {remark}", 2000))
+
+
 def _run_several(recipes: Sequence[Recipe], intermediate_dir: Path | None, options: dict[str, Any]) -> None:
     from merge_models.merge.multi import run_recipes
     from merge_models.merge.progress import Progress
@@ -113,10 +121,7 @@ def _run_several(recipes: Sequence[Recipe], intermediate_dir: Path | None, optio
     with Progress(quiet) as progress:
 
         def planned(prepared: Prepared) -> None:
-            if verbose and not quiet:
-                click.echo(
-                    plan_text(prepared, memory_of(prepared, options["threads"], options["max_memory"]))
-                )
+            _tell_plan(prepared, options, quiet, verbose)
             progress.start(prepared.plan.bytes_out)
 
         steps = run_recipes(

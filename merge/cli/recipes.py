@@ -22,7 +22,14 @@ def strategy_options(command: Any) -> Any:
         click.option("-m", "--method", default="linear", show_default=True, help="Strategy."),
         click.option("--base", help="Base model: path or Hub id."),
         click.option("--weights", help="One weight per model: .5,.3,.2"),
-        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A parameter."),
+        click.option(
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="A parameter (repeat): density=.3, one value per model: density=.3,.5, or a gradient from"
+            " the first layer to the last: density=[.3,.5].",
+        ),
         click.option("--dtype", help="Output dtype [default: that of the models]."),
         click.option("--seed", default=0, show_default=True, help="Key of all randomness."),
     ]
@@ -54,19 +61,20 @@ def recipe_from(
     from merge_models.merge.recipe import parse_recipe
 
     shares = _weights(weights, len(models))
-    parameters = dict(_setting(text) for text in settings)
-    if shares and "weight" in parameters:
+    shared, own = _parameters(settings, method, len(models))
+    if shares and ("weight" in shared or "weight" in own):
         raise RecipeError("--weights and --set weight both give weights; leave one out")
+    own = {**own, **({"weight": shares} if shares else {})}
     entries = [
-        {"model": model, "parameters": {"weight": share} if shares else {}}
-        for model, share in zip(models, shares or [None] * len(models), strict=True)
+        {"model": model, "parameters": {key: values[number] for key, values in own.items()}}
+        for number, model in enumerate(models)
     ]
     return parse_recipe(
         {
             "merge_method": method,
             "models": entries,
             "base_model": base,
-            "parameters": parameters,
+            "parameters": shared,
             "dtype": dtype,
             "seed": seed,
         },
@@ -97,14 +105,51 @@ def _weights(text: str | None, count: int) -> list[float] | None:
     return values
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def _parameters(
+    settings: Sequence[str], method: str, count: int
+) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Parameters that are one for all models, and those with one value per model."""
+    from merge_models.merge.strategies import find_strategy, parameters_of
+
+    known = parameters_of(find_strategy(method)) if settings else {}
+    shared: dict[str, Any] = {}
+    own: dict[str, list[Any]] = {}
+    for text in settings:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise RecipeError(f"--set '{text}' is not KEY=VALUE; write --set lambda=0.5")
+        if not value.strip():
+            raise RecipeError(f"--set '{text}' has no value; write --set {key}=VALUE, or leave it out")
+        if key in shared or key in own:
+            raise RecipeError(f"--set {key} stands twice; leave one out")
+        if key not in known or not _is_list(value):
+            shared[key] = _value(text, value)
+        elif not known[key].per_model:
+            raise RecipeError(
+                f"--set '{text}': '{key}' is one for all models; a gradient over depth is {key}=[{value}]"
+            )
+        else:
+            own[key] = [_value(text, word) for word in value.split(",")]
+            if len(own[key]) != count:
+                raise RecipeError(
+                    f"--set '{text}' has {counted(len(own[key]), 'value')} for {counted(count, 'model')};"
+                    f" give one per model, or a gradient over depth: {key}=[{value}]"
+                )
+    return shared, own
+
+
+def _is_list(value: str) -> bool:
+    """Whether it is a plain list: ``.3,.5``; brackets and quotes are YAML's."""
+    return "," in value and not any(sign in value for sign in "[]{}\"'")
+
+
+def _value(text: str, value: str) -> Any:
     from merge_models.merge.recipe import parse_yaml
 
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"--set '{text}' is not KEY=VALUE; write --set lambda=0.5")
     try:
-        return key, parse_yaml(value)
+        if not value.strip():
+            raise RecipeError("a value is empty; write one value per model: .3,.5")
+        return parse_yaml(value)
     except RecipeError as error:
         raise RecipeError(f"--set '{text}': {error}") from None
 
