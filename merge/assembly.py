@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from merge_models.merge.accepted import check_parameters
 from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.checkpoint.layers import depth, place_of, stacks
 from merge_models.merge.checkpoint.source import Source
 from merge_models.merge.checkpoint.stacked import Stack
-from merge_models.merge.errors import PlanError, RecipeError, did_you_mean
+from merge_models.merge.errors import PlanError, RecipeError
 from merge_models.merge.hints import gradients_for_models
 from merge_models.merge.recipe import Module, OutputSlice, Recipe
 from merge_models.merge.settings import look_up, matches, patterns
@@ -88,21 +89,6 @@ class StrategyFactory:
     shared: Levels
     _made: dict[tuple[Any, ...], AbstractStrategy] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        strategy = find_strategy(self.method)
-        known = parameters_of(strategy)
-        for level in [*self.shared, *(level for levels in self.entries for level in levels)]:
-            for key in level:
-                if key not in known and key not in strategy.ignored:
-                    hint = did_you_mean(str(key), known)
-                    raise RecipeError(f"{self.method} has no parameter '{printable(str(key))}'{hint}")
-        for key, parameter in known.items():
-            own = [levels[0].get(key) for levels in self.entries if levels]
-            if not parameter.per_model and any(value is not None for value in own):
-                given = {repr(value) for value in own}
-                if len(given) > 1:
-                    raise RecipeError(f"parameter '{key}' of {self.method} is one for all models")
-
     def make(self, name: str, at: float, theirs: Sequence[str] | None = None) -> AbstractStrategy:
         """The strategy of a tensor by its name and depth.
 
@@ -122,8 +108,7 @@ class StrategyFactory:
                 given = tuple(look_up(levels, parameter, own, at) for levels, own in places)
                 values[parameter.field] = given
             else:
-                levels = [*(self.entries[0][:1] if self.entries else ()), *self.shared]
-                values[parameter.field] = look_up(levels, parameter, name, at)
+                values[parameter.field] = look_up(self.shared, parameter, name, at)
         made = (*((k, repr(v)) for k, v in values.items()),)
         if made not in self._made:
             self._made[made] = kind(**values).resolved(len(self.entries))
@@ -203,11 +188,12 @@ def assemble(recipe: Recipe, models: Sequence[Source]) -> Assembly:
         RecipeError: parameters, slices or modules are wrong.
         PlanError: a model does not have the layers or modules that the recipe takes from it.
     """
+    accepted = check_parameters(recipe)
     index = {name: number for number, name in enumerate(recipe.model_names())}
     parts = [_assemble_part(recipe, name, part, models, index) for name, part in recipe.parts()]
     assignments = [a for part in parts for a in part.assignments]
     donor = index[recipe.base_model] if recipe.base_model else parts[0].donor
-    told = _remarks(recipe, assignments)
+    told = [*accepted, *_remarks(recipe, assignments)]
     if recipe.only is not None:
         _check_only(recipe.only, assignments)
         assignments = [_only(recipe, a, donor, models) for a in assignments]
@@ -437,9 +423,7 @@ def _only(recipe: Recipe, assignment: Assignment, donor: int, models: Sequence[S
 
 def _remarks(recipe: Recipe, assignments: Sequence[Assignment]) -> list[str]:
     """What a recipe says without any effect, or with another one than its author may expect."""
-    strategy, levels = find_strategy(recipe.merge_method), recipe.levels()
-    ignored = [key for key in strategy.ignored if any(key in level for level in levels)]
-    told = [f"ignored: {key} changes nothing in {strategy.name}, as in mergekit" for key in ignored]
+    levels, told = recipe.levels(), list[str]()
     pieces = [piece for _, part in recipe.parts() for piece in part.slices or ()]
     if any(piece.residual_weight is not None for piece in pieces):
         told.append("ignored: residual_weight changes nothing, as in mergekit")

@@ -13,18 +13,11 @@ from merge_models.merge.plan import Plan, TensorPlan
 from merge_models.merge.recipe import Recipe
 from merge_models.merge.settings import is_gradient
 from merge_models.merge.strategies import AbstractStrategy, find_strategy
+from merge_models.merge.strategies.mergekit import METHODS
 from merge_models.merge.tied import is_head
 
 if TYPE_CHECKING:
     from merge_models.merge.tokenizer.alignment import Alignment
-
-MERGEKIT = frozenset(
-    """
-    arcee_fusion breadcrumbs breadcrumbs_ties dare_linear dare_ties della della_linear karcher linear
-    model_stock multislerp nearswap nuslerp passthrough ram ramplus_tl sce slerp task_arithmetic ties
-    """.split()
-)
-"""The methods of mergekit 0.1.5."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +65,7 @@ class Difference:
 
 def differences(case: Case) -> tuple[str, ...]:
     """What a plan says; nothing for methods that mergekit has not."""
-    return tuple(one.told for one in DIFFERENCES if case.method in MERGEKIT and one.applies(case))
+    return tuple(one.told for one in DIFFERENCES if case.method in METHODS and one.applies(case))
 
 
 def _computes_narrowly(case: Case) -> bool:

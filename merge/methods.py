@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from merge_models.merge.accepted import ignored_by
 from merge_models.merge.strategies import STRATEGIES, AbstractStrategy, find_strategy, parameters_of
 
 NARROW = 100
@@ -79,9 +80,9 @@ def describe(name: str, as_json: bool = False, width: int = 0) -> str:
             f" {parameter.range_text()}): {parameter.doc}"
         )
         facts += _wrapped(told, width, "  ", "      ")
-    if strategy.ignored:
-        told = f"accepted in recipes, as by mergekit, without effect: {', '.join(strategy.ignored)}"
-        facts += _wrapped(told, width)
+    facts += _wrapped(
+        "Other parameters of mergekit's methods are accepted in recipes, without effect.", width
+    )
     return "\n\n".join("\n".join(lines) for lines in [*parts, facts])
 
 
@@ -138,5 +139,5 @@ def _document(strategy: type[AbstractStrategy]) -> dict[str, Any]:
             }
             for p in parameters_of(strategy).values()
         ],
-        "ignored": list(strategy.ignored),
+        "ignored": ignored_by(strategy),
     }

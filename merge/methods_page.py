@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 
-from merge_models.merge.methods import models_text, summary
+from merge_models.merge.methods import NARROW, models_text, summary
 from merge_models.merge.strategies import STRATEGIES, AbstractStrategy, parameters_of
+from merge_models.merge.strategies.mergekit import PARAMETERS
 
 _HEAD = """\
 # Methods
@@ -14,6 +16,10 @@ Every strategy, by its name in recipes and after `-m`. `merge-models methods --m
 from the code; `merge-models methods NAME` tells the same on a terminal. *base*: whether it measures
 parents against a base model. *models*: how many parents it takes. Parameters marked *each* may differ
 from model to model; all may differ from tensor to tensor ([recipes](recipes.md)).
+
+Recipes may give every method all parameters of mergekit's methods:
+{}.
+Those that a method does not have change nothing, as in mergekit, and the plan says so.
 """
 
 
@@ -21,7 +27,9 @@ def methods_page() -> str:
     """The page, as Markdown."""
     rows = ["| method | carrier | base | models | what it does |", "|---|---|---|---|---|"]
     rows += [_row(strategy) for strategy in STRATEGIES]
-    return "\n\n".join([_HEAD.rstrip(), "\n".join(rows), *map(_section, STRATEGIES)]) + "\n"
+    names = textwrap.fill(", ".join(f"`{name}`" for name in sorted(PARAMETERS)), NARROW)
+    head = _HEAD.rstrip().format(names)
+    return "\n\n".join([head, "\n".join(rows), *map(_section, STRATEGIES)]) + "\n"
 
 
 def _row(strategy: type[AbstractStrategy]) -> str:
@@ -46,9 +54,6 @@ def _section(strategy: type[AbstractStrategy]) -> str:
                 ["| parameter | default | values | what it is |", "|---|---|---|---|", *_rows(strategy)]
             )
         )
-    if strategy.ignored:
-        names = ", ".join(f"`{name}`" for name in strategy.ignored)
-        parts.append(f"Accepted in recipes, as by mergekit, without effect: {names}.")
     return "\n\n".join(parts)
 
 

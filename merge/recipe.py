@@ -137,11 +137,21 @@ class Recipe(_Strict):
 
     def levels(self) -> list[dict[str, Any]]:
         """The parameters of every level: the recipe's, and its modules', slices' and models'."""
-        levels = [self.parameters]
+        return [*self.shared_levels(), *self.own_levels()]
+
+    def shared_levels(self) -> list[dict[str, Any]]:
+        """The parameters of the recipe, and of its modules and slices."""
+        parts = [part for _, part in self.parts()]
+        pieces = [piece.parameters for part in parts for piece in part.slices or ()]
+        return [self.parameters, *(part.parameters for part in parts), *pieces]
+
+    def own_levels(self) -> list[dict[str, Any]]:
+        """The parameters of single models."""
+        levels: list[dict[str, Any]] = []
         for _, part in self.parts():
-            levels += [part.parameters, *(entry.parameters for entry in part.models or ())]
+            levels += [entry.parameters for entry in part.models or ()]
             for piece in part.slices or ():
-                levels += [piece.parameters, *(source.parameters for source in piece.sources)]
+                levels += [source.parameters for source in piece.sources]
         return levels
 
     def model_names(self) -> list[str]:

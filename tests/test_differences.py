@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 
 from merge_models.merge import prepare, strategies
 from merge_models.merge.cli import main
-from merge_models.merge.differences import DIFFERENCES, MERGEKIT
+from merge_models.merge.differences import DIFFERENCES
 from merge_models.merge.recipe import parse_recipe
+from merge_models.merge.strategies.mergekit import METHODS
 
 from .helpers import CONFIG, tensors, write_folder, write_json
 from .test_tokenizers import _model as llama_with
@@ -170,6 +171,6 @@ def test_lines_are_printed_as_the_page_says(
 def test_methods_that_mergekit_has_not_differ_from_nothing(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert {kind.name for kind in strategies.STRATEGIES} >= MERGEKIT
+    assert {kind.name for kind in strategies.STRATEGIES} >= METHODS
     monkeypatch.chdir(place)
     assert prepare(parse_recipe(models("unit_mean", "n", "m", weight=[1, 2]))).plan.notes == ()

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -28,6 +29,7 @@ from merge_models.merge.checkpoint.dtypes import BY_CODE
 from merge_models.merge.errors import did_you_mean, printable
 from merge_models.merge.recipe import parse_recipe, parse_yaml, recipe_of
 from merge_models.merge.strategies import STRATEGIES, AbstractStrategy, parameters_of
+from merge_models.merge.strategies.mergekit import METHODS
 
 from .helpers import assert_same_bits, listing, merge_states, read_folder, tensors, write_folder, write_models
 
@@ -129,9 +131,10 @@ def test_what_is_no_recipe(case: str, tmp_path: Path) -> None:
 WRONG_PARAMETERS: dict[str, tuple[str, list[str]]] = {
     "an unknown one": (
         "parameters: {weigth: 1}",
-        ["linear has no parameter 'weigth'", "did you mean 'weight'?"],
+        ["linear has no parameter 'weigth'", "did you mean 'weight'?", "linear has normalize, weight"],
     ),
-    "another method's": ("parameters: {lambda: 1}", ["no parameter 'lambda'", "known: normalize, weight"]),
+    "nobody's": ("parameters: {zzz: 1}", ["no parameter 'zzz'", "known: normalize, weight"]),
+    "another's that mergekit has not": ("parameters: {origin: zero}", ["no parameter 'origin'"]),
     "a word": ("parameters: {weight: heavy}", ["'weight' takes a number", "'heavy'"]),
     "a boolean": ("parameters: {weight: true}", ["'weight' takes a number", "True"]),
     "not a number": ("parameters: {weight: .nan}", ["'weight'", "finite", "nan"]),
@@ -165,11 +168,17 @@ def test_wrong_parameters_are_known_before_anything_runs(
     assert listing(tmp_path) == before
 
 
-def test_one_parameter_for_all_may_not_differ_by_model(tmp_path: Path) -> None:
-    paths = write_models(tmp_path, 2)
-    models = [{"model": path, "parameters": {"normalize": n == 0}} for n, path in enumerate(paths)]
-    with pytest.raises(RecipeError, match="'normalize' of linear is one for all models"):
-        prepare(parse_recipe({"merge_method": "linear", "models": models}))
+@pytest.mark.parametrize(
+    ("method", "own", "shared"),
+    [("unit_mean", {"per": "row"}, {}), ("ties", {"scope": "model"}, {}), ("nearswap", {"t": 0.1}, {})],
+)
+def test_parameters_that_are_one_for_all_are_not_given_to_a_model(
+    method: str, own: dict[str, Any], shared: dict[str, Any], tmp_path: Path
+) -> None:
+    base, path = write_models(tmp_path, 2)
+    recipe = {"merge_method": method, "models": [{"model": path, "parameters": own}], "parameters": shared}
+    with pytest.raises(RecipeError, match=f"'{next(iter(own))}' of {method} is one for all models: give it"):
+        prepare(parse_recipe(recipe | {"base_model": base}))
 
 
 def test_large_recipes_cost_little(tmp_path: Path) -> None:
@@ -296,6 +305,20 @@ def test_every_parameter_of_every_strategy_is_described_and_checked(kind: type[A
             for value in (float("nan"), float("inf"), 1e31, 10**400, "x", [1]):
                 with pytest.raises(RecipeError, match=f"'{parameter.name}'"):
                     parameter.check(value)
+
+
+@pytest.mark.parametrize("word", [True, 1, 1.0, "true", "True", "yes", "on", np.float64(1)])
+@pytest.mark.parametrize("kind", [kind for kind in STRATEGIES if kind.name in METHODS], ids=lambda k: k.name)
+def test_booleans_in_any_form(kind: type[AbstractStrategy], word: Any) -> None:
+    """Also those of word parameters, such as rescale, that recipes may give as booleans."""
+    no = {"true": "false", "True": "False", "yes": "no", "on": "off"}.get(word, type(word)(0))
+    for parameter in parameters_of(kind).values():
+        if parameter.kind is bool or parameter.flags:
+            flags = parameter.flags or (False, True)
+            assert (parameter.check(no), parameter.check(word)) == flags
+            for wrong in (2, 0.5, "maybe", "1e0", None, [True]):
+                with pytest.raises(RecipeError, match=f"'{parameter.name}' takes"):
+                    parameter.check(wrong)
 
 
 MISUSES: dict[str, tuple[dict[str, Any], str]] = {

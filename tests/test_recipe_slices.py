@@ -19,6 +19,8 @@ from merge_models.merge.checkpoint.layers import place_of
 from merge_models.merge.checkpoint.stacked import Stack, stacked_config
 from merge_models.merge.cli import main
 from merge_models.merge.recipe import parse_recipe
+from merge_models.merge.strategies import STRATEGIES, find_strategy, parameters_of
+from merge_models.merge.strategies.mergekit import METHODS
 
 from .helpers import CONFIG, read_folder, write_folder
 
@@ -391,6 +393,16 @@ IGNORED: dict[str, tuple[str, dict[str, Any], str]] = {
     "ties": ("ties", {"int8_mask": True}, "int8_mask"),
     "della_linear": ("della_linear", {"int8_mask": False, "density": 0.5}, "int8_mask"),
     "sce": ("sce", {"int8_mask": True}, "int8_mask"),
+    **{f"int8_mask in {kind.name}": (kind.name, {"int8_mask": True}, "int8_mask") for kind in STRATEGIES},
+    "normalize": ("model_stock", {"normalize": True, "weight": 0.5}, "weight"),
+    "lambda": ("nearswap", {"lambda": [0.1, 1], "density": {"filter": "mlp", "value": 0.1}}, "lambda"),
+}
+OWN = {
+    "ties": ("ties", {"normalize": False}),
+    "dare_ties": ("dare_ties", {"lambda": 0.3, "rescale": True}),
+    "linear": ("linear", {"normalize": False}),
+    "nuslerp": ("nuslerp", {"nuslerp_flatten": False}),
+    "slerp": ("slerp", {"t": 0.9}),
 }
 
 
@@ -402,21 +414,34 @@ def three(tmp_path: Path) -> list[str]:
 def test_what_mergekit_accepts_and_ignores_is_accepted_and_told(case: str, tmp_path: Path) -> None:
     method, parameters, key = IGNORED[case]
     base, *others = three(tmp_path)
-    recipe: dict[str, Any] = {"merge_method": method, "base_model": base, "models": others}
+    kind = find_strategy(method)
+    count = (kind.parents[1] or 2) - kind.base_is_parent
+    recipe: dict[str, Any] = {"merge_method": method, "base_model": base, "models": others[:count]}
     plan = prepare(parse_recipe({**recipe, "parameters": parameters})).plan
-    assert f"ignored: {key} changes nothing in {method}, as in mergekit" in plan.remarks
-    kept = {
-        name: value for name, value in parameters.items() if name == "density" and method != "task_arithmetic"
-    }
+    there = ", as in mergekit" if method in METHODS else ""
+    assert f"ignored: {key} changes nothing in {method}{there}" in plan.remarks
+    kept = {name: value for name, value in parameters.items() if name in parameters_of(kind)}
     without = prepare(parse_recipe({**recipe, "parameters": kept})).plan
-    assert [t.strategy for t in plan.tensors] == [t.strategy for t in without.tensors] and not without.remarks
+    assert [t.strategy for t in plan.tensors] == [t.strategy for t in without.tensors]
+    assert not any("ignored" in remark for remark in without.remarks)
 
 
-def test_others_parameters_are_still_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", OWN)
+def test_what_is_one_for_all_changes_nothing_under_a_single_model(case: str, tmp_path: Path) -> None:
+    """As in mergekit, whatever the models say; the plan tells, and where it would be used."""
+    method, own = OWN[case]
     base, *others = three(tmp_path)
-    recipe = {"merge_method": "linear", "models": others, "parameters": {"int8_mask": True}}
-    with pytest.raises(RecipeError, match="linear has no parameter 'int8_mask'"):
-        prepare(parse_recipe(recipe))
+    shared = {"t": 0.2} if "t" in own else {}
+    others = others[:1] if shared else others
+    recipe = {"merge_method": method, "base_model": base, "parameters": shared}
+    entries = [{"model": model, "parameters": own if n == 0 else {}} for n, model in enumerate(others)]
+    plan = prepare(parse_recipe({**recipe, "models": entries})).plan
+    for key in own:
+        (told,) = [remark for remark in plan.remarks if f"ignored: {key} of a single model" in remark]
+        assert "under the recipe's 'parameters'" in told
+    without = prepare(parse_recipe({**recipe, "models": others})).plan
+    assert [t.strategy for t in plan.tensors] == [t.strategy for t in without.tensors]
+    assert not any("ignored" in remark for remark in without.remarks)
 
 
 def test_residual_weight_is_told_to_change_nothing(tmp_path: Path) -> None:

@@ -58,13 +58,19 @@ def recipe_from(
     seed: int,
 ) -> Recipe:
     """The recipe that ``strategy_options`` say."""
+    from merge_models.merge.accepted import unknown_parameter
     from merge_models.merge.recipe import parse_recipe
+    from merge_models.merge.strategies import find_strategy, parameters_of
 
     shares = _weights(weights, len(models))
     shared, own = _parameters(settings, method, len(models))
     if shares and ("weight" in shared or "weight" in own):
         raise RecipeError("--weights and --set weight both give weights; leave one out")
     own = {**own, **({"weight": shares} if shares else {})}
+    strategy = find_strategy(method)
+    for key in (*shared, *own):
+        if key not in parameters_of(strategy):  # recipes may have such, for mergekit's sake
+            raise unknown_parameter(strategy, key)
     entries = [
         {"model": model, "parameters": {key: values[number] for key, values in own.items()}}
         for number, model in enumerate(models)

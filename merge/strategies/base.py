@@ -202,8 +202,6 @@ class AbstractStrategy(abc.ABC):
     base_is_mixed: ClassVar[bool] = False
     """The result is a mixture of the base and the parents, not of task vectors only, as in nearswap."""
     parents: ClassVar[tuple[int, int | None]] = (1, None)
-    ignored: ClassVar[tuple[str, ...]] = ()
-    """Parameters that mergekit's method of this name accepts although they change nothing."""
 
     def resolved(self: S, count: int) -> S:
         """Returns this strategy with every parameter checked and per-model ones as tuples of ``count``.

@@ -84,17 +84,17 @@ class Parameter:
         return number
 
     def _check_bool(self, value: Any) -> bool:
-        if isinstance(value, bool):
-            return value
-        if isinstance(value, (int, float)) and value in (0, 1):
-            return bool(value)
+        flag = _flag(value)
+        if flag is not None:
+            return flag
         raise RecipeError(f"parameter '{self.name}' takes true or false, not {value!r}")
 
     def _check_choice(self, value: Any) -> str:
-        if self.flags and isinstance(value, bool):
-            return self.flags[value]
         if isinstance(value, str) and (not self.choices or value in self.choices):
             return value
+        flag = _flag(value)
+        if self.flags and flag is not None:
+            return self.flags[flag]
         hint = did_you_mean(str(value), self.choices)
         raise RecipeError(
             f"parameter '{self.name}' takes one of {', '.join(self.choices)}, not {value!r}{hint}"
@@ -165,6 +165,16 @@ def parameters_of(strategy: type) -> dict[str, Parameter]:
         if f.metadata
     ]
     return {p.name: p for p in described}
+
+
+_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def _flag(value: Any) -> bool | None:
+    """What a boolean is meant to be, as YAML and mergekit write it; None where it is none."""
+    if isinstance(value, str):
+        return _WORDS.get(value.strip().lower())
+    return bool(value) if isinstance(value, (bool, int, float)) and value in (0, 1) else None
 
 
 def _number(text: str) -> float | str:

@@ -48,7 +48,6 @@ class Sce(AbstractTermStrategy):
     name: ClassVar[str] = "sce"
     source: ClassVar[str] = "Wan et al. 2024, arXiv:2408.07990"
     base_model: ClassVar[BaseModel] = BaseModel.REQUIRED
-    ignored: ClassVar[tuple[str, ...]] = ("int8_mask",)
 
     select_topk: float = parameter(
         1.0, "share of the differing elements to select, those of largest variance", minimum=0, maximum=1

@@ -31,7 +31,6 @@ class AbstractTaskVectors(AbstractTermStrategy):
     """
 
     base_model: ClassVar[BaseModel] = BaseModel.REQUIRED
-    ignored: ClassVar[tuple[str, ...]] = ("int8_mask",)
     elects: ClassVar[bool]
 
     weight: float | tuple[float, ...] = parameter(1.0, "scale of each task vector", per_model=True)

@@ -25,7 +25,6 @@ class TaskArithmetic(AbstractKernelStrategy):
     name: ClassVar[str] = "task_arithmetic"
     source: ClassVar[str] = "Ilharco et al. 2023, arXiv:2212.04089"
     base_model: ClassVar[BaseModel] = BaseModel.REQUIRED
-    ignored: ClassVar[tuple[str, ...]] = ("density", "rescale", "int8_mask")
     makes_copies: ClassVar[bool] = False
 
     weight: float | tuple[float, ...] = parameter(1.0, "scale of each task vector", per_model=True)
