@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge_models.merge.assembly import assemble
+from merge_models.merge.checkpoint.digest import digest_file
+from merge_models.merge.checkpoint.guard import is_file
 from merge_models.merge.checkpoint.layers import stacks
 from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE, Layout, plan_layout
 from merge_models.merge.checkpoint.lora import Places, open_model
-from merge_models.merge.checkpoint.sidecars import Sidecars, find_sidecars, output_config
+from merge_models.merge.checkpoint.sentence_modules import PICKLED_WEIGHTS, module_weights
+from merge_models.merge.checkpoint.sidecars import MAX_SIDECAR, Sidecars, find_sidecars, output_config
 from merge_models.merge.checkpoint.source import DiskSource
 from merge_models.merge.checkpoint.stacked import stacked_config
 from merge_models.merge.differences import Case, differences
@@ -163,6 +166,7 @@ def prepare(
     if plan.donor != assembly.donor:
         template = _template(loaded, found, plan.donor)
     donor = models[plan.donor]
+    plan = replace(plan, remarks=(*plan.remarks, *_module_remarks(models, donor)))
     written = {tensor.name for tensor in plan.tensors}
     made = ("format", RECIPE_KEY, RECIPE_DIGEST_KEY, *written)
     keep = {key: value for key, value in donor.metadata.items() if key not in made}
@@ -185,6 +189,33 @@ def _template(recipe: Recipe, models: Sequence[DiskSource], donor: int) -> str |
     from merge_models.merge.tokenizer.chat import choose_template
 
     return choose_template(recipe.chat_template, models, models[donor])
+
+
+def _module_remarks(models: Sequence[DiskSource], donor: DiskSource) -> list[str]:
+    """Whose weights the modules behind a sentence encoder have, where the models' are not the same."""
+    told = []
+    for name in module_weights(donor.folder) if donor.path.is_dir() else ():
+        pickled = (donor.folder / name).with_name(PICKLED_WEIGHTS)
+        own = _content(donor.folder / name)
+        others = [m.label for m in models if m is not donor and _content(m.folder / name) != own]
+        if own is None and is_file(pickled):
+            told.append(
+                f"{name.rpartition('/')[0]}/{pickled.name} of {donor.label} is a pickle and is not copied:"
+                " sentence-transformers will miss it; save that model again as safetensors"
+            )
+        elif own is not None and others:
+            told.append(
+                f"{name} is not merged but {donor.label}'s; another one, or none, is in {', '.join(others)}"
+            )
+    return told
+
+
+def _content(file: Path) -> str | None:
+    """What a file holds, as a digest; None where it is none."""
+    try:
+        return digest_file(file) if is_file(file) and file.stat().st_size <= MAX_SIDECAR else None
+    except OSError:
+        return None
 
 
 def _sidecars(donor: DiskSource) -> Sidecars:

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from merge_models.merge import (
     CheckpointError,
@@ -32,11 +33,12 @@ from merge_models.merge import (
     prepare,
     run_recipe,
 )
-from merge_models.merge.checkpoint import Staging, plan_layout, publish
+from merge_models.merge.checkpoint import Staging, open_checkpoint, plan_layout, publish
 from merge_models.merge.checkpoint.dtypes import BY_CODE
 from merge_models.merge.checkpoint.layout import OutputTensor
 from merge_models.merge.recipe import parse_recipe, recipe_of
 from merge_models.merge.sizes import parse_size, shown_size
+from merge_models.merge.verify import verify
 
 from .helpers import (
     CONFIG,
@@ -544,6 +546,74 @@ def test_small_files_come_from_one_donor(tmp_path: Path) -> None:
     small = {name: text.encode() for name, text in SMALL.items()}
     assert {name: text for name, text in written.items() if name not in made} == {**small, **folders}
     assert b"theirs" not in written["README.md"] and written[MANIFEST] != b"{}"
+
+
+MODULES = json.dumps([{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}, {"path": "3_Dense"}])
+
+
+def _sentence_encoder(folder: Path, seed: int, **files: str) -> Path:
+    """As sentence-transformers saves one: a transformer, and a dense layer with weights of its own."""
+    dense = {"2_Dense/config.json": '{"out_features": 2}', "3_Dense/pytorch_model.bin": "pickle"}
+    write_folder(folder, tensors(seed), files={"modules.json": MODULES, **dense, **files})
+    save_file({"linear.weight": torch.full((2, 8), float(seed))}, folder / "2_Dense/model.safetensors")
+    return folder
+
+
+def test_weights_of_sentence_modules_come_with_the_list_that_names_them(tmp_path: Path) -> None:
+    encoders = [_sentence_encoder(tmp_path / name, seed) for seed, name in enumerate(("a", "b", "c"))]
+    (encoders[2] / "2_Dense/model.safetensors").write_bytes(
+        (encoders[0] / "2_Dense/model.safetensors").read_bytes()
+    )
+    prepared = prepare(recipe_of(Linear(), encoders))
+    prepared.close()
+    assert "2_Dense/model.safetensors" in prepared.sidecars.copied
+    assert "3_Dense/pytorch_model.bin" in dict(prepared.sidecars.left)
+    first, second = prepared.plan.remarks
+    assert first.startswith("2_Dense/model.safetensors is not merged") and first.endswith(f"in {encoders[1]}")
+    assert "3_Dense/pytorch_model.bin" in second and "save that model again as safetensors" in second
+    merge_folders(encoders, tmp_path / "out")
+    made = (tmp_path / "out/2_Dense/model.safetensors").read_bytes()
+    assert made == (encoders[0] / "2_Dense/model.safetensors").read_bytes()
+    assert not verify(tmp_path / "out").problems
+    (tmp_path / "out/2_Dense/model.safetensors").write_bytes(b"")
+    assert "2_Dense/model.safetensors" in verify(tmp_path / "out").problems[0]
+    merge_folders(encoders, tmp_path / "out", overwrite=True)  # no stranger there
+    same = prepare(recipe_of(Linear(), encoders[::2]))
+    same.close()
+    assert not [remark for remark in same.plan.remarks if "2_Dense" in remark]
+
+
+def test_sentence_modules_stay_in_their_folder(tmp_path: Path) -> None:
+    """A list of modules is a stranger's: it names no file elsewhere, and no link out is followed."""
+    outside = write_folder(tmp_path / "outside", tensors(7))
+    names = ["../outside", str(outside), "2_Dense/..", "", ".", "..", 3, None]
+    paths = json.dumps([{"path": name} for name in names] + ["x", []])
+    folder = _sentence_encoder(tmp_path / "a", 1, **{"modules.json": paths})
+    merge_folders([folder], tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == ["2_Dense"]
+    assert listing(tmp_path / "out/2_Dense").keys() == {"config.json"}
+    (folder / "modules.json").write_text(MODULES)
+    (folder / "2_Dense/model.safetensors").unlink()
+    (folder / "2_Dense/model.safetensors").symlink_to(outside / "model.safetensors")
+    with pytest.raises(CheckpointError, match="which is no part of the model"):
+        merge_folders([folder], tmp_path / "other")
+    (folder / "modules.json").write_text("[")
+    with pytest.raises(CheckpointError, match=r"modules\.json: is not valid JSON"):
+        merge_folders([folder], tmp_path / "other")
+
+
+def test_weights_of_sentence_modules_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def snapshot(name: str, **options: Any) -> str:
+        asked.append((name, options["allow_patterns"], options["ignore_patterns"]))
+        return str(tmp_path / "a")
+
+    _sentence_encoder(tmp_path / "a", 1)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    open_checkpoint("org/encoder")
+    assert [name for name, _, _ in asked] == ["org/encoder", "org/encoder"]
+    assert "2_Dense/model.safetensors" in asked[1][1] and asked[1][2] == []
 
 
 @pytest.mark.parametrize("with_base", [False, True])

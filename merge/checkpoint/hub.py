@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from merge_models.merge.checkpoint.header import printable
+from merge_models.merge.checkpoint.sentence_modules import module_weights
 from merge_models.merge.checkpoint.sidecars import WANTED
 from merge_models.merge.errors import CheckpointError
 
@@ -39,6 +40,9 @@ def resolve(name: str | os.PathLike[str], *, allow_pickle: bool = False) -> Path
     if not _HUB_ID.fullmatch(text):
         raise CheckpointError(f"{printable(text)}: no such file or folder; check the path")
     folder = _from_hub(text, _FILES)
+    modules = module_weights(folder)
+    if modules:
+        folder = _from_hub(text, list(modules), [])
     if allow_pickle and not any(folder.glob("*.safetensors")):
         folder = _from_hub(text, [*_FILES, *_PICKLED])
     return folder
@@ -70,14 +74,14 @@ def cached(repository: str, revision: str) -> Path | None:
         return None
 
 
-def _from_hub(name: str, wanted: list[str]) -> Path:
+def _from_hub(name: str, wanted: list[str], unwanted: list[str] = _OTHERS) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repository, _, revision = name.partition("@")
     try:
         folder = snapshot_download(
-            repository, revision=revision or None, allow_patterns=wanted, ignore_patterns=_OTHERS
+            repository, revision=revision or None, allow_patterns=wanted, ignore_patterns=unwanted
         )
     except LocalEntryNotFoundError:
         raise CheckpointError(

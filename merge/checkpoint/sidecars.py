@@ -12,6 +12,7 @@ from typing import Any
 
 from merge_models.merge.checkpoint.dtypes import DType
 from merge_models.merge.checkpoint.guard import check_inside
+from merge_models.merge.checkpoint.sentence_modules import module_weights
 from merge_models.merge.errors import CheckpointError
 
 MAX_SIDECAR = 256 << 20
@@ -79,7 +80,8 @@ class Sidecars:
 
 
 def find_sidecars(folder: Path, merged: Collection[str] = ()) -> Sidecars:
-    """Looks through a checkpoint's folder and one level below it (sentence-transformers' modules).
+    """Looks through a checkpoint's folder and one level below it (sentence-transformers' modules, and their
+    weights where ``modules.json`` names them).
 
     Args:
         folder: the donor's folder.
@@ -87,13 +89,14 @@ def find_sidecars(folder: Path, merged: Collection[str] = ()) -> Sidecars:
     """
     copied: list[str] = []
     left: list[tuple[str, str]] = []
+    modules = module_weights(folder)
     for path in _entries(folder):
         nested = _entries(path) if path.is_dir() and not _matches(path.name, _LEFT_FOLDERS) else []
         for file in nested if path.is_dir() else [path]:
             name = file.relative_to(folder).as_posix()
             if name in _MADE or name in merged or name.endswith(".index.json"):
                 continue
-            reason = _reason_to_leave(file)
+            reason = _reason_to_leave(file, name in modules)
             if not reason:
                 check_inside(folder, name)
             if reason:
@@ -105,11 +108,16 @@ def find_sidecars(folder: Path, merged: Collection[str] = ()) -> Sidecars:
 
 def first_foreign(folder: Path) -> str | None:
     """The first thing in a folder that no checkpoint has, such as a run's optimizer state; None if all is."""
+    modules = module_weights(folder)
     for path in _entries(folder):
         if path.is_dir() and not path.is_symlink():
-            others = [file.name for file in _entries(path) if not _matches(file.name, WANTED)]
+            others = [
+                name
+                for name in (f"{path.name}/{file.name}" for file in _entries(path))
+                if name not in modules and not _matches(name.rpartition("/")[2], WANTED)
+            ]
             if others:
-                return f"{path.name}/{others[0]}"
+                return others[0]
         elif not _matches(path.name, (*WANTED, *_MADE, "*.safetensors", ".gitattributes")):
             return path.name
     return None
@@ -126,11 +134,11 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
-def _reason_to_leave(file: Path) -> str:
-    """Why a file is not copied; empty for one that is."""
+def _reason_to_leave(file: Path, is_module: bool) -> str:
+    """Why a file is not copied; empty for one that is, as the weights of a module are."""
     if file.suffix == ".py":
         return "code is not copied"
-    if not _matches(file.name, WANTED) or _matches(file.name, _LEFT):
+    if not is_module and (not _matches(file.name, WANTED) or _matches(file.name, _LEFT)):
         return "not a config, tokenizer or licence file"
     try:
         status = file.stat()
