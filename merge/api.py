@@ -230,7 +230,7 @@ def merge(
         models: state dicts, ``nn.Module``s, or paths and Hub ids; all of one kind.
         strategy: what to do; uniform ``Linear()`` by default.
         base: the base model, of the same kind as ``models``. Where the strategy measures deltas from it and
-            it is among ``models`` too (the same path, or the same object), it is not merged with itself.
+            it is among ``models`` too (the same folder, or the same tensors), it is not merged with itself.
         out: the output folder; needed for paths, refused for models in memory.
         dtype: dtype of the output, such as ``"bfloat16"``; by default that of the models.
         seed: key of all randomness.

@@ -38,11 +38,11 @@ def merge_in_memory(
     options: RunOptions,
 ) -> dict[str, Tensor]:
     if base is not None and strategy.base_is_parent:
-        models = [base, *(model for model in models if model is not base)]
+        models = [base, *(model for model in models if not _is_same(model, base))]
     resolved = strategy.resolved(len(models))
     if resolved.base_use is BaseModel.UNUSED:
         base = None
-    places = [place for place, model in enumerate(models) if base is None or model is not base]
+    places = [place for place, model in enumerate(models) if base is None or not _is_same(model, base)]
     if not places:
         raise PlanError("there are no models to merge besides the base")
     resolved, models = _for_parents(resolved, places), [models[place] for place in places]
@@ -65,6 +65,25 @@ def merge_in_memory(
     return {name: made[ties.get(name, name)] for name in order if ties.get(name, name) in made}
 
 
+def _is_same(model: InMemory, base: InMemory) -> bool:
+    """Whether two models are one: the same object, or other ones with the very same tensors."""
+    if model is base:
+        return True
+    states = _state(model), _state(base)
+    if not all(isinstance(tensor, torch.Tensor) for state in states for tensor in state.values()):
+        return False
+    first, second = ({name: _place(tensor) for name, tensor in state.items()} for state in states)
+    return bool(first) and first == second and None not in first.values()
+
+
+def _place(tensor: Tensor) -> tuple[object, ...] | None:
+    """Where a tensor's values are, and how they are read there; None where that is not to be known."""
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        return None
+    kind = tensor.dtype, tensor.device, tuple(tensor.shape), tensor.stride(), tensor.is_neg()
+    return tensor.data_ptr(), *kind
+
+
 def _for_parents(strategy: AbstractStrategy, places: Sequence[int]) -> AbstractStrategy:
     """The strategy with the values of the models at these places alone."""
     fields = [parameter.field for parameter in parameters_of(type(strategy)).values() if parameter.per_model]
@@ -80,15 +99,11 @@ def _ties(states: Sequence[Mapping[str, Tensor]]) -> dict[str, str]:
 
 def _shared(state: Mapping[str, Tensor]) -> dict[str, str]:
     seen: dict[object, str] = {}
-    found = {}
+    found: dict[str, str] = {}
     for name, tensor in state.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided or tensor.is_meta:
-            continue
-        if tensor.numel():
-            kind = tensor.dtype, tensor.device, tuple(tensor.shape), tensor.stride(), tensor.is_neg()
-            first = seen.setdefault((tensor.data_ptr(), *kind), name)
-            if first != name:
-                found[name] = first
+        place = _place(tensor) if isinstance(tensor, torch.Tensor) and tensor.numel() else None
+        if place is not None and seen.setdefault(place, name) != name:
+            found[name] = seen[place]
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from merge_models.merge.identity import (
     binding,
     names_of,
     recipe_metadata,
+    renamed,
 )
 from merge_models.merge.memory import Need, needed
 from merge_models.merge.parentage import Relative, relatives
@@ -147,8 +148,11 @@ def prepare(
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     out_dtype = loaded.output_dtype()
-    models = tuple(open_model(n, places, allow_pickle=allow_pickle) for n in loaded.model_names())
-    aides = tuple(open_model(n, places, allow_pickle=allow_pickle) for n in loaded.aide_names())
+    wanted = [*loaded.model_names(), *loaded.aide_names()]
+    opened = {name: open_model(name, places, allow_pickle=allow_pickle) for name in wanted}
+    loaded = _one_name_each(loaded, opened)
+    models = tuple(opened[name] for name in loaded.model_names())
+    aides = tuple(opened[name] for name in loaded.aide_names())
     opened = {model.label: model for model in (*models, *aides)}
     names = names_of(loaded, opened, results)
     assembly = assemble(loaded, models)
@@ -181,6 +185,22 @@ def prepare(
     )
     prepared.config()  # what it refuses is to be known now, not when all is merged
     return prepared
+
+
+def _one_name_each(recipe: Recipe, opened: Mapping[str, DiskSource]) -> Recipe:
+    """The recipe with one name for each model: the base and ``base/`` are no two models.
+
+    Args:
+        opened: its models by name; those that have another name too are closed.
+    """
+    first: dict[tuple[str, ...], str] = {}
+    others: dict[str, str] = {}
+    for name, model in opened.items():
+        places = tuple(os.path.realpath(path) for path in model.paths)
+        if first.setdefault(places, name) != name:
+            others[name] = first[places]
+            model.close()
+    return renamed(recipe, others.get) if others else recipe
 
 
 def _template(recipe: Recipe, models: Sequence[DiskSource], donor: int) -> str | None:

@@ -22,6 +22,7 @@ from merge_models.merge.strategies import (
     ModelStock,
     MultiSlerp,
     NormMean,
+    Slerp,
     TaskArithmetic,
 )
 
@@ -53,6 +54,19 @@ def test_a_base_among_the_models_means_the_same_as_on_disk(
     merge(paths, strategy, base=paths[0], out=tmp_path / "out")
     stored = read_folder(tmp_path / "out")
     assert held.keys() == stored.keys() and all(torch.equal(held[name], stored[name]) for name in held)
+
+
+@pytest.mark.parametrize("strategy", [DareLinear(normalize=True), Slerp(t=0.25)], ids=lambda s: s.name)
+def test_a_base_among_the_models_may_be_another_object_with_its_tensors(strategy: AbstractStrategy) -> None:
+    """``state_dict()`` gives a new dict each time."""
+    base, other, twin = Tied(0), Tied(1), Tied(0)
+    wanted = merge([base, other], strategy, base=base)
+    for spelled in (base.state_dict(), dict(base.state_dict())):
+        found = merge([spelled, other], strategy, base=base)
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    if isinstance(strategy, DareLinear):  # a copy is another model
+        apart = merge([twin, other], strategy, base=base)
+        assert not all(torch.equal(apart[name], wanted[name]) for name in wanted)
 
 
 def test_a_base_alone_is_nothing_to_merge() -> None:

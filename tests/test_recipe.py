@@ -270,6 +270,31 @@ def test_a_base_among_the_models_is_not_merged_with_itself(tmp_path: Path) -> No
             assert_same_bits(other[name], tensor, name)
 
 
+@pytest.mark.parametrize("spelling", ["{0}/", "{0}/.", "{0}/../m0", "relative", "link"])
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [("dare_linear", {"normalize": True}), ("slerp", {"t": 0.3}), ("norm_mean", {"origin": "base"})],
+)
+def test_a_model_under_two_names_is_one_model(
+    method: str,
+    parameters: dict[str, Any],
+    spelling: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base, one = write_models(tmp_path, 2)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(base)
+    other = {"relative": "m0", "link": str(tmp_path / "link")}.get(spelling, spelling.format(base))
+    results = []
+    for name, listed in (("same", base), ("other", other)):
+        recipe = {"merge_method": method, "base_model": base, "models": [listed, one]}
+        run_recipe(parse_recipe({**recipe, "parameters": parameters}), tmp_path / name)
+        results.append(read_folder(tmp_path / name))
+    for name, tensor in results[0].items():
+        assert_same_bits(results[1][name], tensor, name)
+
+
 # Python and back
 
 
