@@ -380,7 +380,7 @@ BIG: dict[str, tuple[int, ...]] = {
 @pytest.fixture(scope="module")
 def parents(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     place = tmp_path_factory.mktemp("parents")
-    states = [tensors(seed, shapes=BIG) for seed in range(4)]
+    states = [tensors(seed, shapes=BIG) for seed in range(1 + max(case.count for case in CASES))]
     nearby = [{n: states[0][n] + 0.1 * state[n] for n in BIG} for state in states]
     return [write_folder(place / f"m{n}", state) for n, state in enumerate(nearby)]
 

@@ -30,6 +30,9 @@ from merge_models.merge.strategies.ties import deltas_of, magnitude
 _TAIL = 1e-4
 """Share of each task vector's elements at either end whose size is clamped."""
 
+_LARGEST = 0x7F7FFFFF
+"""The key of the largest finite number."""
+
 
 @dataclass(frozen=True)
 class Ranges:
@@ -94,12 +97,12 @@ class Pcb(AbstractKernelStrategy):
         parents, extreme = range(len(self.weight)), int(_TAIL * elements)
         if not extreme:
             (ends,) = yield Pass(lambda block: (_Ends(block),))
-            return tuple((magnitude(least), magnitude(most)) for least, most in ends.keys)
+            return tuple((_size(least), _size(most)) for least, most in ends.keys)
         ranks = [[elements - extreme, extreme + 1]] * len(parents)
         found = yield from largest(
             len(parents), partial(deltas_of, parents), lambda _: ranks, elements, sample
         )
-        return tuple((magnitude(low.key), magnitude(high.key)) for low, high in found)
+        return tuple((_size(low.key), _size(high.key)) for low, high in found)
 
     def _score_ranks(self, totals: Totals) -> list[list[int]]:
         return [[max(1, math.ceil(self.ratio * totals.elements)), 1]] * len(totals.positive)
@@ -119,6 +122,11 @@ class _Ends:
         pairs = zip(self.keys, later.keys, strict=True)
         self.keys = [(min(low, other[0]), max(high, other[1])) for (low, high), other in pairs]
         return self
+
+
+def _size(key: int) -> float:
+    """NaN and Inf, which stop a merge where they are met, are as large as any number till then."""
+    return magnitude(min(key, _LARGEST))
 
 
 def _score(cut: Cut) -> float:
