@@ -49,4 +49,4 @@ def selection_bytes(elements: int, count: int) -> int:
     if elements <= samples.SAMPLE:
         return 0
     sample = samples.sampled_elements(elements) * (4 * (count + 1) + 12 * count)
-    return sample + 2 * 8 * min(LISTED, elements * count)
+    return sample + 8 * min(LISTED, elements * count)
