@@ -32,6 +32,8 @@ _MODULE_WORDS = {
 _REST = "default"
 """mergekit's name for the one module of a model without modules, and for what is in no other one."""
 
+_ALONE = "the only model that is listed"
+
 _DERIVED = ("position_ids", "rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 """Buffers that some versions of transformers saved and all compute."""
 
@@ -162,9 +164,10 @@ class _Made:
         name: str,
         parents: Sequence[tuple[int, str]],
         base: tuple[int, str] | None,
-        strategy: AbstractStrategy,
+        strategy: AbstractStrategy | None,
     ) -> None:
-        """Takes an output tensor, unless none of its parents has it, or any may lack it."""
+        """Takes an output tensor, unless none of its parents has it, or any may lack it; as it is without a
+        strategy."""
         lacking = [
             models[model].label for model, theirs in parents if find_tensor(models[model], theirs) is None
         ]
@@ -177,8 +180,9 @@ class _Made:
             reason = "a buffer that not all models keep; computed when loaded"
             self.dropped.append((name, lacking[0], reason))
         else:
-            used = None if strategy.base_use is BaseModel.UNUSED else base
-            self.assignments.append(Assignment(name, tuple(parents), used, strategy))
+            used = None if strategy is None or strategy.base_use is BaseModel.UNUSED else base
+            note = _ALONE if strategy is None else ""
+            self.assignments.append(Assignment(name, tuple(parents), used, strategy, note))
 
 
 def assemble(recipe: Recipe, models: Sequence[Source]) -> Assembly:
@@ -217,6 +221,8 @@ def _assemble_part(
         return _assemble_slices(recipe, part.slices, levels, belongs, models, index)
     given = [(entry.model, entry.parameters) for entry in part.models or ()]
     kept, base_name = _roles(recipe, part, given)
+    if not kept:
+        return _assemble_base(models, index[given[0][0]], belongs)
     parents = [index[model] for model, _ in kept]
     base = index[base_name] if base_name is not None else None
     factory = StrategyFactory(recipe.merge_method, [[own, *levels] for _, own in kept], levels)
@@ -225,10 +231,18 @@ def _assemble_part(
     return Assembly(tuple(assignments), donor, tuple(dropped))
 
 
+def _assemble_base(models: Sequence[Source], base: int, belongs: Callable[[str], bool]) -> Assembly:
+    """The base as it is: the sum of no task vectors."""
+    names = filter(belongs, models[base].tensors)
+    taken = tuple(Assignment(name, ((base, name),), None, None, _ALONE) for name in names)
+    return Assembly(taken, base)
+
+
 def _roles(
     recipe: Recipe, part: Module, given: Sequence[tuple[str, dict[str, Any]]]
 ) -> tuple[list[tuple[str, dict[str, Any]]], str | None]:
-    """The parents with their own parameters, and the base."""
+    """The parents with their own parameters, and the base; no parents where only a base is listed that task
+    vectors would be added to."""
     strategy, base = find_strategy(recipe.merge_method), recipe.base_model
     others = [entry for entry in given if entry[0] != base]
     if base is not None and strategy.base_is_parent:
@@ -236,9 +250,14 @@ def _roles(
         return [*first, *others], None
     use = strategy.base_for({**recipe.parameters, **part.parameters})
     parents = list(given) if use is BaseModel.UNUSED else others
-    if not parents:
-        raise RecipeError("names no model to merge besides the base")
+    if not parents and not (given and _may_be_alone(strategy)):
+        raise RecipeError(f"{strategy.name}: models names no model to merge besides the base; add one")
     return parents, base
+
+
+def _may_be_alone(strategy: type[AbstractStrategy]) -> bool:
+    """Whether a base without models is a merge: that of no task vectors."""
+    return strategy.base_model is BaseModel.REQUIRED and strategy.parents == (1, None)
 
 
 def _assemble_slices(
@@ -296,8 +315,11 @@ class _Piece:
         if strategy.base_is_parent and base in names:
             order.sort(key=lambda i: names[i] != base)
         kept = [piece.sources[i] for i in order if not is_base[i]]
+        self.alone = not kept and _may_be_alone(strategy)
+        if self.alone:
+            kept, uses_base = [*piece.sources], False
         if not kept:
-            raise RecipeError("slices: a slice names no model besides the base")
+            raise RecipeError(f"slices: a slice names no model besides the base; {strategy.name} needs one")
         self.numbers = [index[source.model] for source in kept]
         self.starts = [source.layer_range[0] for source in kept]
         lengths = {source.layer_range[1] - source.layer_range[0] for source in piece.sources}
@@ -331,8 +353,7 @@ class _Piece:
             name = f"{prefix}{number}.{rest}"
             parents = [(model, start + rest) for model, start in zip(self.numbers, starts, strict=True)]
             theirs = None if base is None else (base[0], base[1] + rest)
-            strategy = self.factory.make(name, at, [own for _, own in parents])
-            made.add(self.models, name, parents, theirs, strategy)
+            self._add(made, name, at, parents, theirs)
 
     def _rests(self, model: int, prefix: str, start: str) -> dict[str, None]:
         found = {n[len(start) :]: None for n in self.models[model].tensors if n.startswith(start)}
@@ -349,7 +370,19 @@ class _Piece:
         """Makes a tensor that is in no layer."""
         base = (self.base[0], name) if self.base else None
         parents = [(model, name) for model in self.numbers]
-        made.add(self.models, name, parents, base, self.factory.make(name, at))
+        self._add(made, name, at, parents, base)
+
+    def _add(
+        self,
+        made: _Made,
+        name: str,
+        at: float,
+        parents: Sequence[tuple[int, str]],
+        base: tuple[int, str] | None,
+    ) -> None:
+        """Makes a tensor of its models', or takes it from the base that stands alone."""
+        strategy = None if self.alone else self.factory.make(name, at, [own for _, own in parents])
+        made.add(self.models, name, parents[:1] if self.alone else parents, base, strategy)
 
 
 def _stack_of(model: Source, belongs: Callable[[str], bool]) -> str:
@@ -418,7 +451,7 @@ def _only(recipe: Recipe, assignment: Assignment, donor: int, models: Sequence[S
         raise PlanError(
             f"{models[donor].label}: has no tensor '{printable(assignment.name)}' to take (only:)"
         )
-    return Assignment(assignment.name, ((donor, assignment.name),), None, None, "taken as it is (only:)")
+    return Assignment(assignment.name, ((donor, assignment.name),), None, None, "which only: leaves out")
 
 
 def _remarks(recipe: Recipe, assignments: Sequence[Assignment]) -> list[str]:

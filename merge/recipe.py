@@ -17,6 +17,7 @@ from merge_models.merge.checkpoint.guard import read_bounded
 from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.errors import RecipeError, did_you_mean
 from merge_models.merge.strategies import AbstractStrategy, find_strategy, parameters_of
+from merge_models.merge.strategies import BaseModel as StrategyBase
 from merge_models.merge.tokenizer.settings import TokenizerSettings, parts_of
 
 MAX_RECIPE = 1 << 20
@@ -199,6 +200,7 @@ def recipe_of(
 ) -> Recipe:
     """The recipe that merges ``models`` with a strategy object."""
     names = [os.fspath(model) for model in models]
+    check_more_than_base(type(strategy), names, base)
     resolved = strategy.resolved(len(names))
     shared: dict[str, Any] = {}
     own: list[dict[str, Any]] = [{} for _ in names]
@@ -218,6 +220,19 @@ def recipe_of(
         rounding=check_rounding(rounding),
         seed=seed,
     )
+
+
+def check_more_than_base(
+    strategy: type[AbstractStrategy], models: Sequence[str], base: str | os.PathLike[str] | None
+) -> None:
+    """Refuses the base alone, which only recipes that were written so may merge with itself.
+
+    Raises:
+        RecipeError: the strategy takes differences from the base, and there are no other models.
+    """
+    needs = strategy.base_model is StrategyBase.REQUIRED and base is not None
+    if needs and models and {*models} == {os.fspath(base)}:
+        raise RecipeError(f"{strategy.name}: there is no model to merge besides the base; name one")
 
 
 def check_rounding(value: Any) -> Literal["nearest", "stochastic"]:

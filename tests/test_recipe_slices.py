@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 from torch import Tensor
 
 from merge_models.merge import PlanError, RecipeError, prepare, run_recipe
@@ -588,3 +589,61 @@ def test_what_has_another_form_is_left_alone(key: str, value: Any) -> None:
 def test_layers_that_cannot_do_without_another(key: str, value: Any, layers: list[int], words: str) -> None:
     with pytest.raises(PlanError, match=re.escape(words)):
         restacked({"n_layer": 3, key: value}, {"transformer.h.": (3, layers)})
+
+
+# A base that stands alone
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_linear", "sce", "ram"])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_the_base_alone_is_written_as_it_is(method: str, adapter: bool, tmp_path: Path) -> None:
+    """As in mergekit; so adapters are merged into their models."""
+    base, _, other = three(tmp_path)
+    out: list[dict[str, Tensor]] = []
+    if adapter:
+        base += f"+{write_adapter(tmp_path / 'lora')}"
+    parameters = {} if method in ("sce", "ram") else {"weight": 0.5}
+    recipes: list[dict[str, Any]] = [
+        {"models": [{"model": base, "parameters": parameters}]},
+        {"slices": [{"sources": [source(base, 0, 2)]}]},
+        {
+            "slices": [
+                {"sources": [source(base, 0, 1)]},
+                {"sources": [source(base, 0, 1), source(other, 0, 1)]},
+            ]
+        },
+    ]
+    for number, parts in enumerate(recipes):
+        recipe = {"merge_method": method, "base_model": base, "dtype": "float32", **parts}
+        out.append(made(recipe, tmp_path / f"out{number}"))
+    wanted = made({"merge_method": "passthrough", "models": [base], "dtype": "float32"}, tmp_path / "wanted")
+    assert bool((wanted[LAYER.format(0)] == (6 if adapter else 0)).all())
+    for name, value in wanted.items():
+        assert torch.equal(out[0][name], value) and torch.equal(out[1][name], value), name
+    assert torch.equal(out[2][LAYER.format(0)], wanted[LAYER.format(0)])
+    assert bool((out[2][LAYER.format(1)] != wanted[LAYER.format(0)]).any())
+    prepared = prepare(parse_recipe({"merge_method": method, "base_model": base, **recipes[0]}))
+    assert {tensor.note for tensor in prepared.plan.tensors} == {"the only model that is listed"}
+
+
+@pytest.mark.parametrize("method", ["model_stock", "arcee_fusion", "nearswap", "multislerp"])
+def test_methods_that_need_more_than_the_base_say_so(method: str, tmp_path: Path) -> None:
+    base = three(tmp_path)[0]
+    for parts in ({"models": [base]}, {"slices": [{"sources": [source(base, 0, 2)]}]}):
+        recipe = {"merge_method": method, "base_model": base, **parts}
+        with pytest.raises(RecipeError, match=f"(?=.*besides the base)(?=.*{method})"):
+            prepare(parse_recipe(recipe))
+
+
+def write_adapter(place: Path) -> Path:
+    """One that adds 6 to the first layer."""
+    place.mkdir()
+    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["up_proj"]}
+    (place / "adapter_config.json").write_text(json.dumps(settings))
+    name = f"base_model.model.{LAYER.format(0).removesuffix('.weight')}"
+    factors = {
+        f"{name}.lora_A.weight": torch.full((1, 8), 2.0),
+        f"{name}.lora_B.weight": torch.full((8, 1), 3.0),
+    }
+    save_file(factors, place / "adapter_model.safetensors")
+    return place

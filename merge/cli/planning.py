@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,9 +130,8 @@ def plan_text(prepared: Prepared, memory: Budget) -> str:
     dtypes = ", ".join(sorted({t.dtype.torch_name for t in plan.tensors}))
     lines.append(f"  merged {counted(len(merged), 'tensor')}; written as {dtypes}")
     lines += [f"  merged {t.name}: {t.note}" for t in merged if t.note]
-    if taken:
-        owner = plan.models[taken[0].parents[0].model].label
-        lines.append(f"  copied {counted(len(taken), 'tensor')} of {owner}, which only: leaves out")
+    for (model, note), count in Counter((t.parents[0].model, t.note) for t in taken).items():
+        lines.append(f"  copied {counted(count, 'tensor')} of {plan.models[model].label}, {note}")
     lines += [f"  copied {t.name}: {t.note}" for t in copied]
     lines += [f"  dropped {name} of {model}: {reason}" for name, model, reason in plan.dropped]
     tokenizer = _tokenizer_of(prepared)

@@ -59,7 +59,7 @@ def recipe_from(
 ) -> Recipe:
     """The recipe that ``strategy_options`` say."""
     from merge_models.merge.accepted import unknown_parameter
-    from merge_models.merge.recipe import parse_recipe
+    from merge_models.merge.recipe import check_more_than_base, parse_recipe
     from merge_models.merge.strategies import find_strategy, parameters_of
 
     shares = _weights(weights, len(models))
@@ -68,6 +68,7 @@ def recipe_from(
         raise RecipeError("--weights and --set weight both give weights; leave one out")
     own = {**own, **({"weight": shares} if shares else {})}
     strategy = find_strategy(method)
+    check_more_than_base(strategy, models, base)
     for key in (*shared, *own):
         if key not in parameters_of(strategy):  # recipes may have such, for mergekit's sake
             raise unknown_parameter(strategy, key)
