@@ -323,8 +323,14 @@ class _Piece:
         self.numbers = [index[source.model] for source in kept]
         self.starts = [source.layer_range[0] for source in kept]
         lengths = {source.layer_range[1] - source.layer_range[0] for source in piece.sources}
+        empty = next((s for s in piece.sources if s.layer_range[1] <= s.layer_range[0]), None)
+        if empty is not None:
+            raise RecipeError(
+                f"slices: layer_range {list(empty.layer_range)} of {empty.model} has no layers; it is [first,"
+                " last + 1]"
+            )
         self.length = lengths.pop()
-        if lengths or self.length <= 0:
+        if lengths:
             ranges = ", ".join(str(list(source.layer_range)) for source in piece.sources)
             raise RecipeError(f"slices: layer ranges of one slice must be equally long, not {ranges}")
         self.base = None

@@ -225,11 +225,17 @@ def make_plan(models: Sequence[Source], assembly: Assembly, out_dtype: DType | N
     output = [Made(tensor.name, tensor.shape, tensor.parents[0].model) for tensor in tensors]
     donor, fitted = fitting_donor(models, assembly.donor, output, {stack.prefix for stack in assembly.stacks})
     untied = any(is_head(t.name) and _is_untied(t, models, models[donor]) for t in tensors)
-    remarks = [*assembly.remarks, *([fitted] if fitted else []), *_shared(tensors)]
+    remarks = [*assembly.remarks, *([fitted] if fitted else []), *_told(tensors), *_shared(tensors)]
     return Plan(
         tuple(models), tuple(tensors), donor, assembly.dropped, untied, assembly.stacks,
         remarks=tuple(remarks),
     )  # fmt: skip
+
+
+def _told(tensors: Sequence[TensorPlan]) -> list[str]:
+    """The strategies' own remarks."""
+    strategies = {id(t.strategy): t.strategy for t in tensors if t.strategy is not None}
+    return list(dict.fromkeys(s.remark for s in strategies.values() if s.remark))
 
 
 def _shared(tensors: Sequence[TensorPlan]) -> list[str]:

@@ -46,6 +46,7 @@ class _Reference(_Strict):
 
     model: _Place | str
     lora: _Place | str | None = None
+    override_architecture: None = None
 
     def text(self) -> str:
         parts = [part for part in (self.model, self.lora) if part is not None]
@@ -53,6 +54,11 @@ class _Reference(_Strict):
 
 
 def _reference(value: Any) -> Any:
+    if isinstance(value, dict) and value.get("override_architecture") is not None:
+        raise ValueError(
+            "has override_architecture, which is not needed here: tensors are matched by their names,"
+            " whatever the architecture is called; remove it"
+        )
     return _Reference.model_validate(value).text() if isinstance(value, dict) else value
 
 
@@ -230,8 +236,9 @@ def check_more_than_base(
     Raises:
         RecipeError: the strategy takes differences from the base, and there are no other models.
     """
-    needs = strategy.base_model is StrategyBase.REQUIRED and base is not None
-    if needs and models and {*models} == {os.fspath(base)}:
+    if base is None or strategy.base_model is not StrategyBase.REQUIRED:
+        return
+    if models and {*models} == {os.fspath(base)}:
         raise RecipeError(f"{strategy.name}: there is no model to merge besides the base; name one")
 
 
@@ -427,6 +434,11 @@ def parse_recipe(value: Any, where: str = "recipe") -> Recipe:
     given = [key for key in ("models", "slices", "modules") if getattr(recipe, key)]
     if len(given) != 1:
         raise RecipeError(f"{prefix}give exactly one of models, slices, modules, not {given or 'none'}")
+    for name, part in (recipe.modules or {}).items():
+        if bool(part.models) == bool(part.slices):
+            raise RecipeError(f"{prefix}modules: {printable(name)}: give either models or slices")
+    if recipe.only is not None and not recipe.only:
+        raise RecipeError(f"{prefix}only: is empty, so nothing would be merged; name tensors or remove it")
     try:
         find_strategy(recipe.merge_method)
     except RecipeError as error:
@@ -452,9 +464,13 @@ def _check_keys(value: Any, kind: type[BaseModel], prefix: str) -> None:
 
 
 def _tuples(value: Any) -> Any:
-    """Empty parameter blocks as YAML writes them (``parameters:`` and nothing) count as absent."""
+    """Keys without a value, as YAML writes them (``parameters:`` and nothing), count as absent."""
     if isinstance(value, dict):
-        return {k: _tuples(v) for k, v in value.items() if not (k == "parameters" and v is None)}
+        given = {k: v for k, v in value.items() if v is not None}
+        kept = {k: v if k in ("parameters", "tokens") else _tuples(v) for k, v in given.items()}
+        if isinstance(kept.get("tokens"), dict):
+            kept["tokens"] = {token: _tuples(setting) for token, setting in kept["tokens"].items()}
+        return kept
     return [_tuples(item) for item in value] if isinstance(value, list) else value
 
 

@@ -29,6 +29,7 @@ from merge_models.merge.checkpoint.dtypes import BY_CODE
 from merge_models.merge.errors import did_you_mean, printable
 from merge_models.merge.recipe import parse_recipe, parse_yaml, recipe_of
 from merge_models.merge.strategies import STRATEGIES, AbstractStrategy, parameters_of
+from merge_models.merge.strategies.base import NOT_DIVIDED
 from merge_models.merge.strategies.mergekit import METHODS
 
 from .helpers import assert_same_bits, listing, merge_states, read_folder, tensors, write_folder, write_models
@@ -109,6 +110,20 @@ NOT_RECIPES: dict[str, tuple[str, list[str]]] = {
     "seed is a fraction": (BASIC + "seed: 1.5", ["'seed'", "integer"]),
     "dtype is a number": (BASIC + "dtype: 16", ["'dtype'", "string"]),
     "dtype is a list": (BASIC + "dtype: [a]", ["'dtype'", "string"]),
+    "nothing to merge": (BASIC + "only: []", ["only: is empty"]),
+    "an empty module": (
+        "merge_method: linear\nmodules: {a: {}}",
+        ["modules: a: give either models or slices"],
+    ),
+    "a module of both": (
+        "merge_method: linear\nmodules: {a: {models: [{model: b}], slices: [{sources: []}]}}",
+        ["modules: a: give either models or slices"],
+    ),
+    "another architecture": (
+        "merge_method: linear\nmodels: [{model: {model: {path: a}, override_architecture: B}}]",
+        ["'models.0.model'", "override_architecture", "matched by their names", "remove it"],
+    ),
+    "a token that is null": (BASIC + "tokenizer: {tokens: {a: }}", ["'tokenizer.tokens.a'"]),
     "an unknown key": (BASIC + "dtyp: float16", ["unknown key 'dtyp'", "did you mean 'dtype'?"]),
     "an unknown number": (BASIC + "1: 2", ["unknown key '1'", "known:", "merge_method"]),
     "an unknown null": (BASIC + "~: 2", ["unknown key 'None'"]),
@@ -344,6 +359,51 @@ def test_booleans_in_any_form(kind: type[AbstractStrategy], word: Any) -> None:
             for wrong in (2, 0.5, "maybe", "1e0", None, [True]):
                 with pytest.raises(RecipeError, match=f"'{parameter.name}' takes"):
                     parameter.check(wrong)
+
+
+EMPTY_KEYS = """
+merge_method: linear
+slices:
+  - {sources: [{model: {model: {path: a, revision: }, lora: , override_architecture: }, layer_range: [0, 1],
+      parameters: }], base_model: , residual_weight: , parameters: }
+tokenizer: {source: , tokens: , pad_to_multiple_of: }
+only:
+"""
+
+
+def test_keys_without_values_count_as_absent() -> None:
+    sources = [{"model": "a", "layer_range": [0, 1]}]
+    wanted = {"merge_method": "linear", "slices": [{"sources": sources}], "tokenizer": {}}
+    assert parse_recipe(yaml.safe_load(EMPTY_KEYS)) == parse_recipe(wanted)
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "dare_linear", "della_linear", "breadcrumbs"])
+@pytest.mark.parametrize("weights", [(1.0, -1.0), (0.0, 0.0), (0.1, 0.2, -0.3)])
+def test_weights_that_cancel_out_take_task_vectors_from_each_other(
+    method: str, weights: tuple[float, ...], tmp_path: Path
+) -> None:
+    """mergekit divides by 1 where ``normalize`` would divide by zero; so does this, and the plan tells."""
+    base, *paths = write_models(tmp_path, 1 + len(weights))
+    entries = [{"model": p, "parameters": {"weight": w}} for p, w in zip(paths, weights, strict=True)]
+    recipe: dict[str, Any] = {"merge_method": method, "base_model": base, "models": entries}
+    divided = parse_recipe({**recipe, "parameters": {"normalize": True}})
+    prepared = prepare(divided)
+    assert NOT_DIVIDED in prepared.plan.remarks
+    prepared.close()
+    for name, made in ("divided", divided), ("whole", parse_recipe(recipe)):
+        run_recipe(made, tmp_path / name)
+    whole = read_folder(tmp_path / "whole")
+    for name, tensor in read_folder(tmp_path / "divided").items():
+        assert_same_bits(tensor, whole[name], name)
+
+
+def test_one_end_of_a_gradient_may_cancel_out(tmp_path: Path) -> None:
+    base, first, second = write_models(tmp_path, 3)
+    entries = [{"model": first, "parameters": {"weight": [1, 1]}}, {"model": second}]
+    recipe = {"merge_method": "task_arithmetic", "base_model": base, "models": entries}
+    parameters = {"weight": [-1, 1], "normalize": True}
+    prepared = prepare(parse_recipe({**recipe, "parameters": parameters}))
+    assert [remark for remark in prepared.plan.remarks if remark == NOT_DIVIDED] == [NOT_DIVIDED]
 
 
 MISUSES: dict[str, tuple[dict[str, Any], str]] = {

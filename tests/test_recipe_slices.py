@@ -591,6 +591,13 @@ def test_layers_that_cannot_do_without_another(key: str, value: Any, layers: lis
         restacked({"n_layer": 3, key: value}, {"transformer.h.": (3, layers)})
 
 
+@pytest.mark.parametrize("ranges", [(3, 1), (1, 1)])
+def test_runs_without_layers_are_refused(ranges: tuple[int, int], tmp_path: Path) -> None:
+    recipe = {"merge_method": "passthrough", "slices": [{"sources": [source(three(tmp_path)[0], *ranges)]}]}
+    with pytest.raises(RecipeError, match=re.escape(f"layer_range {list(ranges)} of ") + ".*has no layers"):
+        prepare(parse_recipe(recipe))
+
+
 # A base that stands alone
 
 

@@ -251,6 +251,11 @@ class AbstractStrategy(abc.ABC):
         return tuple(weight / total for weight in weights)
 
     @property
+    def remark(self) -> str:
+        """What a recipe's author may not expect of these parameters; empty where there is nothing to tell."""
+        return ""
+
+    @property
     def grain(self) -> Grain:
         """What a block must not split."""
         return Grain.ELEMENT
@@ -432,6 +437,20 @@ class AbstractTermStrategy(AbstractKernelStrategy):
             return flags
 
         return mix
+
+
+NOT_DIVIDED = "weights that sum to zero are not divided by their sum, as in mergekit"
+
+
+def is_zero_sum(weights: tuple[float, ...]) -> bool:
+    """Whether weights cancel out, to rounding."""
+    return abs(math.fsum(weights)) <= 1e-8 * math.fsum(map(abs, weights))
+
+
+def divisor_of(weights: tuple[float, ...]) -> float:
+    """What ``normalize`` divides a sum of task vectors by: the weights' sum, or 1 where they cancel out, as
+    in mergekit; task vectors with such weights are taken from each other."""
+    return 1.0 if is_zero_sum(weights) else math.fsum(weights)
 
 
 def normalised(weights: tuple[float, ...], what: str = "weights") -> tuple[float, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,10 +11,12 @@ import numpy as np
 from merge_models.merge.kernels.task_vectors import norms
 from merge_models.merge.kernels.terms import Mixing, Rule, Thinned
 from merge_models.merge.strategies.base import (
+    NOT_DIVIDED,
     AbstractTermStrategy,
     BaseModel,
     Block,
-    normalised,
+    divisor_of,
+    is_zero_sum,
 )
 from merge_models.merge.strategies.parameters import parameter
 
@@ -37,9 +38,10 @@ class AbstractTaskVectors(AbstractTermStrategy):
     lambda_: float = parameter(1.0, "scale of their sum")
     normalize: bool = parameter(False, "divide the sum by the weights of the parents in it")
 
-    def validate(self, count: int) -> None:
-        if self.normalize and not self.elects:
-            normalised(self.weights)
+    @property
+    def remark(self) -> str:
+        divides = self.normalize and not self.elects
+        return NOT_DIVIDED if divides and is_zero_sum(self.weights) else ""
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -50,7 +52,7 @@ class AbstractTaskVectors(AbstractTermStrategy):
     @property
     def mixing(self) -> Mixing:
         """How what is left of the task vectors becomes one."""
-        whole = math.fsum(self.weights) if self.normalize and not self.elects else 1.0
+        whole = divisor_of(self.weights) if self.normalize and not self.elects else 1.0
         return Mixing(
             Rule.ELECT if self.elects else Rule.SUM,
             self.weights,

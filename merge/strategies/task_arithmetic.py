@@ -6,7 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from merge_models.merge.strategies.base import AbstractKernelStrategy, BaseModel, Block, Mixer, normalised
+from merge_models.merge.strategies.base import (
+    NOT_DIVIDED,
+    AbstractKernelStrategy,
+    BaseModel,
+    Block,
+    Mixer,
+    divisor_of,
+    is_zero_sum,
+)
 from merge_models.merge.strategies.parameters import parameter
 
 _STEEP = 2.0**20
@@ -31,8 +39,9 @@ class TaskArithmetic(AbstractKernelStrategy):
     lambda_: float = parameter(1.0, "scale of their sum")
     normalize: bool = parameter(False, "divide the weights by their sum")
 
-    def validate(self, count: int) -> None:
-        self._scales()
+    @property
+    def remark(self) -> str:
+        return NOT_DIVIDED if self.normalize and is_zero_sum(self._weights) else ""
 
     def mixer(self, block: Block, survey: Any) -> Mixer:
         """The sum of models and base by their coefficients, rounded once; of differences where that is
@@ -47,9 +56,13 @@ class TaskArithmetic(AbstractKernelStrategy):
         return lambda sources, out: weighted_sum(sources, weights, out)
 
     def _scales(self) -> tuple[float, ...]:
+        divisor = divisor_of(self._weights) if self.normalize else 1.0
+        return tuple(self.lambda_ * (weight / divisor) for weight in self._weights)
+
+    @property
+    def _weights(self) -> tuple[float, ...]:
         assert isinstance(self.weight, tuple)
-        weights = normalised(self.weight) if self.normalize else self.weight
-        return tuple(self.lambda_ * weight for weight in weights)
+        return self.weight
 
 
 def _sum_of_differences(scales: tuple[float, ...]) -> Mixer:
