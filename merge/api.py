@@ -15,13 +15,13 @@ from merge_models.merge.checkpoint.digest import FAST, STRONG, Kinds
 from merge_models.merge.checkpoint.dtypes import parse_dtype
 from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE
 from merge_models.merge.checkpoint.staging import check_target
-from merge_models.merge.checkpoint.threads import default_threads
-from merge_models.merge.errors import PlanError, RecipeError, did_you_mean
+from merge_models.merge.checkpoint.threads import workers
+from merge_models.merge.errors import PlanError, RecipeError, did_you_mean, printable
 from merge_models.merge.identity import Names
 from merge_models.merge.in_memory import InMemory, merge_in_memory
 from merge_models.merge.memory import budget, needed
 from merge_models.merge.preparation import Prepared, prepare
-from merge_models.merge.recipe import Recipe, check_rounding, recipe_of
+from merge_models.merge.recipe import Recipe, check_rounding, check_seed, recipe_of
 from merge_models.merge.sizes import parse_size
 from merge_models.merge.strategies.base import AbstractStrategy, Figures
 from merge_models.merge.strategies.linear import Linear
@@ -30,6 +30,7 @@ from merge_models.merge.work import RunOptions
 from merge_models.merge.writing import Writing, check_space
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 _T = TypeVar("_T")
@@ -76,7 +77,7 @@ class MergeResult:
 
 
 def run_recipe(
-    recipe: Recipe | PathLike,
+    recipe: Recipe | Mapping[str, Any] | PathLike,
     out: PathLike,
     *,
     overwrite: bool = False,
@@ -98,7 +99,7 @@ def run_recipe(
     Where the same merge was stopped before, it goes on: what was finished is checked and kept.
 
     Args:
-        recipe: a recipe, or the path of one.
+        recipe: a recipe, what its YAML holds as plain values, or the path of one.
         out: the output folder.
         overwrite: replace a checkpoint that stands there.
         restart: begin anew, whatever an unfinished merge into ``out`` has left.
@@ -124,8 +125,8 @@ def run_recipe(
     if on_nonfinite not in ("error", "keep"):
         raise RecipeError(f"on_nonfinite is 'error' or 'keep', not {on_nonfinite!r}")
     kinds = Kinds(_kind("output_digests", output_digests), _kind("input_digests", input_digests))
-    clock = _Clock()
-    target, before = Path(out), earlier or Earlier()
+    clock, count = _Clock(), workers(threads)
+    target, before = folder_path(out, "out"), earlier or Earlier()
     results = [str(names.located.name) for names in before.names]
     prepared = prepare(recipe, shard_size, before.places, results, allow_pickle=allow_pickle)
     try:
@@ -133,7 +134,7 @@ def run_recipe(
         check_space(target, prepared)
         if planned:
             clock.outside(planned, prepared)
-        options = _options(prepared, threads, max_memory, on_nonfinite, progress)
+        options = _options(prepared, count, max_memory, on_nonfinite, progress)
         judge = None if review is None else partial(clock.outside, review)
         writing = Writing(prepared, target, overwrite, before.names, kinds, judge)
         figures = writing.run(options, restart)
@@ -143,8 +144,19 @@ def run_recipe(
     return MergeResult(target, clock.seconds, plan.bytes_in, plan.bytes_out, figures, writing.resumed)
 
 
+def folder_path(value: Any, what: str) -> Path:
+    """A folder's path as a caller gives it.
+
+    Raises:
+        RecipeError: it is no path.
+    """
+    if isinstance(value, bytes) or not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise RecipeError(f"{what} is the path of a folder, not {printable(repr(value), 80)}")
+    return Path(value)
+
+
 def _kind(option: str, value: str) -> str:
-    if value not in _DIGESTS:
+    if not isinstance(value, str) or value not in _DIGESTS:
         raise RecipeError(f"{option} is 'fast' or 'strong', not {value!r}")
     return _DIGESTS[value]
 
@@ -170,12 +182,12 @@ class _Clock:
 
 def _options(
     prepared: Prepared,
-    threads: int | None,
+    workers: int,
     max_memory: int | str | None,
     on_nonfinite: str,
     progress: Callable[[int], None] | None,
 ) -> RunOptions:
-    plan, recipe, workers = prepared.plan, prepared.recipe, threads or default_threads()
+    plan, recipe = prepared.plan, prepared.recipe
     if max_memory is None:
         need = needed(plan, workers)
     else:
@@ -190,7 +202,7 @@ def merge(
     *,
     base: InMemory | None = None,
     out: None = None,
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     seed: int = 0,
     rounding: str = "nearest",
     threads: int | None = None,
@@ -204,7 +216,7 @@ def merge(
     *,
     base: PathLike | None = None,
     out: PathLike,
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     seed: int = 0,
     rounding: str = "nearest",
     threads: int | None = None,
@@ -218,7 +230,7 @@ def merge(
     *,
     base: PathLike | InMemory | None = None,
     out: PathLike | None = None,
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     seed: int = 0,
     rounding: str = "nearest",
     threads: int | None = None,
@@ -232,7 +244,7 @@ def merge(
         base: the base model, of the same kind as ``models``. Where the strategy measures deltas from it and
             it is among ``models`` too (the same folder, or the same tensors), it is not merged with itself.
         out: the output folder; needed for paths, refused for models in memory.
-        dtype: dtype of the output, such as ``"bfloat16"``; by default that of the models.
+        dtype: dtype of the output, such as ``"bfloat16"`` or torch's; by default that of the models.
         seed: key of all randomness.
         rounding: ``nearest``, or ``stochastic`` (unbiased, keyed by the seed) for outputs narrower than
             float32.
@@ -268,8 +280,8 @@ def merge(
     if out is not None or options:
         raise RecipeError("out= and its options are for merging folders; save the returned state dict")
     held = cast("Sequence[InMemory]", models)
-    written = parse_dtype(dtype) if dtype else None
-    running = RunOptions(threads or default_threads(), seed=seed, rounding=check_rounding(rounding))
+    written = parse_dtype(str(dtype)) if dtype else None
+    running = RunOptions(workers(threads), seed=check_seed(seed), rounding=check_rounding(rounding))
     return merge_in_memory(held, chosen, cast("InMemory | None", base), written, running)
 
 
@@ -286,7 +298,10 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 @overload
 def soup(
-    models: Sequence[InMemory], *, weights: Sequence[float] | None = None, dtype: str | None = None
+    models: Sequence[InMemory],
+    *,
+    weights: Sequence[float] | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> dict[str, Tensor]: ...
 
 
@@ -300,4 +315,5 @@ def soup(
     models: Any, *, weights: Sequence[float] | None = None, **options: Any
 ) -> dict[str, Tensor] | MergeResult:
     """The model soup: the weighted mean of models; see :func:`merge` for everything else."""
-    return merge(models, Linear(weight=1.0 if weights is None else tuple(weights)), **options)
+    shares: Any = tuple(weights) if isinstance(weights, Iterable) else weights
+    return merge(models, Linear(weight=1.0 if shares is None else shares), **options)

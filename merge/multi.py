@@ -15,17 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from merge_models.merge.api import Earlier, MergeResult, run_recipe
+from merge_models.merge.api import Earlier, MergeResult, PathLike, folder_path, run_recipe
 from merge_models.merge.checkpoint.header import TensorInfo
 from merge_models.merge.checkpoint.journal import binding_digest
 from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE
 from merge_models.merge.checkpoint.lora import Places
 from merge_models.merge.checkpoint.source import DiskSource, read_json
 from merge_models.merge.checkpoint.staging import MANIFEST, check_target, sweep
+from merge_models.merge.checkpoint.threads import workers
 from merge_models.merge.errors import CheckpointError
 from merge_models.merge.identity import Names
 from merge_models.merge.preparation import Prepared, prepare
-from merge_models.merge.recipe import Recipe
+from merge_models.merge.recipe import Recipe, as_recipes
 
 
 class PlannedModel:
@@ -123,10 +124,10 @@ def plan_recipes(
 
 
 def run_recipes(
-    recipes: Sequence[Recipe],
-    out: Path,
+    recipes: Sequence[Recipe | Mapping[str, Any]] | PathLike,
+    out: PathLike,
     *,
-    intermediate_dir: Path | None = None,
+    intermediate_dir: PathLike | None = None,
     overwrite: bool = False,
     shard_size: int | str = DEFAULT_SHARD_SIZE,
     started: Callable[[str, bool], None] | None = None,
@@ -140,7 +141,7 @@ def run_recipes(
     stopped keeps what it had finished.
 
     Args:
-        recipes: all but the last have names.
+        recipes: the path of their file, or recipes one after the other; all but the last have names.
         out: the last one's output folder.
         intermediate_dir: where the other results go and are looked for; ``OUT.intermediate`` by default.
         overwrite: replace a checkpoint that stands at ``out``; outdated intermediate ones always are.
@@ -153,7 +154,10 @@ def run_recipes(
     Raises:
         MergeError: anything is wrong with a recipe, the models, or the place for an output.
     """
-    folders = targets(recipes, out, intermediate_dir)
+    recipes = as_recipes(recipes)
+    place = None if intermediate_dir is None else folder_path(intermediate_dir, "intermediate_dir")
+    folders = targets(recipes, folder_path(out, "out"), place)
+    workers(options.get("threads"))
     with plan_recipes(recipes, folders, shard_size, places, allow_pickle=allow_pickle) as plans:
         for number, (prepared, folder) in enumerate(zip(plans, folders, strict=True)):
             check_target(folder, prepared.paths(), overwrite or number < len(recipes) - 1)

@@ -32,7 +32,7 @@ from merge_models.merge.identity import (
 from merge_models.merge.memory import Need, needed
 from merge_models.merge.parentage import Relative, relatives
 from merge_models.merge.plan import Plan, make_plan
-from merge_models.merge.recipe import Recipe, load_recipe
+from merge_models.merge.recipe import Recipe, as_recipe
 from merge_models.merge.sizes import parse_size
 from merge_models.merge.tied import untied
 
@@ -127,7 +127,7 @@ class Prepared:
 
 
 def prepare(
-    recipe: Recipe | str | os.PathLike[str],
+    recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str],
     shard_size: int | str = DEFAULT_SHARD_SIZE,
     places: Places | None = None,
     results: Sequence[str] = (),
@@ -137,7 +137,7 @@ def prepare(
     """Opens a recipe's checkpoints and plans the merge, from headers and configs alone.
 
     Args:
-        recipe: a recipe, or the path of one.
+        recipe: a recipe, what its YAML holds as plain values, or the path of one.
         shard_size: bytes per output file at most.
         places: where models are that are not at the path that their name is: results of earlier recipes.
         results: which of these names are those of earlier recipes.
@@ -146,7 +146,7 @@ def prepare(
     Raises:
         MergeError: the recipe, a checkpoint, or their fit is wrong.
     """
-    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    loaded = as_recipe(recipe)
     out_dtype = loaded.output_dtype()
     wanted = [*loaded.model_names(), *loaded.aide_names()]
     opened = {name: open_model(name, places, allow_pickle=allow_pickle) for name in wanted}

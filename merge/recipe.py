@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from merge_models.merge.checkpoint.dtypes import DType, parse_dtype
 from merge_models.merge.checkpoint.guard import read_bounded
@@ -20,6 +20,9 @@ from merge_models.merge.strategies import AbstractStrategy, find_strategy, param
 from merge_models.merge.strategies import BaseModel as StrategyBase
 from merge_models.merge.tokenizer.settings import TokenizerSettings, parts_of
 
+if TYPE_CHECKING:
+    import torch
+
 MAX_RECIPE = 1 << 20
 MAX_VALUES = 25_000
 MAX_DEPTH = 32
@@ -27,7 +30,17 @@ MAX_NUMBER = 1000
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]*")
 
 
-class _Strict(BaseModel):
+class _Checked(type(BaseModel)):
+    """What a caller builds wrongly is told as all errors are; pydantic's own objects do not come this way."""
+
+    def __call__(cls, *given: Any, **fields: Any) -> Any:
+        try:
+            return super().__call__(*given, **fields)
+        except ValidationError as error:
+            raise RecipeError(_first_problem(error)) from None
+
+
+class _Strict(BaseModel, metaclass=_Checked):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -59,6 +72,8 @@ def _reference(value: Any) -> Any:
             "has override_architecture, which is not needed here: tensors are matched by their names,"
             " whatever the architecture is called; remove it"
         )
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     return _Reference.model_validate(value).text() if isinstance(value, dict) else value
 
 
@@ -136,6 +151,22 @@ class Recipe(_Strict):
     chat_template: str | None = None
     name: str | None = None
 
+    @model_validator(mode="after")
+    def _is_one(self) -> Recipe:
+        """What is wrong between fields."""
+        given = [key for key in ("models", "slices", "modules") if getattr(self, key)]
+        if len(given) != 1:
+            raise RecipeError(f"give exactly one of models, slices, modules, not {given or 'none'}")
+        for name, part in (self.modules or {}).items():
+            if bool(part.models) == bool(part.slices):
+                raise RecipeError(f"modules: {printable(name)}: give either models or slices")
+        if self.only is not None and not self.only:
+            raise RecipeError("only: is empty, so nothing would be merged; name tensors or remove it")
+        find_strategy(self.merge_method)
+        if self.tokenizer is not None and self.tokenizer_source is not None:
+            raise RecipeError("give tokenizer or tokenizer_source, not both")
+        return self
+
     def parts(self) -> list[tuple[str | None, Module]]:
         """(module name or None, its models or slices and parameters)."""
         if self.modules is not None:
@@ -200,7 +231,7 @@ def recipe_of(
     strategy: AbstractStrategy,
     models: Sequence[str | os.PathLike[str]],
     base: str | os.PathLike[str] | None = None,
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     seed: int = 0,
     rounding: str = "nearest",
 ) -> Recipe:
@@ -222,9 +253,9 @@ def recipe_of(
         models=tuple(ModelEntry(model=n, parameters=p) for n, p in zip(names, own, strict=True)),
         base_model=None if base is None else os.fspath(base),
         parameters=shared,
-        dtype=dtype,
+        dtype=None if dtype is None else str(dtype).removeprefix("torch."),
         rounding=check_rounding(rounding),
-        seed=seed,
+        seed=check_seed(seed),
     )
 
 
@@ -242,13 +273,24 @@ def check_more_than_base(
         raise RecipeError(f"{strategy.name}: there is no model to merge besides the base; name one")
 
 
+def check_seed(value: Any) -> int:
+    """A seed of one of Python's or numpy's kinds of whole numbers.
+
+    Raises:
+        RecipeError: it is none, or does not fit 64 bits.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__") or not -(1 << 63) <= value < 1 << 63:
+        raise RecipeError(f"seed is a whole number from -2^63 to 2^63 - 1, not {printable(repr(value), 80)}")
+    return int(value)
+
+
 def check_rounding(value: Any) -> Literal["nearest", "stochastic"]:
     """A kind of rounding.
 
     Raises:
         RecipeError: there is none of that name.
     """
-    if value not in ("nearest", "stochastic"):
+    if not isinstance(value, str) or value not in ("nearest", "stochastic"):
         raise RecipeError(f"rounding is 'nearest' or 'stochastic', not {printable(repr(value))}")
     return value
 
@@ -270,7 +312,7 @@ def load_recipes(file: str | os.PathLike[str]) -> tuple[Recipe, ...]:
     if len(values) < 2:
         return (parse_recipe(next(iter(values), None), str(path)),)
     recipes = [parse_recipe(value, f"{path}: recipe {n}") for n, value in enumerate(values, 1)]
-    _check_names(recipes, path)
+    _check_names(recipes, f"{path}: ")
     return tuple(recipes)
 
 
@@ -282,10 +324,39 @@ def load_recipe(file: str | os.PathLike[str]) -> Recipe:
     return recipes[0]
 
 
-def _check_names(recipes: Sequence[Recipe], path: Path) -> None:
+def as_recipe(value: Any) -> Recipe:
+    """A recipe as callers give it: itself, what its YAML holds as plain values, or the path of its file.
+
+    Raises:
+        RecipeError: it is none of them, or wrong.
+    """
+    if isinstance(value, Recipe):
+        return value
+    if isinstance(value, Mapping):
+        return parse_recipe(dict(value), where="")
+    if isinstance(value, (str, os.PathLike)):
+        return load_recipe(value)
+    several = "; run_recipes carries out several" if isinstance(value, Iterable) else ""
+    raise RecipeError(f"a recipe is a Recipe, a dict or a path, not {printable(repr(value), 80)}{several}")
+
+
+def as_recipes(value: Any) -> tuple[Recipe, ...]:
+    """The same of several: the path of their file, or one after the other."""
+    if isinstance(value, (str, os.PathLike)):
+        return load_recipes(value)
+    if isinstance(value, (Recipe, Mapping)) or not isinstance(value, Iterable):
+        return (as_recipe(value),)
+    recipes = tuple(map(as_recipe, value))
+    if not recipes:
+        raise RecipeError("there are no recipes")
+    _check_names(recipes, "")
+    return recipes
+
+
+def _check_names(recipes: Sequence[Recipe], prefix: str) -> None:
     seen: set[str] = set()
     for number, recipe in enumerate(recipes, 1):
-        where = f"{path}: recipe {number}"
+        where = f"{prefix}recipe {number}"
         name = recipe.name
         if name is None and number < len(recipes):
             raise RecipeError(f"{where}: has no 'name'; of several recipes only the last may go without")
@@ -420,30 +491,21 @@ def parse_recipe(value: Any, where: str = "recipe") -> Recipe:
     if isinstance(fields.get("tokenizer"), dict):
         for place, part, kind in parts_of(fields["tokenizer"]):
             _check_keys(part, kind, f"{prefix}{place}: ")
-    if "tokenizer" in fields and "tokenizer_source" in fields:
-        raise RecipeError(f"{prefix}give tokenizer or tokenizer_source, not both")
     try:
-        recipe = Recipe(**_tuples(fields))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        message = "is missing" if first["type"] == "missing" else first["msg"]
-        message = message.replace("a valid tuple", "a list").replace("a valid dictionary", "a map")
-        message = message.replace("Input should", "should").removeprefix("Value error, ")
-        raise RecipeError(f"{prefix}'{printable(place)}' {message}") from None
-    given = [key for key in ("models", "slices", "modules") if getattr(recipe, key)]
-    if len(given) != 1:
-        raise RecipeError(f"{prefix}give exactly one of models, slices, modules, not {given or 'none'}")
-    for name, part in (recipe.modules or {}).items():
-        if bool(part.models) == bool(part.slices):
-            raise RecipeError(f"{prefix}modules: {printable(name)}: give either models or slices")
-    if recipe.only is not None and not recipe.only:
-        raise RecipeError(f"{prefix}only: is empty, so nothing would be merged; name tensors or remove it")
-    try:
-        find_strategy(recipe.merge_method)
+        return Recipe(**_tuples(fields))
     except RecipeError as error:
         raise RecipeError(f"{prefix}{error}") from None
-    return recipe
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The first thing that is wrong with a recipe's fields, in words of YAML."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    kinds = {"missing": "is missing", "extra_forbidden": "is no key that is known here"}
+    message = kinds.get(first["type"], first["msg"])
+    message = message.replace("a valid tuple", "a list").replace("a valid dictionary", "a map")
+    message = message.replace("Input should", "should").removeprefix("Value error, ")
+    return f"'{printable(place)}' {message}"
 
 
 def _check_keys(value: Any, kind: type[BaseModel], prefix: str) -> None:

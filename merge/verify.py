@@ -16,6 +16,7 @@ from merge_models.merge.checkpoint.manifest import MANIFEST_FORMAT, PICKLE, SEAL
 from merge_models.merge.checkpoint.pickled import read_pickled
 from merge_models.merge.checkpoint.source import read_json
 from merge_models.merge.checkpoint.staging import MANIFEST
+from merge_models.merge.checkpoint.threads import workers
 from merge_models.merge.errors import CheckpointError, MergeError
 
 
@@ -66,7 +67,7 @@ def verify(out: str | os.PathLike[str], *, inputs: bool = False, threads: int = 
     Raises:
         MergeError: there is no manifest to compare with, or it was changed itself.
     """
-    folder = Path(out)
+    folder, threads = Path(out), workers(threads)
     record = read_manifest(folder)
     try:
         checks = _Checks()

@@ -27,7 +27,7 @@ from merge_models.evals.weights.spectrum import Spectrum, spectrum, subspace_ove
 from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.checkpoint.layers import place_of, stacks
 from merge_models.merge.checkpoint.source import Source
-from merge_models.merge.checkpoint.threads import default_threads, torch_workers
+from merge_models.merge.checkpoint.threads import default_threads, torch_workers, workers
 from merge_models.merge.errors import MergeError
 
 
@@ -133,7 +133,7 @@ def _measure_all(
     families: Sequence[TensorFamily], shares: Sequence[float], threads: int | None
 ) -> list[_Measured]:
     """The largest tensors first, so that no thread ends long after the others; results in model order."""
-    count = max(1, threads or min(default_threads(), 4))
+    count = min(default_threads(), 4) if threads is None else workers(threads)
     by_size = sorted(families, key=lambda family: (-family.count, family.index))
     prefixes = len(stacks(family.name for family in families))
     with torch_workers(count) as pool:

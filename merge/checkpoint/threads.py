@@ -6,6 +6,11 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
+
+from merge_models.merge.errors import RecipeError, printable
+
+MAX_THREADS = 1024
 
 
 def default_threads() -> int:
@@ -13,6 +18,22 @@ def default_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def workers(threads: Any) -> int:
+    """How many workers a caller asks for; one per core for None.
+
+    Raises:
+        RecipeError: it is no number of workers.
+    """
+    if threads is None:
+        return default_threads()
+    if isinstance(threads, bool) or not hasattr(threads, "__index__") or not 1 <= threads <= MAX_THREADS:
+        shown = printable(repr(threads), 80)
+        raise RecipeError(
+            f"threads is a whole number from 1 to {MAX_THREADS}, or None for one per core, not {shown}"
+        )
+    return int(threads)
 
 
 @contextmanager

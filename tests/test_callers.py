@@ -1,0 +1,178 @@
+"""The Python API as callers meet it: reasonable values in other types, one family of errors for the rest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from merge_models.evals.weights import diagnose_parents
+from merge_models.merge import (
+    DareLinear,
+    Linear,
+    MergeError,
+    Recipe,
+    load_recipes,
+    merge,
+    prepare,
+    run_recipe,
+    run_recipes,
+    soup,
+)
+from merge_models.merge.recipe import ModelEntry
+from merge_models.merge.verify import verify
+
+from .helpers import assert_same_bits, merge_folders, read_folder, tensors, write_models
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "seed of words": ({"seed": "a"}, r"seed is a whole number from -2\^63 to 2\^63 - 1, not 'a'"),
+    "seed of a fraction": ({"seed": 1.5}, "seed is a whole number .* not 1.5"),
+    "seed too large": ({"seed": 1 << 65}, "seed is a whole number .* not 36893488147419103232"),
+    "seed too small": ({"seed": -(1 << 63) - 1}, "seed is a whole number"),
+    "seed of truth": ({"seed": True}, "seed is a whole number .* not True"),
+    "no seed": ({"seed": None}, "seed is a whole number .* not None"),
+    "negative threads": ({"threads": -1}, "threads is a whole number from 1 to 1024, or None .* not -1"),
+    "no threads": ({"threads": 0}, "threads is a whole number .* not 0"),
+    "threads of a fraction": ({"threads": 2.5}, "threads is a whole number .* not 2.5"),
+    "threads of words": ({"threads": "2"}, "threads is a whole number .* not '2'"),
+    "too many threads": ({"threads": 10**9}, "threads is a whole number"),
+    "dtype of whole numbers": ({"dtype": torch.int8}, "unknown dtype '(torch.)?int8'"),
+    "dtype of another kind": ({"dtype": 3}, "unknown dtype '3'"),
+    "rounding of a list": ({"rounding": ["nearest"]}, "rounding is 'nearest' or 'stochastic', not"),
+    "weights of words": ({"strategy": Linear(weight=("a", "b"))}, "'weight' takes a number"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_odd_values_are_told_alike_on_disk_and_in_memory(case: str, tmp_path: Path) -> None:
+    options, words = BAD[case]
+    options = {"strategy": Linear(), **options}
+    paths, out = write_models(tmp_path, 2), tmp_path / "out"
+    given: list[Callable[[], Any]] = [
+        lambda: merge(paths, **options, out=out),
+        lambda: merge([tensors(0), tensors(1)], **options),
+    ]
+    for call in given:
+        with pytest.raises(MergeError, match=words) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "options", [{"dtype": torch.bfloat16}, {"seed": np.int64(7)}, {"threads": np.int32(1)}], ids=str
+)
+def test_values_of_torch_and_numpy_are_values(options: dict[str, Any], tmp_path: Path) -> None:
+    *paths, base = write_models(tmp_path, 3)
+    plain = {key: "bfloat16" if key == "dtype" else int(value) for key, value in options.items()}
+    strategy = DareLinear(density=0.5)
+    found = merge_folders(paths, tmp_path / "found", strategy, base=base, **options)
+    wanted = merge_folders(paths, tmp_path / "wanted", strategy, base=base, **plain)
+    held = merge([read_folder(Path(p)) for p in paths], strategy, base=read_folder(Path(base)), **options)
+    for name, tensor in wanted.items():
+        assert_same_bits(found[name], tensor, name)
+        assert_same_bits(held[name], tensor, name)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "'merge_method' is missing"),
+        ({"merge_method": "linear"}, "give exactly one of models, slices, modules"),
+        ({"merge_method": "liner", "models": [{"model": "a"}]}, "did you mean 'linear'"),
+        (
+            {"merge_method": "linear", "models": [{"model": "a"}], "seed": "x"},
+            "'seed' should be a valid integer",
+        ),
+        ({"merge_method": "linear", "models": [{"modl": "a"}]}, r"'models\.0\.model' is missing"),
+        ({"merge_method": "linear", "models": [{"model": "a"}], "wieghts": 1}, "'wieghts' is no key"),
+        ({"merge_method": "linear", "models": "abc"}, "'models' should be a list"),
+    ],
+)
+def test_recipes_built_wrongly_in_python(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(MergeError, match=words) as caught:
+        Recipe(**fields)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_entry_built_wrongly_in_python() -> None:
+    with pytest.raises(MergeError, match="'model' should be a valid string"):
+        ModelEntry(model=3)  # type: ignore[arg-type]
+
+
+def test_recipes_come_as_objects_dicts_and_paths(tmp_path: Path) -> None:
+    paths = write_models(tmp_path, 2)
+    plain = {"merge_method": "linear", "models": [{"model": Path(paths[0])}, paths[1]]}
+    written = {"merge_method": "linear", "models": list(paths)}
+    file = tmp_path / "recipe.yml"
+    file.write_text(yaml.safe_dump(written))
+    for number, recipe in enumerate((plain, written, file, str(file), *load_recipes(file))):
+        run_recipe(recipe, str(tmp_path / f"out{number}"))
+        found, first = read_folder(tmp_path / f"out{number}"), read_folder(tmp_path / "out0")
+        assert all(torch.equal(found[name], first[name]) for name in first)
+        prepare(recipe).close()
+    for recipe in (load_recipes(file), [written, written], 3, None, b"recipe.yml"):
+        with pytest.raises(MergeError, match="a recipe is a Recipe, a dict or a path, not"):
+            run_recipe(recipe, tmp_path / "never")  # type: ignore[arg-type]
+    with pytest.raises(MergeError, match="did you mean 'models'"):
+        run_recipe({"merge_method": "linear", "model": list(paths)}, tmp_path / "never")
+
+
+def test_several_recipes_come_as_objects_dicts_and_paths(tmp_path: Path) -> None:
+    paths = write_models(tmp_path, 2)
+    steps = [
+        {"name": "half", "merge_method": "linear", "models": list(paths)},
+        {"merge_method": "linear", "models": ["half", paths[0]]},
+    ]
+    file = tmp_path / "recipes.yml"
+    file.write_text(yaml.safe_dump_all(steps))
+    given: list[Any] = [steps, file, str(file), load_recipes(file), iter(steps)]
+    for number, recipes in enumerate(given):
+        made = run_recipes(
+            recipes, str(tmp_path / f"out{number}"), intermediate_dir=str(tmp_path / "between")
+        )
+        assert [step.target for step in made] == [tmp_path / "between/half", tmp_path / f"out{number}"]
+        assert verify(tmp_path / f"out{number}").problems == ()
+    assert len(run_recipes(steps[0], tmp_path / "one")) == 1  # type: ignore[arg-type]
+    for recipes, words in (
+        ([], "there are no recipes"),
+        ([steps[1], steps[1]], "recipe 1: has no 'name'"),
+        ([steps[0], 3], "a recipe is a Recipe, a dict or a path, not 3"),
+    ):
+        with pytest.raises(MergeError, match=words):
+            run_recipes(recipes, tmp_path / "never")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("out", [3, b"out", "", [Path("out")]], ids=repr)
+def test_an_output_that_is_no_path(out: Any, tmp_path: Path) -> None:
+    paths = write_models(tmp_path, 2)
+    for call in (lambda: merge(paths, out=out), lambda: run_recipes([], out)):
+        with pytest.raises(MergeError, match=r"out is the path of a folder, not|there are no recipes"):
+            call()
+    assert not os.path.exists("out")
+
+
+def test_other_places_take_the_same_threads(tmp_path: Path) -> None:
+    paths = write_models(tmp_path, 2)
+    merge(paths, out=tmp_path / "out")
+    calls: list[Callable[[Any], Any]] = [
+        lambda threads: verify(tmp_path / "out", threads=threads),
+        lambda threads: diagnose_parents(paths, threads=threads),
+    ]
+    for call in calls:
+        with pytest.raises(MergeError, match="threads is a whole number from 1 to 1024"):
+            call(0)
+
+
+def test_weights_of_a_soup_may_be_one_number_or_come_one_by_one() -> None:
+    states = [tensors(0), tensors(1)]
+    wanted, found = soup(states, weights=[0.25, 0.75]), soup(states, weights=iter([0.25, 0.75]))  # type: ignore[arg-type]
+    plain, even = soup(states), soup(states, weights=0.5)  # type: ignore[arg-type]
+    for name in wanted:
+        assert torch.equal(found[name], wanted[name]) and torch.equal(even[name], plain[name])
