@@ -281,9 +281,14 @@ class TestSlerp:
 
 class TestNuSlerp:
     @pytest.mark.parametrize("with_base", [False, True])
-    def test_rows_columns_and_whole(self, with_base: bool) -> None:
+    @pytest.mark.parametrize(
+        ("weight", "t"),
+        [((3.0, 1.0), 0.25), ((-0.5, 0.5), 0.5), ((0.0, 0.0), 0.5), ((-1.0, 3.0), 1.5), ((3.0, -1.0), -0.5),
+         ((-1.0, -3.0), 0.75)],
+    )  # fmt: skip
+    def test_rows_columns_and_whole(self, weight: tuple[float, float], t: float, with_base: bool) -> None:
+        """At mergekit's t, beyond the ends of the arc too."""
         base, a, b = family(0.6, 2)
-        weight, t = (3.0, 1.0), 0.25
         centre = base if with_base else torch.zeros_like(base)
         x, y, held = a - centre, b - centre, base if with_base else None
         rows = torch.stack([slerp_formula(p, q, t) for p, q in zip(x, y, strict=True)])
@@ -444,8 +449,7 @@ BAD = [
     (Slerp(), 3, False, PlanError, "slerp merges exactly 2 models, not 3"),
     (Slerp(), 1, False, PlanError, "slerp merges exactly 2 models, not 1"),
     (NuSlerp(), 3, False, PlanError, "nuslerp merges exactly 2 models, not 3"),
-    (NuSlerp(weight=(-0.5, 0.5)), 2, False, RecipeError, r"'weight' must be in \[0, inf\)"),
-    (NuSlerp(weight=(0.0, 0.0)), 2, False, RecipeError, "every weight is 0"),
+    (MultiSlerp(weight=(-0.5, 0.5)), 2, False, RecipeError, r"'weight' must be in \[0, inf\)"),
     (Karcher(weight=(1.0, -1.0)), 2, False, RecipeError, r"'weight' must be in \[0, inf\)"),
     (Karcher(weight=(1.0, 1.0)), 3, False, RecipeError, "'weight' has 2 values for 3 models"),
     (Karcher(weight=0.0), 2, False, RecipeError, "every weight is 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,7 +21,6 @@ from merge_models.merge.strategies.base import (
 )
 from merge_models.merge.strategies.near_points import NearGram
 from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.shares import shares_of
 from merge_models.merge.strategies.spherical import EQUAL_TO_BASE, about_base, arc_mixture, quick_arc
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ class NuSlerp(AbstractSpanStrategy):
     The names are mergekit's: without ``nuslerp_flatten`` a point is a vector along the last dimension (a row
     of the weight, all that feeds one output), and with ``nuslerp_row_wise`` too one along the first (a
     column). Tensors of one dimension are one point either way. Here a row of a convolution is all that feeds
-    one output channel, where mergekit takes the last spatial axis alone. Weights are not negative and not
-    all 0 (there t is 0.5 then). Where points are opposite or zero there is no arc, and the straight line is
-    taken.
+    one output channel, where mergekit takes the last spatial axis alone. A negative weight goes on along the
+    arc, beyond the other model; weights that cancel out go to its middle (t is 0.5), as in mergekit. Where
+    points are opposite or zero there is no arc, and the straight line is taken.
     """
 
     name: ClassVar[str] = "nuslerp"
@@ -54,7 +54,7 @@ class NuSlerp(AbstractSpanStrategy):
     base_model: ClassVar[BaseModel] = BaseModel.OPTIONAL
     parents: ClassVar[tuple[int, int | None]] = (2, 2)
 
-    weight: float | tuple[float, ...] = parameter(1.0, "share of each model", per_model=True, minimum=0)
+    weight: float | tuple[float, ...] = parameter(1.0, "share of each model", per_model=True)
     nuslerp_flatten: bool = parameter(True, "one point per tensor")
     nuslerp_row_wise: bool = parameter(False, "unless flattened: one point per column instead of one per row")
 
@@ -63,19 +63,23 @@ class NuSlerp(AbstractSpanStrategy):
         """``tensor``, ``row`` or ``column``."""
         return "tensor" if self.nuslerp_flatten else "column" if self.nuslerp_row_wise else "row"
 
-    def validate(self, count: int) -> None:
-        shares_of(self.weight)
+    @property
+    def t(self) -> float:
+        """Where on the arc: 0 the first model, 1 the second, beyond them with a negative weight."""
+        assert isinstance(self.weight, tuple)
+        size, total = math.fsum(map(abs, self.weight)), math.fsum(self.weight)
+        return self.weight[-1] / total if abs(total) > 1e-6 * size else 0.5
 
     def mixture(self, gram: Gram | None) -> Mixture:
         assert gram is not None
-        return arc_mixture(gram, shares_of(self.weight)[-1])
+        return arc_mixture(gram, self.t)
 
     def mixture_with_base(self, gram: Gram | None) -> Mixture:
         assert gram is not None
-        return about_base(arc_mixture(gram.about_reference(), shares_of(self.weight)[-1], EQUAL_TO_BASE))
+        return about_base(arc_mixture(gram.about_reference(), self.t, EQUAL_TO_BASE))
 
     def quick(self, gram: NearGram, has_base: bool) -> FixedMixture | None:
-        found = quick_arc(gram.about_reference() if has_base else gram, shares_of(self.weight)[-1])
+        found = quick_arc(gram.about_reference() if has_base else gram, self.t)
         return near_points.about_base(found) if found is not None and has_base else found
 
     def survey(self, spec: TensorSpec) -> Survey | None:
