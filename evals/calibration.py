@@ -21,6 +21,7 @@ import numpy as np
 
 from merge_models.evals.encoding import Encoder
 from merge_models.evals.jsonl import read_rows, read_text
+from merge_models.evals.positions import LENGTH
 from merge_models.evals.schema import Calibration
 from merge_models.merge.checkpoint.lora import open_model
 from merge_models.merge.checkpoint.tokenizers import load_tokenizer
@@ -112,7 +113,7 @@ def calibration_batches(
     *,
     source: str | os.PathLike[str] | Text = BUILT_IN,
     tokens: int = 8192,
-    length: int = 256,
+    length: int = LENGTH,
     seed: int = 0,
     part: Part = "all",
 ) -> Batches:

@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Literal
 
 from merge_models.evals.lineage import Lineage, lineage, short_name
+from merge_models.evals.positions import LENGTH, fitting_length
 from merge_models.evals.schema import Evaluation, ModelRef, Role
 from merge_models.merge.errors import MergeError, printable
 
@@ -35,7 +36,7 @@ def evaluate(
     measure: Collection[Measure] = MEASURES,
     data: Name = "built-in",
     tokens: int = 8192,
-    length: int = 256,
+    length: int = LENGTH,
     tasks: TaskSettings | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -55,7 +56,7 @@ def evaluate(
             numbers, else equal].
         measure: which diagnostics to run; ``information`` needs ``activations``.
         data: calibration text: ``built-in``, or a ``.jsonl`` or text file.
-        tokens: calibration tokens; ``length``: of a sequence.
+        tokens: calibration tokens; ``length``: of a sequence, at most what the models take.
         tasks: what to score; by default degenerate text, and perplexity where activations are not measured.
         seed: of samples, shuffles and bootstraps; equal seeds give equal numbers.
         device: where models run [default: CPU].
@@ -75,13 +76,15 @@ def evaluate(
         raise MergeError(f"cannot measure {sorted(unknown)}; there are {', '.join(MEASURES)}")
     family = lineage(merged, parents, base, weights, allow_pickle=allow_pickle)
     refs = _refs(family, name)
+    models = bool({"activations", "information", "tasks"} & set(measure))
+    everyone = [family.merged, *family.parents, *([family.base] if family.base else [])]
+    length, notes = fitting_length(everyone, length, allow_pickle=allow_pickle) if models else (length, ())
     evaluation = Evaluation(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions=_versions(),
         models=refs,
-        notes=family.notes,
+        notes=(*family.notes, *notes),
     )
-    models = bool({"activations", "information", "tasks"} & set(measure))
     batches = _batches(family, data, tokens, length, seed, device, allow_pickle) if models else None
     task_probe = _task_probe(batches, tasks, measure, seed) if batches else None
     if "weights" in measure:

@@ -19,6 +19,7 @@ from merge_models.evals.evaluation import evaluate
 from merge_models.evals.lineage import lineage, short_name
 from merge_models.evals.models import open_model
 from merge_models.evals.outlets import check_outlets, write_outlets
+from merge_models.evals.positions import most_positions
 from merge_models.evals.schema import Evaluation, Outcome, Verdict
 from merge_models.merge import merge, run_recipe
 from merge_models.merge.checkpoint.staging import MANIFEST
@@ -331,6 +332,44 @@ def test_exit_code_of_the_verdict(status: Outcome, fail_on: str | None, fails: b
     assert not fails or (stopped is not None and stopped.value.code == 3)
 
 
+@pytest.mark.parametrize(
+    ("config", "most"),
+    [
+        ({}, None),
+        ({"max_position_embeddings": 64}, 64),
+        ({"n_positions": 64, "n_ctx": 128}, 64),
+        ({"model_type": "gemma3", "text_config": {"max_position_embeddings": 32}}, 32),
+        ({"model_type": "roberta", "max_position_embeddings": 66, "pad_token_id": 1}, 64),
+        ({"model_type": "bert", "max_position_embeddings": 66, "pad_token_id": 1}, 66),
+        ({"max_position_embeddings": -1, "n_positions": True, "n_ctx": "64"}, None),
+    ],
+)
+def test_positions_are_told_by_configs(config: dict[str, Any], most: int | None) -> None:
+    assert most_positions(config) == most
+
+
+def test_sequences_are_as_short_as_the_models_take(tmp_path: Path, text: Path) -> None:
+    """Where only config.json says it: the tokenizer has no limit, and nothing fails after the merge."""
+    parents = [tmp_path / place.name for place in EXPERTS[:2]]
+    for source, place in zip(EXPERTS, parents, strict=False):
+        shutil.copytree(source, place)
+        settings = json.loads((place / "tokenizer_config.json").read_text())
+        settings.pop("model_max_length", None)
+        (place / "tokenizer_config.json").write_text(json.dumps(settings))
+    out, report = tmp_path / "out", tmp_path / "report.json"
+    code, printed = run("merge", *map(str, parents), "-o", str(out), "--eval", "--data", str(text),
+                        "--report", str(report))  # fmt: skip
+    assert code == 0, printed
+    found = Evaluation.from_json(report.read_text())
+    assert any("calibration sequences have 64 tokens, not 256" in note for note in found.notes)
+    assert found.activations is not None
+    kept = found.activations.calibration
+    assert kept.tokens == kept.sequences * 63
+    repaired = tmp_path / "repaired"
+    code, printed = run("repair", str(out), "-o", str(repaired), "--data", str(text), "--tokens", "2048")
+    assert code == 0 and "calibration sequences have 64 tokens" in printed, printed
+
+
 def test_weights_only_needs_no_model_that_runs(mean: Path, tmp_path: Path) -> None:
     out = tmp_path / "merged"
     shutil.copytree(mean, out)
@@ -385,6 +424,7 @@ def test_eval_of_several_ranks_them(mean: Path, tmp_path: Path, text: Path) -> N
         (["eval", "{tmp}/none"], "{tmp}/none"),
         (["eval", "{mean}", "--device", "gpuu"], "device 'gpuu'"),
         (["merge", "{base}", "-o", "{tmp}/out", "--eval", "--data", "{tmp}/none.jsonl"], "none.jsonl"),
+        (["merge", "{base}", "-o", "{tmp}/out", "--eval", "--data", "{tmp}/short.txt"], "too little text"),
         (["merge", "{base}", "-o", "{tmp}/out", "--weights", "1", "--set", "weight=2"], "leave one out"),
         (["merge", "{base}", "-o", "{tmp}/out", "--report", "{tmp}/r.md"], "needs --eval"),
         (["eval", "{broken}", "-p", "{base}", "--data", "{text}"], "{broken}"),
@@ -406,7 +446,7 @@ def test_bad_input_is_one_line(
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     names = {"mean": mean, "tmp": tmp_path, "base": BASE, "text": text, "broken": broken, "other": other}
     code, printed = run(*(a.format(**names) for a in arguments))
-    assert code == 2, printed
+    assert code == 2 and "are finished and kept" not in printed, printed
     lines = [line for line in printed.splitlines() if line.startswith("Error:")]
     assert len(lines) == 1 and message.format(**names) in lines[0]
     assert "Traceback" not in printed

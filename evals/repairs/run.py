@@ -17,6 +17,7 @@ from merge_models.evals.activations.head import body_of
 from merge_models.evals.calibration import Batches, calibration_batches, check_same_tokenizer
 from merge_models.evals.lineage import lineage, short_name
 from merge_models.evals.models import Loaded, kind_of, open_model
+from merge_models.evals.positions import LENGTH, fitting_length
 from merge_models.evals.repairs.folder import stored_names, write_repaired
 from merge_models.evals.repairs.record import Origins
 from merge_models.evals.repairs.rescale import (
@@ -48,7 +49,7 @@ def repair(
     weights: Sequence[float] | None = None,
     data: Name = "built-in",
     tokens: int = 8192,
-    length: int = 256,
+    length: int = LENGTH,
     seed: int = 0,
     overwrite: bool = False,
     device: str | None = None,
@@ -86,6 +87,9 @@ def repair(
         places = [path for folder in folders for path in _paths(folder, allow_pickle)]
         check_target(Path(out), places, overwrite)
         tokenizer = check_same_tokenizer(folders, allow_pickle=allow_pickle)
+        length, notes = fitting_length(folders, length, allow_pickle=allow_pickle)
+        for note in notes:
+            progress(note)
         options: dict[str, Any] = {"source": data, "length": length, "seed": seed}
         text = calibration_batches(tokenizer, tokens=tokens, part="fit", **options)
         held_out = calibration_batches(tokenizer, tokens=max(tokens // 4, length), part="held-out", **options)

@@ -52,11 +52,19 @@ class Review:
 
     def check(self, prepared: Prepared) -> None:
         """Raises ``MergeError`` for text or tokenizers that would stop the evaluation after the merge."""
-        from merge_models.evals.calibration import check_same_tokenizer, read_calibration
+        from merge_models.evals.calibration import (
+            calibration_batches,
+            check_same_tokenizer,
+            read_calibration,
+        )
+        from merge_models.evals.positions import LENGTH, fitting_length
 
         models = [*_references(prepared, "parent"), *_references(prepared, "base")]
         text = read_calibration(self._data)
-        check_same_tokenizer(models, text, "leave out --eval", allow_pickle=self._allow_pickle)
+        pickles = self._allow_pickle
+        tokenizer = check_same_tokenizer(models, text, "leave out --eval", allow_pickle=pickles)
+        length, _ = fitting_length(models, LENGTH, allow_pickle=pickles)
+        calibration_batches(tokenizer, source=text, length=length)
 
     def judge(self, folder: Path, name: str, prepared: Prepared) -> str:
         """The section for the model card of a finished folder that is to be published as ``name``."""
