@@ -79,6 +79,11 @@ def permuted(case: Case, order: list[int]):
     return dataclasses.replace(case.strategy, **changes)
 
 
+def copies(state: dict[str, Tensor], count: int) -> list[dict[str, Tensor]]:
+    """Equal models; with the very same tensors they would be one model."""
+    return [{name: value.clone() for name, value in state.items()} for _ in range(count)]
+
+
 def test_every_strategy_has_a_case() -> None:
     assert {type(case.strategy) for case in CASES} == set(STRATEGIES)
 
@@ -113,7 +118,7 @@ def test_one_parent_comes_back(case: Case, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_equal_parents_come_back(case: Case, dtype: torch.dtype) -> None:
     parent = make_state(1, dtype)
-    same = [{k: v.clone() for k, v in parent.items()} for _ in range(case.count)]
+    same = copies(parent, case.count)
     merged = merge(same, case.strategy, base=base_for(case, dtype))
     assert_same({k: v + 0.0 for k, v in merged.items()}, {k: v + 0.0 for k, v in parent.items()})
 
@@ -121,7 +126,7 @@ def test_equal_parents_come_back(case: Case, dtype: torch.dtype) -> None:
 @over(case for case in CASES if case.strategy.base_model is not BaseModel.UNUSED)
 def test_parents_equal_to_the_base_give_the_base(case: Case) -> None:
     base = make_state(0, torch.bfloat16)
-    merged = merge([dict(base)] * case.count, case.strategy, base=base)
+    merged = merge(copies(base, case.count), case.strategy, base=base)
     assert_same({k: v + 0.0 for k, v in merged.items()}, {k: v + 0.0 for k, v in base.items()})
 
 
@@ -146,7 +151,7 @@ def test_no_scale_moves_parents_equal_to_the_base(
     strategy = dataclasses.replace(case.strategy, **settings)
     for dtype in (torch.bfloat16, torch.float64):
         base = make_state(0, dtype)
-        merged = merge([dict(base)] * case.count, strategy, base=base)
+        merged = merge(copies(base, case.count), strategy, base=base)
         assert_same({k: v + 0.0 for k, v in merged.items()}, {k: v + 0.0 for k, v in base.items()})
 
 
