@@ -106,7 +106,7 @@ def manifest(
             "files": [shard.name for shard in layout.shards],
             "groups": _groups(plan.tensors),
             "copied": [t.name for t in plan.tensors if t.is_copied],
-            **({"origins": list(origins(plan))} if plan.stacks else {}),
+            **({"origins": list(origins(plan))} if plan.is_renamed else {}),
             "dropped": [{"tensor": n, "model": m, "reason": r} for n, m, r in plan.dropped],
         },
         "rounding": {"mode": names.located.rounding, **(asdict(told) if (told := rounded(figures)) else {})},

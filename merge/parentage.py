@@ -44,10 +44,10 @@ def relatives(plan: Plan, base: int | None) -> tuple[Relative, ...]:
 
 
 def origins(plan: Plan) -> tuple[dict[str, str], ...]:
-    """For each of a plan's models, which of its tensors the output's came from; nothing unless layers were
-    put together anew, since names tell the rest."""
+    """For each of a plan's models, which of its tensors the output's came from; nothing unless names
+    do not tell: layers were put together anew, or a model has other names."""
     found: tuple[dict[str, str], ...] = tuple({} for _ in plan.models)
-    for tensor in plan.tensors if plan.stacks else ():
+    for tensor in plan.tensors if plan.is_renamed else ():
         for ref in tensor.sources():
             found[ref.model][tensor.name] = ref.info.name
     return found

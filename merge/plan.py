@@ -190,6 +190,12 @@ class Plan:
         """Elements of the output."""
         return sum(tensor.count for tensor in self.tensors)
 
+    @property
+    def is_renamed(self) -> bool:
+        """Whether tensors came from others of another name, weights that are tied apart."""
+        refs = ((tensor.name, ref.info.name) for tensor in self.tensors for ref in tensor.sources())
+        return bool(self.stacks) or any(name != own and not is_head(name) for name, own in refs)
+
     def worker_bytes(self) -> int:
         return max((tensor.worker_bytes() for tensor in self.tensors), default=0)
 
@@ -296,8 +302,9 @@ def _plan_tensor(assignment: Assignment, models: Sequence[Source], out_dtype: DT
     refs = parents if base is None else (*parents, base)
     _check_shapes(name, models, refs)
     shape = parents[0].info.shape
-    renamed = {ref.info.name for ref in refs if ref.info.name.split(".")[-2:] != name.split(".")[-2:]}
-    note = assignment.note or (f"read from {printable(min(renamed))} where tied" if renamed else "")
+    places = [*assignment.parents, *([] if base is None or not assignment.base else [assignment.base])]
+    tied = [r.info.name for (m, n), r in zip(places, refs, strict=True) if n not in models[m].tensors]
+    note = assignment.note or (f"read from {printable(min(tied))} where tied" if tied else "")
     if not _is_float(name, models, refs):
         codes = sorted({ref.info.dtype.code for ref in parents})
         if len(codes) > 1:

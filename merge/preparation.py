@@ -15,6 +15,7 @@ from merge_models.merge.checkpoint.guard import is_file
 from merge_models.merge.checkpoint.layers import stacks
 from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE, Layout, plan_layout
 from merge_models.merge.checkpoint.lora import Places, open_model
+from merge_models.merge.checkpoint.naming import with_names_of_first
 from merge_models.merge.checkpoint.sentence_modules import PICKLED_WEIGHTS, module_weights
 from merge_models.merge.checkpoint.sidecars import MAX_SIDECAR, Sidecars, find_sidecars, output_config
 from merge_models.merge.checkpoint.source import DiskSource
@@ -155,6 +156,8 @@ def prepare(
     aides = tuple(opened[name] for name in loaded.aide_names())
     opened = {model.label: model for model in (*models, *aides)}
     names = names_of(loaded, opened, results)
+    everyone, matched = with_names_of_first([*models, *aides])
+    models, aides = everyone[: len(models)], everyone[len(models) :]
     assembly = assemble(loaded, models)
     template = _template(loaded, models, assembly.donor)
     settings, alignment, found = loaded.tokenizer_settings(), None, models
@@ -170,7 +173,7 @@ def prepare(
     if plan.donor != assembly.donor:
         template = _template(loaded, found, plan.donor)
     donor = models[plan.donor]
-    plan = replace(plan, remarks=(*plan.remarks, *_module_remarks(models, donor)))
+    plan = replace(plan, remarks=(*plan.remarks, *matched, *_module_remarks(models, donor)))
     written = {tensor.name for tensor in plan.tensors}
     made = ("format", RECIPE_KEY, RECIPE_DIGEST_KEY, *written)
     keep = {key: value for key, value in donor.metadata.items() if key not in made}

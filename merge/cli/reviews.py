@@ -80,7 +80,7 @@ class Review:
             _references(prepared, "parent"),
             next(iter(_references(prepared, "base")), None),
             weights=known if len(known) == len(shares) else None,
-            origins=ordered if prepared.plan.stacks else None,
+            origins=ordered if prepared.plan.is_renamed else None,
             data=self._data,
             allow_pickle=self._allow_pickle,
             name=name,
