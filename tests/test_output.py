@@ -270,7 +270,7 @@ def test_an_output_may_not_touch_an_input(place: str, tmp_path: Path) -> None:
         ("x" * 300, "too long"),
         (".", "current folder"),
         ("..", "current folder"),
-        ("", "current folder"),
+        ("", "path of a folder"),
         ("/proc/nothing/here", "takes no files|permission"),
     ],
 )

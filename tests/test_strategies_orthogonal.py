@@ -31,7 +31,7 @@ def family(
 
 
 def merged(base: Tensor, parents: Sequence[Tensor], strategy: Orthogonal, threads: int = 1) -> Tensor:
-    result = merge([{"w": parent} for parent in parents], strategy, base={"w": base}, threads=threads)
+    result = merge([{"w": parent} for parent in parents], strategy, base={"w": base.clone()}, threads=threads)
     assert isinstance(result, dict)
     return result["w"]
 

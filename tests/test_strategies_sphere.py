@@ -49,7 +49,7 @@ def merged(
     points: list[Tensor], strategy: AbstractStrategy, base: Tensor | None = None, **options: Any
 ) -> Tensor:
     """One tensor's merge, through the whole loop."""
-    held = None if base is None else {"w": base}
+    held = None if base is None else {"w": base.clone()}
     return merge_states([{"w": point} for point in points], strategy, base=held, **options)["w"]
 
 
