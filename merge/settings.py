@@ -22,6 +22,9 @@ from merge_models.merge.strategies.parameters import Parameter
 _RANGE = re.compile(r"layers:([0-9]{1,6})-([0-9]{1,6})")
 _MISSING = object()
 
+MAX_PATTERN = 1000
+"""Characters of a pattern: compiling one takes time by its length."""
+
 
 def look_up(levels: Sequence[Mapping[str, Any]], parameter: Parameter, name: str, depth: float) -> Any:
     """A parameter's value for one tensor, from the innermost level that has one that applies.
@@ -86,10 +89,18 @@ def _filtered(filters: Sequence[Any], parameter: Parameter, name: str, depth: fl
 
 
 def matches(pattern: Any, name: str) -> bool:
-    """Whether a tensor's name fits a pattern (None and ``*`` fit all)."""
+    """Whether a tensor's name fits a pattern (None and ``*`` fit all).
+
+    Raises:
+        RecipeError: the pattern is longer than any name.
+    """
     if pattern is None or pattern == "*":
         return True
     text = str(pattern)
+    if len(text) > MAX_PATTERN:
+        raise RecipeError(
+            f"a pattern of {len(text)} characters; '{printable(text, 40)}' is longer than any tensor's name"
+        )
     layers = _RANGE.fullmatch(text)
     if layers:
         layer = place_of(name).layer

@@ -474,6 +474,16 @@ def test_what_only_names_must_be_there(only: list[str], tmp_path: Path) -> None:
         prepare(parse_recipe(recipe))
 
 
+@pytest.mark.parametrize("where", ["only", "filter"])
+def test_patterns_longer_than_any_name_are_refused(where: str, tmp_path: Path) -> None:
+    pattern = "*a" * 600
+    told = {"only": [pattern]} if where == "only" else {}
+    weight = {} if where == "only" else {"parameters": {"weight": [{"filter": pattern, "value": 2}]}}
+    recipe = {"merge_method": "linear", "models": three(tmp_path), **told, **weight}
+    with pytest.raises(RecipeError, match="1200 characters"):
+        prepare(parse_recipe(recipe))
+
+
 def test_a_plan_counts_what_only_leaves_out_as_copied(tmp_path: Path) -> None:
     models = three(tmp_path)
     (tmp_path / "r.yml").write_text(json.dumps({"merge_method": "linear", "models": models, "only": ["mlp"]}))
