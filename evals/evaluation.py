@@ -10,6 +10,7 @@ from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Literal
 
+from merge_models.evals.arguments import checked_count
 from merge_models.evals.lineage import Lineage, lineage, short_name
 from merge_models.evals.positions import LENGTH, fitting_length
 from merge_models.evals.schema import Evaluation, ModelRef, Role
@@ -33,7 +34,7 @@ def evaluate(
     base: Name | None = None,
     *,
     weights: Sequence[float] | None = None,
-    measure: Collection[Measure] = MEASURES,
+    measure: Measure | Collection[Measure] = MEASURES,
     data: Name = "built-in",
     tokens: int = 8192,
     length: int = LENGTH,
@@ -71,9 +72,12 @@ def evaluate(
         MergeError: a model does not load, tokenizers differ, there is too little text, or the parents are not
             those of the merge.
     """
+    measure = (measure,) if isinstance(measure, str) else tuple(measure)
     unknown = set(measure) - set(MEASURES)
-    if unknown:
-        raise MergeError(f"cannot measure {sorted(unknown)}; there are {', '.join(MEASURES)}")
+    if unknown or not measure:
+        raise MergeError(f"cannot measure {sorted(unknown) or 'nothing'}; there are {', '.join(MEASURES)}")
+    tokens, length = checked_count(tokens, "tokens", 1), checked_count(length, "length", 1)
+    seed = checked_count(seed, "seed")
     family = lineage(merged, parents, base, weights, allow_pickle=allow_pickle)
     refs = _refs(family, name)
     models = bool({"activations", "information", "tasks"} & set(measure))

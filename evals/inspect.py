@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_models.evals.advice import advise
+from merge_models.evals.arguments import checked_models, checked_weights
 from merge_models.evals.compatibility import Finding, compare_headers
 from merge_models.evals.evaluation import unique_names
 from merge_models.evals.lineage import short_name
@@ -48,6 +49,7 @@ def inspect_parents(
     Raises:
         MergeError: there is no parent, a model cannot be opened, or the weights do not fit the parents.
     """
+    parents, weights = checked_models(parents), checked_weights(weights)
     if not parents:
         raise MergeError("there are no parents; give one or more")
     shares = normalised_weights(weights, len(parents))

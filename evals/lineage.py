@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from merge_models.evals.arguments import checked_models, checked_place, checked_weights
 from merge_models.merge.checkpoint.lora import open_model
 from merge_models.merge.checkpoint.source import read_json
 from merge_models.merge.checkpoint.staging import MANIFEST
@@ -54,10 +55,13 @@ def lineage(
         MergeError: no parents are told and there is no manifest, a parent is none of the recipe's, or the
             weights do not fit the parents.
     """
-    open_model(os.fspath(merged), allow_pickle=allow_pickle).close()
+    merged = checked_place(merged, "the merge")
+    base = None if base is None else checked_place(base, "the base")
+    weights = checked_weights(weights)
+    told = tuple(checked_place(parent, "a parent") for parent in checked_models(parents))
+    open_model(merged, allow_pickle=allow_pickle).close()
     manifest = _manifest(merged)
     made_from, bases = _of_role(manifest, "parent"), _of_role(manifest, "base")
-    told = tuple(os.fspath(parent) for parent in parents)
     if not told and not made_from:
         raise MergeError(f"{_show(merged)} has no {MANIFEST} that names its parents; pass --parents")
     if told and made_from:

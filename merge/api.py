@@ -122,8 +122,7 @@ def run_recipe(
     Raises:
         MergeError: anything is wrong with the recipe, the models, or the place for the output.
     """
-    if on_nonfinite not in ("error", "keep"):
-        raise RecipeError(f"on_nonfinite is 'error' or 'keep', not {on_nonfinite!r}")
+    _check_nonfinite(on_nonfinite)
     kinds = Kinds(_kind("output_digests", output_digests), _kind("input_digests", input_digests))
     clock, count = _Clock(), workers(threads)
     target, before = folder_path(out, "out"), earlier or Earlier()
@@ -142,6 +141,12 @@ def run_recipe(
         prepared.close()
     plan = prepared.plan
     return MergeResult(target, clock.seconds, plan.bytes_in, plan.bytes_out, figures, writing.resumed)
+
+
+def _check_nonfinite(value: str) -> str:
+    if value not in ("error", "keep"):
+        raise RecipeError(f"on_nonfinite is 'error' or 'keep', not {printable(repr(value), 80)}")
+    return value
 
 
 def folder_path(value: Any, what: str) -> Path:
@@ -206,6 +211,7 @@ def merge(
     seed: int = 0,
     rounding: str = "nearest",
     threads: int | None = None,
+    on_nonfinite: str = "error",
 ) -> dict[str, Tensor]: ...
 
 
@@ -220,6 +226,7 @@ def merge(
     seed: int = 0,
     rounding: str = "nearest",
     threads: int | None = None,
+    on_nonfinite: str = "error",
     **options: Any,
 ) -> MergeResult: ...
 
@@ -234,6 +241,7 @@ def merge(
     seed: int = 0,
     rounding: str = "nearest",
     threads: int | None = None,
+    on_nonfinite: str = "error",
     **options: Any,
 ) -> dict[str, Tensor] | MergeResult:
     """Merges models: state dicts or modules in memory, or checkpoints from folder to folder.
@@ -249,6 +257,7 @@ def merge(
         rounding: ``nearest``, or ``stochastic`` (unbiased, keyed by the seed) for outputs narrower than
             float32.
         threads: workers; by default one per core. The result does not depend on it.
+        on_nonfinite: ``error`` or ``keep``, for NaN and Inf.
         **options: further options of :func:`run_recipe`, for paths.
 
     Returns:
@@ -275,13 +284,18 @@ def merge(
         _check_options(options)
         paths = cast("Sequence[PathLike]", models)
         recipe = recipe_of(chosen, paths, cast("PathLike | None", base), dtype, seed, rounding)
-        return run_recipe(recipe, out, threads=threads, **options)
+        return run_recipe(recipe, out, threads=threads, on_nonfinite=on_nonfinite, **options)
     _check_options(options)
     if out is not None or options:
         raise RecipeError("out= and its options are for merging folders; save the returned state dict")
     held = cast("Sequence[InMemory]", models)
     written = parse_dtype(str(dtype)) if dtype else None
-    running = RunOptions(workers(threads), seed=check_seed(seed), rounding=check_rounding(rounding))
+    running = RunOptions(
+        workers(threads),
+        _check_nonfinite(on_nonfinite),
+        check_seed(seed),
+        rounding=check_rounding(rounding),
+    )
     return merge_in_memory(held, chosen, cast("InMemory | None", base), written, running)
 
 

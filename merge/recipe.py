@@ -162,6 +162,8 @@ class Recipe(_Strict):
                 raise RecipeError(f"modules: {printable(name)}: give either models or slices")
         if self.only is not None and not self.only:
             raise RecipeError("only: is empty, so nothing would be merged; name tensors or remove it")
+        if "" in (self.base_model, self.tokenizer_source, *self.model_names()):
+            raise RecipeError("a model's name is empty; give a folder, a .safetensors file or a Hub id")
         find_strategy(self.merge_method)
         if self.tokenizer is not None and self.tokenizer_source is not None:
             raise RecipeError("give tokenizer or tokenizer_source, not both")
@@ -194,11 +196,11 @@ class Recipe(_Strict):
 
     def model_names(self) -> list[str]:
         """Every model named, the base first, each once."""
-        names = [self.base_model] if self.base_model else []
+        names = [self.base_model] if self.base_model is not None else []
         for _, part in self.parts():
             names += [entry.model for entry in part.models or ()]
             for piece in part.slices or ():
-                names += [piece.base_model] if piece.base_model else []
+                names += [piece.base_model] if piece.base_model is not None else []
                 names += [source.model for source in piece.sources]
         return list(dict.fromkeys(names))
 

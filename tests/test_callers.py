@@ -12,6 +12,9 @@ import pytest
 import torch
 import yaml
 
+from merge_models.evals.evaluation import evaluate
+from merge_models.evals.inspect import inspect_parents
+from merge_models.evals.repairs import repair
 from merge_models.evals.weights import diagnose_parents
 from merge_models.merge import (
     DareLinear,
@@ -168,6 +171,59 @@ def test_other_places_take_the_same_threads(tmp_path: Path) -> None:
     for call in calls:
         with pytest.raises(MergeError, match="threads is a whole number from 1 to 1024"):
             call(0)
+
+
+EVALUATIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "one parent": ({"parents": "m0"}, "parents is one model; give a list of them"),
+    "a parent in memory": ({"parents": [{}]}, "a parent is a folder or a Hub id, not dict; diagnose_modules"),
+    "a base in memory": ({"base": {}}, "the base is a folder or a Hub id, not dict"),
+    "weights of words": ({"weights": "ab"}, "weights are numbers, one per parent, not 'ab'"),
+    "too few weights": ({"weights": iter([1])}, "1 weight for 2 parents"),
+    "nothing measured": ({"measure": ()}, "cannot measure nothing"),
+    "a word for a measure": ({"measure": "all"}, r"cannot measure \['all'\]"),
+    "negative seed": ({"seed": -1}, "seed is a whole number of 0 or more, not -1"),
+    "fraction of a length": ({"length": 32.5}, "length is a whole number of 1 or more, not 32.5"),
+    "tokens of words": ({"tokens": "8k"}, "tokens is a whole number of 1 or more, not '8k'"),
+}
+
+
+@pytest.mark.parametrize("case", EVALUATIONS)
+def test_evaluations_of_odd_values(case: str, tmp_path: Path) -> None:
+    options, words = EVALUATIONS[case]
+    paths = write_models(tmp_path, 2)
+    merge(paths, out=tmp_path / "out")
+    with pytest.raises(MergeError, match=words):
+        evaluate(tmp_path / "out", **{"measure": ("weights",), **options})
+    if not {"measure", "base"} & set(options):
+        with pytest.raises(MergeError, match=words):
+            repair(tmp_path / "out", **{"out": tmp_path / "repaired", **EVALUATIONS[case][0]})
+
+
+def test_evaluations_take_paths_generators_and_arrays(tmp_path: Path) -> None:
+    paths = write_models(tmp_path, 2)
+    merge(paths, out=tmp_path / "out")
+    odd: dict[str, Any] = {
+        "parents": map(Path, paths),
+        "weights": np.array([0.25, 0.75]),
+        "seed": np.int64(3),
+    }
+    found = evaluate(tmp_path / "out", measure="weights", **odd)
+    assert found.weights is not None and [parent.weight for parent in found.parents] == [0.25, 0.75]
+    assert inspect_parents(path for path in paths).compatible  # type: ignore[arg-type]
+    with pytest.raises(MergeError, match="parents is one model"):
+        inspect_parents(paths[0])
+    with pytest.raises(MergeError, match="the merge is a folder or a Hub id, not dict; diagnose_modules"):
+        evaluate(tensors(0))  # type: ignore[arg-type]
+
+
+def test_values_that_are_not_finite_may_be_kept_in_memory_too() -> None:
+    states = [{"w": torch.tensor([1.0, float("nan")])}, {"w": torch.ones(2)}]
+    with pytest.raises(MergeError, match="on_nonfinite='keep'"):
+        merge(states)
+    kept = merge(states, on_nonfinite="keep")["w"]
+    assert kept[0] == 1 and kept[1].isnan()
+    with pytest.raises(MergeError, match="on_nonfinite is 'error' or 'keep', not 'drop'"):
+        merge(states, on_nonfinite="drop")
 
 
 def test_weights_of_a_soup_may_be_one_number_or_come_one_by_one() -> None:

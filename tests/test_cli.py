@@ -236,6 +236,10 @@ MISTAKES: dict[str, tuple[Callable[[Path], Sequence[object]], list[str]]] = {
         _say("merge", *OUT, "--set", "weight=2020-13-45"),
         ["--set", "not valid YAML"],
     ),
+    "base of no name": (
+        _say("merge", *OUT, "-m", "ties", "--base", ""),
+        ["a model's name is empty", "give a folder"],
+    ),
     "setting of nothing": (_say("merge", *OUT, "--set", "weight="), ["--set 'weight='", "has no value"]),
     "setting given twice": (
         _say("merge", *OUT, "--set", "weight=1", "--set", "weight=.5,.5"),

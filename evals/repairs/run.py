@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from merge_models.evals.activations.head import body_of
+from merge_models.evals.arguments import checked_count
 from merge_models.evals.calibration import Batches, calibration_batches, check_same_tokenizer
 from merge_models.evals.lineage import lineage, short_name
 from merge_models.evals.models import Loaded, kind_of, open_model
@@ -77,6 +78,8 @@ def repair(
     Raises:
         MergeError: a model does not load, the output cannot be written, or there is nothing to rescale.
     """
+    tokens, length = checked_count(tokens, "tokens", 1), checked_count(length, "length", 1)
+    seed = checked_count(seed, "seed")
     family = lineage(target, parents, None, weights, allow_pickle=allow_pickle)
     folders = [family.merged, *family.parents]
     origins = Origins(

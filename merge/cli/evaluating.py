@@ -39,6 +39,8 @@ def eval_command(merges: tuple[str, ...], **options: Any) -> None:
     outlets, as_json = options.pop("report"), options.pop("as_json")
     quiet, fail_on = options.pop("quiet"), options.pop("fail_on")
     check_outlets(outlets)
+    if options["weights_only"]:
+        _refuse_what_runs(options)
     if as_json and len(merges) > 1:
         raise click.UsageError("--json prints one merge's report; for several, write --report FILE.json")
     saying = (lambda line: None) if quiet or as_json else say
@@ -56,6 +58,15 @@ def eval_command(merges: tuple[str, ...], **options: Any) -> None:
             tell(evaluation)
         tell_outlets(outlets)
     exit_by_verdict([e.verdict for e in evaluations if e.verdict], fail_on)
+
+
+def _refuse_what_runs(options: dict[str, Any]) -> None:
+    """What needs models that run is not left out in silence."""
+    given = [name for name in ("task_files", "perplexity", "lm_eval", "device") if options[name]]
+    given += ["data"] if options["data"] != "built-in" else []
+    if given:
+        shown = {"task_files": "--tasks", "lm_eval": "--lm-eval"}.get(given[0], f"--{given[0]}")
+        raise click.UsageError(f"{shown} needs models that run; leave out --weights-only")
 
 
 def _evaluate(merge: str, options: dict[str, Any], say: Any) -> Evaluation:

@@ -68,7 +68,9 @@ def measure_options(command: Any) -> Any:
             "--data", default="built-in", show_default=True, help="Calibration text: .jsonl or .txt."
         ),
         click.option("--tokens", type=click.IntRange(256), default=8192, show_default=True, help="Of it."),
-        click.option("--seed", default=0, show_default=True, help="Of samples, bootstraps."),
+        click.option(
+            "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of samples, bootstraps."
+        ),
         click.option("--device", help="Where models run [default: cpu]."),
         click.option("--threads", type=click.IntRange(1, 1024), help="Workers [default: cores]."),
         allow_pickle_option,
