@@ -178,7 +178,7 @@ EVALUATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a parent in memory": ({"parents": [{}]}, "a parent is a folder or a Hub id, not dict; diagnose_modules"),
     "a base in memory": ({"base": {}}, "the base is a folder or a Hub id, not dict"),
     "weights of words": ({"weights": "ab"}, "weights are numbers, one per parent, not 'ab'"),
-    "too few weights": ({"weights": iter([1])}, "1 weight for 2 parents"),
+    "too few weights": ({"weights": np.array([1.0])}, "1 weight for 2 parents"),
     "nothing measured": ({"measure": ()}, "cannot measure nothing"),
     "a word for a measure": ({"measure": "all"}, r"cannot measure \['all'\]"),
     "negative seed": ({"seed": -1}, "seed is a whole number of 0 or more, not -1"),
