@@ -11,6 +11,7 @@ from typing import Any
 
 from merge_models.evals.arguments import checked_models, checked_place, checked_weights
 from merge_models.merge.checkpoint.lora import open_model
+from merge_models.merge.checkpoint.places import local_path
 from merge_models.merge.checkpoint.source import read_json
 from merge_models.merge.checkpoint.staging import MANIFEST
 from merge_models.merge.errors import MergeError, counted, printable
@@ -81,7 +82,7 @@ def _show(name: Name) -> str:
 
 
 def _manifest(merged: Name) -> Mapping[str, Any]:
-    file = Path(merged) / MANIFEST
+    file = local_path(merged) / MANIFEST
     return read_json(file) if file.is_file() else {}
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union, cast, overload
 from merge_models.merge.checkpoint.digest import FAST, STRONG, Kinds
 from merge_models.merge.checkpoint.dtypes import parse_dtype
 from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE
+from merge_models.merge.checkpoint.places import local_path
 from merge_models.merge.checkpoint.staging import check_target
 from merge_models.merge.checkpoint.threads import workers
 from merge_models.merge.errors import PlanError, RecipeError, did_you_mean, printable
@@ -157,7 +158,7 @@ def folder_path(value: Any, what: str) -> Path:
     """
     if isinstance(value, bytes) or not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
         raise RecipeError(f"{what} is the path of a folder, not {printable(repr(value), 80)}")
-    return Path(value)
+    return local_path(value)
 
 
 def _kind(option: str, value: str) -> str:

@@ -15,7 +15,7 @@ from merge_models.merge.checkpoint.header import TensorInfo, printable
 from merge_models.merge.checkpoint.layout import OutputTensor
 from merge_models.merge.checkpoint.source import Source
 from merge_models.merge.checkpoint.stacked import Stack
-from merge_models.merge.errors import PlanError
+from merge_models.merge.errors import PlanError, counted
 from merge_models.merge.fit import Made, fitting_donor
 from merge_models.merge.quantised import check_not_quantised
 from merge_models.merge.strategies.base import (
@@ -266,10 +266,11 @@ def _is_untied(head: TensorPlan, models: Sequence[Source], donor: Source) -> boo
 def _check_count(strategy: AbstractStrategy, count: int, has_base: bool) -> None:
     low, high = strategy.parents
     if count < low or (high is not None and count > high):
-        wanted = (
-            f"exactly {low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
-        )
-        raise PlanError(f"{strategy.name} merges {wanted} models, not {count}")
+        wanted = f"{low} to {high} models"
+        if low == high or high is None:
+            wanted = f"{'exactly' if low == high else 'at least'} {counted(low, 'model')}"
+        besides = " besides the base" if has_base else ""
+        raise PlanError(f"{strategy.name} merges {wanted}, not {count}{besides}")
     if strategy.base_use is BaseModel.REQUIRED and not has_base:
         raise PlanError(
             f"{strategy.name} needs a base model: give one (base_model: in a recipe, --base, base=)"

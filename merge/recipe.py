@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from merge_models.merge.checkpoint.dtypes import DType, parse_dtype
 from merge_models.merge.checkpoint.guard import read_bounded
 from merge_models.merge.checkpoint.header import printable
+from merge_models.merge.checkpoint.places import local_path
 from merge_models.merge.errors import RecipeError, did_you_mean
 from merge_models.merge.strategies import AbstractStrategy, find_strategy, parameters_of
 from merge_models.merge.strategies import BaseModel as StrategyBase
@@ -304,7 +305,7 @@ def load_recipes(file: str | os.PathLike[str]) -> tuple[Recipe, ...]:
         RecipeError: it is missing, no YAML, or no valid recipe; the message names the key.
     """
     path = Path(file)
-    data = read_bounded(path, MAX_RECIPE, "not a recipe", RecipeError)
+    data = read_bounded(local_path(path), MAX_RECIPE, "not a recipe", RecipeError)
     try:
         values = [value for value in _documents(data.decode("utf-8")) if value is not None]
     except UnicodeDecodeError:

@@ -14,6 +14,7 @@ from merge_models.merge.checkpoint.digest import digest_stored
 from merge_models.merge.checkpoint.header import TensorInfo, printable, read_header
 from merge_models.merge.checkpoint.hub import resolve
 from merge_models.merge.checkpoint.manifest import version, versions
+from merge_models.merge.checkpoint.places import local_path
 from merge_models.merge.checkpoint.staging import MANIFEST
 from merge_models.merge.errors import CheckpointError, MergeError
 from merge_models.merge.multi import run_recipes
@@ -61,7 +62,8 @@ def reproduce(
     Raises:
         MergeError: the manifest or the inputs are not there, or the merge fails.
     """
-    folder = Path(out)
+    folder = local_path(out)
+    scratch = None if scratch is None else local_path(scratch)
     record = read_manifest(folder)
     if "repair" in record:
         raise CheckpointError(

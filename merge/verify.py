@@ -14,6 +14,7 @@ from merge_models.merge.checkpoint.header import TensorInfo, printable, read_hea
 from merge_models.merge.checkpoint.hub import cached
 from merge_models.merge.checkpoint.manifest import MANIFEST_FORMAT, PICKLE, SEAL, sealed
 from merge_models.merge.checkpoint.pickled import read_pickled
+from merge_models.merge.checkpoint.places import local_path
 from merge_models.merge.checkpoint.source import read_json
 from merge_models.merge.checkpoint.staging import MANIFEST
 from merge_models.merge.checkpoint.threads import workers
@@ -67,7 +68,7 @@ def verify(out: str | os.PathLike[str], *, inputs: bool = False, threads: int = 
     Raises:
         MergeError: there is no manifest to compare with, or it was changed itself.
     """
-    folder, threads = Path(out), workers(threads)
+    folder, threads = local_path(out), workers(threads)
     record = read_manifest(folder)
     try:
         checks = _Checks()

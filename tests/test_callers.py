@@ -29,6 +29,7 @@ from merge_models.merge import (
     soup,
 )
 from merge_models.merge.recipe import ModelEntry
+from merge_models.merge.reproduce import reproduce
 from merge_models.merge.verify import verify
 
 from .helpers import assert_same_bits, merge_folders, read_folder, tensors, write_models
@@ -214,6 +215,19 @@ def test_evaluations_take_paths_generators_and_arrays(tmp_path: Path) -> None:
         inspect_parents(paths[0])
     with pytest.raises(MergeError, match="the merge is a folder or a Hub id, not dict; diagnose_modules"):
         evaluate(tensors(0))  # type: ignore[arg-type]
+
+
+def test_the_home_folder_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_models(tmp_path, 2)
+    (tmp_path / "recipe.yml").write_text("merge_method: linear\nmodels: [~/m0, ~/m1]\n")
+    merge(["~/m0", "~/m1"], out="~/merged")
+    run_recipe("~/recipe.yml", "~/made")
+    run_recipes("~/recipe.yml", Path("~/again"))
+    assert not verify("~/merged").problems and not reproduce("~/made").differences
+    assert len(evaluate("~/again", measure="weights").parents) == 2
+    assert not (tmp_path / "~").exists()
 
 
 def test_values_that_are_not_finite_may_be_kept_in_memory_too() -> None:

@@ -460,7 +460,7 @@ BAD = [
     (Karcher(max_iter=-1), 2, False, RecipeError, "'max_iter' must be"),
     (MultiSlerp(eps=0.0), 2, False, RecipeError, "'eps' must be"),
     (ModelStock(), 2, False, PlanError, "model_stock needs a base model"),
-    (ModelStock(), 1, True, PlanError, "model_stock merges at least 2 models, not 1"),
+    (ModelStock(), 1, True, PlanError, "model_stock merges at least 2 models, not 1 besides the base"),
 ]
 
 

@@ -34,6 +34,7 @@ from merge_models.evals.repairs.rescale import (
 )
 from merge_models.evals.schema import LayerRepair, RepairReport
 from merge_models.merge.checkpoint.lora import open_model as open_source
+from merge_models.merge.checkpoint.places import local_path
 from merge_models.merge.checkpoint.source import DiskSource
 from merge_models.merge.checkpoint.staging import check_target
 from merge_models.merge.errors import MergeError, counted
@@ -80,6 +81,7 @@ def repair(
     """
     tokens, length = checked_count(tokens, "tokens", 1), checked_count(length, "length", 1)
     seed = checked_count(seed, "seed")
+    out = local_path(out)
     family = lineage(target, parents, None, weights, allow_pickle=allow_pickle)
     folders = [family.merged, *family.parents]
     origins = Origins(
@@ -88,7 +90,7 @@ def repair(
     opened = partial(open_model, device=device, allow_pickle=allow_pickle)
     with closing(open_source(family.merged, allow_pickle=allow_pickle)) as checkpoint:
         places = [path for folder in folders for path in _paths(folder, allow_pickle)]
-        check_target(Path(out), places, overwrite)
+        check_target(out, places, overwrite)
         tokenizer = check_same_tokenizer(folders, allow_pickle=allow_pickle)
         length, notes = fitting_length(folders, length, allow_pickle=allow_pickle)
         for note in notes:
@@ -99,7 +101,7 @@ def repair(
         goals = _goals(family.parents, family.weights, text, opened, progress)
         progress(f"merge {short_name(family.merged)}")
         with opened(family.merged) as (model, _, _):
-            return _repair(checkpoint, model, goals, text, held_out, Path(out), origins, overwrite)
+            return _repair(checkpoint, model, goals, text, held_out, out, origins, overwrite)
 
 
 def repair_module(
