@@ -152,8 +152,21 @@ def _place(model: str, manifest: Mapping[str, Any]) -> str:
         return f"{_place(first, manifest)}+{_place(second, manifest)}" if plus else model
     if isinstance(described.get("path"), str):
         return described["path"]
+    if "earlier_recipe" in described:
+        return _made_before(model, manifest)
     repository, revision = described.get("repository"), described.get("revision")
     return f"{repository}@{revision}" if repository and revision else model
+
+
+def _made_before(name: str, manifest: Mapping[str, Any]) -> str:
+    """Where the result of an earlier recipe was when it was merged: the folder of its first weight file."""
+    for given in _inputs(manifest):
+        files = given.get("files")
+        first = files[0] if isinstance(files, list) and files else None
+        path = first.get("path") if isinstance(first, dict) else None
+        if str(given.get("model")).partition("+")[0] == name and isinstance(path, str):
+            return os.path.dirname(path)
+    return name
 
 
 def _halves(model: str, known: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,25 @@ def test_several_recipes_come_as_objects_dicts_and_paths(tmp_path: Path) -> None
     ):
         with pytest.raises(MergeError, match=words):
             run_recipes(recipes, tmp_path / "never")  # type: ignore[arg-type]
+
+
+def test_the_last_of_several_recipes_is_measured_against_the_earlier_ones(tmp_path: Path) -> None:
+    paths = write_models(tmp_path, 3)
+    steps = [
+        {"name": "half", "merge_method": "linear", "models": paths[:2]},
+        {
+            "merge_method": "slerp",
+            "base_model": "half",
+            "parameters": {"t": 0.5},
+            "models": ["half", paths[2]],
+        },
+    ]
+    run_recipes(steps, tmp_path / "out", intermediate_dir=tmp_path / "between")
+    found = evaluate(tmp_path / "out", measure="weights")
+    assert [parent.name for parent in found.parents] == ["half", "m2"]
+    shutil.rmtree(tmp_path / "between")
+    with pytest.raises(MergeError, match="between/half: no such file or folder"):
+        evaluate(tmp_path / "out", measure="weights")
 
 
 @pytest.mark.parametrize("out", [3, b"out", "", [Path("out")]], ids=repr)
