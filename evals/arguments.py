@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from merge_models.merge.errors import MergeError, printable
+from merge_models.merge.errors import MergeError, counted, printable
 
 
 def checked_place(value: Any, what: str) -> str:
@@ -61,3 +61,29 @@ def checked_count(value: Any, what: str, least: int = 0) -> int:
         shown = printable(repr(value), 80)
         raise MergeError(f"{what} is a whole number of {least} or more, not {shown}")
     return int(value)
+
+
+def checked_batches(values: Any) -> tuple[Any, ...]:
+    """Batches one by one.
+
+    Raises:
+        MergeError: it is one batch, not several.
+    """
+    if isinstance(values, Mapping) or hasattr(values, "shape") or not isinstance(values, Iterable):
+        raise MergeError("batches is one batch; give a list of them")
+    return tuple(values)
+
+
+def checked_shares(values: Any, count: int) -> tuple[float, ...]:
+    """The parents' weights, of which none is negative and one is positive; equal ones for None.
+
+    Raises:
+        MergeError: they are others, or not one for each parent.
+    """
+    given = checked_weights(values)
+    found = (1.0,) * count if given is None else given
+    if len(found) != count:
+        raise MergeError(f"{counted(len(found), 'weight')} for {counted(count, 'parent')}; give one for each")
+    if not all(w >= 0 for w in found) or not 0 < sum(found) < float("inf"):
+        raise MergeError("parents' weights must be finite, none negative, and one positive")
+    return found

@@ -13,9 +13,10 @@ import pytest
 import torch
 import yaml
 
+from merge_models.evals.activations import diagnose_modules
 from merge_models.evals.evaluation import evaluate
 from merge_models.evals.inspect import inspect_parents
-from merge_models.evals.repairs import repair
+from merge_models.evals.repairs import repair, repair_module
 from merge_models.evals.weights import diagnose_parents
 from merge_models.merge import (
     DareLinear,
@@ -248,6 +249,29 @@ def test_the_home_folder_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.Monk
     assert not verify("~/merged").problems and not reproduce("~/made").differences
     assert len(evaluate("~/again", measure="weights").parents) == 2
     assert not (tmp_path / "~").exists()
+
+
+MODULES: dict[str, tuple[dict[str, Any], str]] = {
+    "one parent": ({"parents": torch.nn.Sequential(torch.nn.Linear(4, 2))}, "parents is one model"),
+    "one batch": ({"batches": torch.ones(8, 4)}, "batches is one batch; give a list of them"),
+    "negative weights": ({"weights": [-1, 2]}, "must be finite, none negative, and one positive"),
+    "weights that are none": ({"weights": [float("nan"), 1]}, "must be finite, none negative"),
+    "too few weights": ({"weights": (1,)}, "1 weight for 2 parents; give one for each"),
+}
+
+
+@pytest.mark.parametrize("case", MODULES)
+def test_odd_values_for_modules(case: str) -> None:
+    options, words = MODULES[case]
+    module, *parents = (torch.nn.Sequential(torch.nn.Linear(4, 2)) for _ in range(3))
+    given: dict[str, Any] = {"parents": parents, "batches": [torch.ones(8, 4)], **options}
+    for measure in (diagnose_modules, repair_module):
+        with pytest.raises(MergeError, match=words):
+            measure(module, **given)
+    with pytest.raises(MergeError, match="seed is a whole number of 0 or more"):
+        diagnose_modules(module, parents, batches=[torch.ones(8, 4)], seed=-1)
+    batches = (torch.randn(8, 4) for _ in range(2))
+    assert diagnose_modules(module, iter(parents), batches=batches).sites  # type: ignore[arg-type]
 
 
 def test_values_that_are_not_finite_may_be_kept_in_memory_too() -> None:

@@ -19,6 +19,7 @@ from merge_models.evals.activations.moments import Budget, Moments
 from merge_models.evals.activations.sampling import kept_positions, spread
 from merge_models.evals.activations.sites import SiteSpec, find_sites, first_tensor, given_sites
 from merge_models.evals.activations.store import Store
+from merge_models.evals.arguments import checked_batches, checked_count, checked_models, checked_shares
 from merge_models.evals.schema import ActivationDiagnosis, Calibration, ModelRef
 from merge_models.merge.errors import MergeError, did_you_mean, printable
 
@@ -64,6 +65,9 @@ def diagnose_modules(
             modules have no site in common.
     """
     started = time.monotonic()
+    parents, batches = checked_models(parents), checked_batches(batches)
+    seed = checked_count(seed, "seed")
+    weights = None if weights is None else checked_shares(weights, len(parents))
     counts = [_samples_in(batch) for batch in batches]
     if not counts or not parents:
         raise MergeError("modules are compared on at least one batch, with at least one parent; give both")

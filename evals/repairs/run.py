@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from merge_models.evals.activations.head import body_of
-from merge_models.evals.arguments import checked_count
+from merge_models.evals.arguments import checked_batches, checked_count, checked_models, checked_shares
 from merge_models.evals.calibration import Batches, calibration_batches, check_same_tokenizer
 from merge_models.evals.lineage import lineage, short_name
 from merge_models.evals.models import Loaded, kind_of, open_model
@@ -37,7 +37,7 @@ from merge_models.merge.checkpoint.lora import open_model as open_source
 from merge_models.merge.checkpoint.places import local_path
 from merge_models.merge.checkpoint.source import DiskSource
 from merge_models.merge.checkpoint.staging import check_target
-from merge_models.merge.errors import MergeError, counted
+from merge_models.merge.errors import MergeError
 
 Name = str | os.PathLike[str]
 _ROWS = 8
@@ -127,6 +127,7 @@ def repair_module(
     """
     from merge_models.evals.activations.modules import call, in_eval_mode
 
+    parents, batches = checked_models(parents), checked_batches(batches)
     if not parents or not batches:
         raise MergeError("a repair takes at least one parent and one batch; give both")
     batch, run_on = _joined(batches), forward or call
@@ -134,12 +135,7 @@ def repair_module(
     def run(module: nn.Module) -> Any:
         return run_on(module, batch)
 
-    given = [1.0] * len(parents) if weights is None else list(weights)
-    if len(given) != len(parents) or sum(given) <= 0:
-        raise MergeError(
-            f"{counted(len(given), 'weight')} for {counted(len(parents), 'parent')};"
-            " give a positive one for each"
-        )
+    given = checked_shares(weights, len(parents))
     moments = []
     for parent in parents:
         with in_eval_mode(parent):
