@@ -79,7 +79,7 @@ def _tensors(first: Source, other: Source, name: str, other_name: str) -> Iterat
             )
     shared = [(info, other.tensors[key]) for key, info in first.tensors.items() if key in other.tensors]
     differing = [(a, b) for a, b in shared if a.shape != b.shape]
-    rows = [(a, b) for a, b in differing if _is_vocabulary(a, b)]
+    rows = [(a, b) for a, b in differing if is_vocabulary(a, b)]
     if rows:
         a, b = rows[0]
         yield Finding(
@@ -105,7 +105,8 @@ def _tensors(first: Source, other: Source, name: str, other_name: str) -> Iterat
         )
 
 
-def _is_vocabulary(a: TensorInfo, b: TensorInfo) -> bool:
+def is_vocabulary(a: TensorInfo, b: TensorInfo) -> bool:
+    """Whether both are tables with a row a token, perhaps of other numbers of tokens."""
     named = any(part in a.name for part in _EMBEDDINGS) and "position" not in a.name
     return named and len(a.shape) == len(b.shape) == 2 and a.shape[1] == b.shape[1]
 

@@ -447,6 +447,22 @@ def test_predictions_are_those_of_the_model(make: Callable[[], Any]) -> None:
     assert divergence.kl_by_domain.keys() == {"a", "b"}
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_predictions_are_compared_over_the_tokens_that_all_have(tied: bool) -> None:
+    """A model with more tokens, of which none is in the text, predicts the others as before."""
+    parent = llama(0, tie_word_embeddings=tied)
+    merge = copy.deepcopy(parent)
+    merge.resize_token_embeddings(VOCABULARY + 7, mean_resizing=False)
+    with torch.no_grad():
+        merge.get_output_embeddings().weight[VOCABULARY:] = 3.0
+    found = probed(merge, [parent], llama(1, tie_word_embeddings=tied))
+    assert found.head is not None
+    of_parent, of_base = found.head.divergences
+    assert of_parent.kl.value == pytest.approx(0, abs=1e-12) and of_parent.top1_agreement.value == 1
+    assert of_base.kl.value > 1e-3
+    assert found.head.loss["merge"].value == pytest.approx(found.head.loss["p0"].value, rel=1e-6)
+
+
 def test_distances_at_their_ends() -> None:
     from merge_models.evals.activations import divergence
     from merge_models.evals.activations.divergence import Distributions

@@ -31,6 +31,7 @@ from merge_models.merge.recipe import Recipe, parse_recipe
 from merge_models.merge.strategies import Linear, Passthrough, TaskArithmetic
 
 from .helpers import CONFIG, tensors, write_folder
+from .test_tokenizers import _tokenizer
 
 EXPERTS = [demo_folder(name) for name in SKILLS]
 BASE = demo_folder("base")
@@ -694,3 +695,22 @@ def test_a_full_disk_is_told_before_weights_are_written_anew(
     with pytest.raises(MergeError, match=r"needs .* KB of disk to be loaded, 1 B is free in .*; set TMPDIR"):
         with open_model(write_pickled(BASE, tmp_path / "pickled"), allow_pickle=True):
             pass
+
+
+def test_a_merge_of_two_vocabularies_is_judged(tmp_path: Path) -> None:
+    """It has more rows than its parents: predictions are compared over the tokens that all have."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for seed, (name, added) in enumerate({"A": ["<|turn|>"], "B": ["<|end|>", "<|rare|>"]}.items()):
+        tokenizer = _tokenizer(added)
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=24, vocab_size=len(tokenizer)))
+        model.save_pretrained(str(tmp_path / name))
+        tokenizer.save_pretrained(str(tmp_path / name))
+    models = [str(tmp_path / name) for name in "AB"]
+    recipe = {"merge_method": "linear", "models": models, "tokenizer_source": "union"}
+    run_recipe(parse_recipe(recipe), tmp_path / "out")
+    found = evaluate(tmp_path / "out", measure="activations", tokens=1024)
+    assert found.activations is not None and found.activations.head is not None
+    assert found.activations.head.predictions > 500

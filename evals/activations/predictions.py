@@ -121,13 +121,19 @@ def _measure(found: Mapping[str, Predictions], positions: Positions, refs: Seque
 def _chunks(
     found: Mapping[str, Predictions], refs: Sequence[ModelRef], count: int
 ) -> Iterator[tuple[int, dict[str, Distributions]]]:
-    """All models' distributions at the same positions: logits by the hundred, the rest while in the cache."""
-    vocabulary = max((found[ref.name].vocabulary for ref in refs), default=1)
-    rows = max(1, min(_MOST_ROWS, _BYTES // (4 * vocabulary * max(len(refs), 1))))
+    """All models' distributions at the same positions: logits by the hundred, the rest while in the cache.
+
+    They are over the tokens that all models have: a merged vocabulary has more than its parents, at its end.
+    """
+    sizes = [found[ref.name].vocabulary for ref in refs] or [1]
+    rows = max(1, min(_MOST_ROWS, _BYTES // (4 * max(sizes) * max(len(refs), 1))))
     for start in range(0, count, rows):
         stop = min(start + rows, count)
         logits = {ref.name: found[ref.name].logits(start, stop) for ref in refs}
         for low in range(0, stop - start, _INNER):
             inner = slice(low, low + _INNER)
-            yield start + low, {name: Distributions.of(own[inner]) for name, own in logits.items()}
+            yield (
+                start + low,
+                {name: Distributions.of(own[inner, : min(sizes)]) for name, own in logits.items()},
+            )
         release()

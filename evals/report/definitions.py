@@ -38,8 +38,8 @@ DEFINITIONS: dict[str, Definition] = {
     ),
     "kl": Definition(
         "KL divergence",
-        "KL(parent || merge) of the next-token distributions, in nats, mean over tokens. 0: the same "
-        "predictions.",
+        "KL(parent || merge) of the next-token distributions over the tokens that all models have, in nats, "
+        "mean over tokens. 0: the same predictions.",
     ),
     "js": Definition(
         "JS divergence",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from merge_models.evals.compatibility import is_vocabulary
 from merge_models.merge.checkpoint.header import TensorInfo, printable
 from merge_models.merge.checkpoint.layers import place_of, stacks
 from merge_models.merge.checkpoint.lora import open_model as open_source
@@ -138,7 +139,8 @@ def align(
         asked = [one.takes_part(info.name) for one in relatives]
         found = [one.find(info) for one in relatives]
         for number, one in enumerate(relatives):
-            fitting[number] += info.count if found[number] or not asked[number] or one.is_alike(info) else 0
+            fits = found[number] or not asked[number] or one.is_alike(info) or one.has_other_tokens(info)
+            fitting[number] += info.count if fits else 0
         problems += [
             one.difference(info)
             for one, wanted, f in zip(relatives, asked, found, strict=True)
@@ -210,6 +212,11 @@ class _Relative:
         """Whether it has such a tensor in layers of which nobody knows which is which."""
         place = place_of(info.name)
         return (place.prefix, place.rest, info.shape) in self.kinds
+
+    def has_other_tokens(self, info: TensorInfo) -> bool:
+        """Whether it has such a table of tokens, with other rows than the merge's own vocabulary."""
+        own = self.source.tensors.get(self._name(info))
+        return own is not None and is_vocabulary(own, info)
 
     def takes_part(self, name: str) -> bool:
         """Whether the merge's tensor came from here."""
