@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -50,7 +51,9 @@ def _leave_a_target(place: Path) -> None:
 
 
 def _be_slow(place: Path) -> None:
-    sum(range(20_000_000))
+    started = time.process_time()
+    while time.process_time() - started < 0.3:
+        sum(range(1000))
 
 
 def _be_large(place: Path) -> None:
