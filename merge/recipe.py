@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -19,15 +18,12 @@ from merge_models.merge.checkpoint.places import local_path
 from merge_models.merge.errors import RecipeError, did_you_mean
 from merge_models.merge.strategies import AbstractStrategy, find_strategy, parameters_of
 from merge_models.merge.strategies import BaseModel as StrategyBase
+from merge_models.merge.strict_yaml import MAX_LETTERS, documents
 from merge_models.merge.tokenizer.settings import TokenizerSettings, parts_of
 
 if TYPE_CHECKING:
     import torch
 
-MAX_RECIPE = 1 << 20
-MAX_VALUES = 25_000
-MAX_DEPTH = 32
-MAX_NUMBER = 1000
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]*")
 
 
@@ -305,9 +301,9 @@ def load_recipes(file: str | os.PathLike[str]) -> tuple[Recipe, ...]:
         RecipeError: it is missing, no YAML, or no valid recipe; the message names the key.
     """
     path = Path(file)
-    data = read_bounded(local_path(path), MAX_RECIPE, "not a recipe", RecipeError)
+    data = read_bounded(local_path(path), MAX_LETTERS, "not a recipe", RecipeError)
     try:
-        values = [value for value in _documents(data.decode("utf-8")) if value is not None]
+        values = [value for value in documents(data.decode("utf-8")) if value is not None]
     except UnicodeDecodeError:
         raise RecipeError(f"{path}: not valid YAML: not UTF-8") from None
     except RecipeError as error:
@@ -367,111 +363,6 @@ def _check_names(recipes: Sequence[Recipe], prefix: str) -> None:
             why = "stands twice" if name in seen else "may have letters, digits, '.', '_' and '-' only"
             raise RecipeError(f"{where}: the name '{printable(name)}' {why}; choose another")
         seen.add(name or "")
-
-
-def _documents(text: str) -> list[Any]:
-    with _plain_errors():
-        return list(yaml.load_all(text, Loader=_StrictLoader))
-
-
-def parse_yaml(text: str) -> Any:
-    """Plain values from YAML.
-
-    Raises:
-        RecipeError: it is not YAML, or names a value that no plain value is.
-    """
-    with _plain_errors():
-        return yaml.load(text, Loader=_StrictLoader)
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    try:
-        yield
-    except (
-        yaml.YAMLError,
-        RecursionError,
-        ValueError,
-        LookupError,
-        ArithmeticError,
-        AttributeError,
-        TypeError,
-    ) as error:
-        # PyYAML's own constructors raise the last five, for dates and tagged values such as !!bool x.
-        mark = getattr(error, "problem_mark", None)
-        line = f" near line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or "a value is not readable"
-        raise RecipeError(f"not valid YAML{line}: {printable(str(reason))}") from None
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Plain values only, no key given twice, and bounded in size: an alias (``*name``) counts as all that it
-    stands for, so that a few lines cannot stand for gigabytes, and is never a part of that."""
-
-    def __init__(self, stream: Any) -> None:
-        super().__init__(stream)
-        self._values = self._letters = self._depth = self._deepest = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event: Any = self.peek_event()
-        if isinstance(event, yaml.AliasEvent):
-            node: Any = super().compose_node(parent, index)
-            if not hasattr(node, "extent"):
-                self._refuse(f"the alias '*{event.anchor}' is a part of what it stands for", event)
-            values, letters, height = node.extent
-            self._count(values, letters, height, event)
-            return node
-        if event.anchor is not None and event.anchor in self.anchors:
-            self._refuse(f"the anchor '&{event.anchor}' stands twice", event)
-        before, outer = (self._values, self._letters), self._deepest
-        self._deepest = self._depth
-        self._count(1, len(event.value) if isinstance(event, yaml.ScalarEvent) else 0, 1, event)
-        self._depth += 1
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        height = self._deepest - self._depth
-        node.extent = (self._values - before[0], self._letters - before[1], height)
-        self._deepest = max(outer, self._deepest)
-        return node
-
-    def _count(self, values: int, letters: int, height: int, at: Any) -> None:
-        """Takes in more values with so many letters, nested so deep."""
-        self._values += values
-        self._letters += letters
-        self._deepest = max(self._deepest, self._depth + height)
-        if self._values > MAX_VALUES:
-            self._refuse(f"more than {MAX_VALUES} values", at)
-        if self._letters > MAX_RECIPE:
-            self._refuse(f"more than {MAX_RECIPE} letters in values", at)
-        if self._deepest > MAX_DEPTH:
-            self._refuse("nested too deeply", at)
-
-    def flatten_mapping(self, node: Any) -> None:
-        """Puts the keys of ``<<`` among a map's own ones, of which each is given once."""
-        if not hasattr(node, "own_keys"):
-            node.own_keys = [key_node for key_node, _ in node.value]
-            self._check_keys(node.own_keys)
-        super().flatten_mapping(node)
-
-    def construct_scalar(self, node: Any) -> Any:
-        number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-        if number and len(node.value) > MAX_NUMBER:
-            self._refuse("a number with too many digits", node)
-        return super().construct_scalar(node)
-
-    def _refuse(self, problem: str, at: Any) -> NoReturn:
-        raise yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
-
-    def _check_keys(self, nodes: Sequence[Any]) -> None:
-        keys: set[Any] = set()
-        for node in nodes:
-            is_sign = node.tag in ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")  # << and =
-            key = node.value if is_sign else self.construct_object(node, deep=True)
-            if not isinstance(key, Hashable):
-                self._refuse("a key is a list or map", node)
-            if key in keys:
-                self._refuse(f"key '{printable(str(key))}' stands twice", node)
-            keys.add(key)
 
 
 def parse_recipe(value: Any, where: str = "recipe") -> Recipe:

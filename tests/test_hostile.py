@@ -30,8 +30,8 @@ from merge_models.merge.checkpoint.guard import MAX_VALUES, is_simple, parse_jso
 from merge_models.merge.checkpoint.header import MAX_NAME
 from merge_models.merge.checkpoint.text import code_span, fenced, html, printable, visible
 from merge_models.merge.checkpoint.tokenizers import load_tokenizer
-from merge_models.merge.recipe import MAX_VALUES as MAX_RECIPE_VALUES
-from merge_models.merge.recipe import parse_yaml
+from merge_models.merge.strict_yaml import MAX_VALUES as MAX_RECIPE_VALUES
+from merge_models.merge.strict_yaml import parse_yaml
 
 from .helpers import entry, listing, merge_folders, tensors, write_folder, write_json, write_models, write_raw
 

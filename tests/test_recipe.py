@@ -27,10 +27,11 @@ from merge_models.merge import (
 from merge_models.merge.checkpoint import parse_dtype
 from merge_models.merge.checkpoint.dtypes import BY_CODE
 from merge_models.merge.errors import did_you_mean, printable
-from merge_models.merge.recipe import parse_recipe, parse_yaml, recipe_of
+from merge_models.merge.recipe import parse_recipe, recipe_of
 from merge_models.merge.strategies import STRATEGIES, AbstractStrategy, parameters_of
 from merge_models.merge.strategies.base import NOT_DIVIDED
 from merge_models.merge.strategies.mergekit import METHODS
+from merge_models.merge.strict_yaml import parse_yaml
 
 from .helpers import assert_same_bits, listing, merge_states, read_folder, tensors, write_folder, write_models
 

@@ -151,7 +151,7 @@ def _is_list(value: str) -> bool:
 
 
 def _value(text: str, value: str) -> Any:
-    from merge_models.merge.recipe import parse_yaml
+    from merge_models.merge.strict_yaml import parse_yaml
 
     try:
         if not value.strip():
