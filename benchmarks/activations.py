@@ -30,7 +30,8 @@ def make_models(folder: Path) -> None:
     from transformers.utils import logging
 
     from examples.merge_smollm2 import packaged_gguf, save_plain
-    from merge_models.merge import Linear, merge
+    from merge_models.merge import merge
+    from merge_models.merge.strategies import Linear
 
     logging.disable_progress_bar()
     base = save_plain(packaged_gguf(), folder / "base")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.small_nets import LANGUAGES
 from merge_models.merge import merge
-from merge_models.merge.strategies import BaseModel, find_strategy
+from merge_models.merge.strategies.registry import find_strategy
 
 State = dict[str, Tensor]
 
@@ -42,7 +42,7 @@ def _strategy(name: str, parents: Sequence[str], method: str, kind: str, **setti
 
     def build(folders: dict[str, Path], out: Path) -> None:
 
-        base = None if kernel.base_model is BaseModel.UNUSED else folders["base"]
+        base = None if not kernel.base_model.is_origin else folders["base"]
         merge([folders[p] for p in parents], kernel(**settings), base=base, out=out)
 
     return Case(name, kind, tuple(parents), build)

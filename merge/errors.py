@@ -26,6 +26,16 @@ class PlanError(MergeError):
     """The parents do not fit each other, the strategy or the machine."""
 
 
+class MissingRoleError(PlanError):
+    """A strategy asks for inputs of a role that nothing has."""
+
+    def __init__(self, role: str) -> None:
+        super().__init__(
+            f"no input has the role '{printable(role)}'; name inputs of that role, or another method"
+        )
+        self.role = role
+
+
 class NonFiniteError(MergeError):
     """A parent holds NaN or Inf, or a result does not fit the output dtype."""
 

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from merge_models.merge import AbstractStrategy, MergeResult, merge
+from merge_models.merge import MergeResult, merge
+from merge_models.merge.strategies import AbstractStrategy
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -18,21 +18,11 @@ from merge_models.evals.evaluation import evaluate
 from merge_models.evals.inspect import inspect_parents
 from merge_models.evals.repairs import repair, repair_module
 from merge_models.evals.weights import diagnose_parents
-from merge_models.merge import (
-    DareLinear,
-    Linear,
-    MergeError,
-    Recipe,
-    load_recipes,
-    merge,
-    prepare,
-    run_recipe,
-    run_recipes,
-    soup,
-)
-from merge_models.merge.recipe import ModelEntry
-from merge_models.merge.reproduce import reproduce
-from merge_models.merge.verify import verify
+from merge_models.merge import MergeError, Recipe, load_recipes, merge, prepare, run_recipe, run_recipes, soup
+from merge_models.merge.api.reproduce import reproduce
+from merge_models.merge.publishing.verify import verify
+from merge_models.merge.recipes.recipe import ModelEntry
+from merge_models.merge.strategies import DareLinear, Linear
 
 from .helpers import assert_same_bits, merge_folders, read_folder, tensors, write_models
 

@@ -23,9 +23,9 @@ from click.testing import CliRunner, Result
 
 from merge_models.merge.checkpoint import Staging
 from merge_models.merge.cli import main
+from merge_models.merge.cli.progress import Progress
 from merge_models.merge.cli.results import figure_lines
 from merge_models.merge.demo import demo_folder
-from merge_models.merge.progress import Progress
 
 from .helpers import (
     CONFIG,
@@ -345,7 +345,7 @@ def test_no_memory_is_no_traceback(place: Path, monkeypatch: pytest.MonkeyPatch)
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("merge_models.merge.combining.weighted_sum", fail)
+    monkeypatch.setattr("merge_models.merge.strategies.families.span.weighted_sum", fail)
     assert "--threads" in refused(call("merge", "m0", "m1", "-o", "out", "-q"))
     assert not (place / "out").exists()
 

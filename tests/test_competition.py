@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge_models.merge import Pcb, merge
+from merge_models.merge import merge
 from merge_models.merge.checkpoint.dtypes import BY_CODE
+from merge_models.merge.contract.span import NOT_FINITE, OVERFLOW, Span
 from merge_models.merge.kernels import compiled
-from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW, Span
 from merge_models.merge.kernels.competition import compete_into, scores
+from merge_models.merge.strategies import Pcb
 
 TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn, torch.float64)
 

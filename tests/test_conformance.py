@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from merge_models.merge import merge
-from merge_models.merge.strategies import STRATEGIES, AbstractStrategy, find_strategy, parameters_of
+from merge_models.merge.contract.parameters import parameters_of
+from merge_models.merge.strategies import STRATEGIES, AbstractStrategy
+from merge_models.merge.strategies.registry import find_strategy
 
 from .conformance.regenerate import sample_inputs, statistics
 from .conformance.table import ROWS, SAMPLE_SHAPE, SAMPLES, SHAPES, Row, Sample

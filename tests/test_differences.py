@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from merge_models.merge import prepare, strategies
 from merge_models.merge.cli import main
-from merge_models.merge.differences import DIFFERENCES
-from merge_models.merge.recipe import parse_recipe
-from merge_models.merge.strategies.mergekit import METHODS
+from merge_models.merge.planning.differences import DIFFERENCES
+from merge_models.merge.recipes.mergekit import METHODS
+from merge_models.merge.recipes.recipe import parse_recipe
 
 from .helpers import CONFIG, tensors, write_folder, write_json
 from .test_tokenizers import _model as llama_with

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from merge_models.evals.lineage import lineage
 from merge_models.evals.repairs import repair, repair_module
 from merge_models.evals.repairs.rescale import linear_modules, measure
-from merge_models.merge import Karcher, Linear, merge, run_recipe
+from merge_models.merge import merge, run_recipe
+from merge_models.merge.api.reproduce import reproduce
 from merge_models.merge.demo import SKILLS, demo_folder, held_out
 from merge_models.merge.errors import MergeError
-from merge_models.merge.recipe import parse_recipe
-from merge_models.merge.reproduce import reproduce
-from merge_models.merge.verify import verify
+from merge_models.merge.publishing.verify import verify
+from merge_models.merge.recipes.recipe import parse_recipe
+from merge_models.merge.strategies import Karcher, Linear
 from tests.helpers import listing, read_folder
 
 EXPERTS = [str(demo_folder(name)) for name in ("sorting", "reversing", "adding")]

@@ -27,7 +27,7 @@ from merge_models.merge.cli import main
 from merge_models.merge.cli.verdicts import exit_by_verdict
 from merge_models.merge.demo.skills import SKILLS, demo_folder
 from merge_models.merge.errors import MergeError, counted
-from merge_models.merge.recipe import Recipe, parse_recipe
+from merge_models.merge.recipes.recipe import Recipe, parse_recipe
 from merge_models.merge.strategies import Linear, Passthrough, TaskArithmetic
 
 from .helpers import CONFIG, tensors, write_folder

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from merge_models.merge import PlanError, prepare, run_recipe
-from merge_models.merge.recipe import parse_recipe
+from merge_models.merge.recipes.recipe import parse_recipe
 from tests.helpers import CONFIG, SHAPES, tensors, write_folder
 from tests.test_tokenizers import _tokenizer
 

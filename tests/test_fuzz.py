@@ -77,7 +77,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_bench_sees_what_it_is_for(fault: str, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     does, told = FAULTS[fault]
-    monkeypatch.setattr("merge_models.merge.recipe.load_recipes", lambda file: does(Path.cwd()))
+    monkeypatch.setattr("merge_models.merge.recipes.recipe.load_recipes", lambda file: does(Path.cwd()))
     monkeypatch.setattr("tests.fuzz.run.MAX_SECONDS", 0.2)
     outcome = bench.run(0)
     assert any(told in wrong for wrong in outcome.wrong), outcome

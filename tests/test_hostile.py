@@ -15,23 +15,16 @@ import torch
 import yaml
 
 import merge_models.merge
-from merge_models.merge import (
-    ChangedError,
-    CheckpointError,
-    Linear,
-    MergeError,
-    RecipeError,
-    TaskArithmetic,
-    merge,
-    run_recipe,
-)
+from merge_models.merge import strategies
+from merge_models.merge import ChangedError, CheckpointError, MergeError, RecipeError, merge, run_recipe
 from merge_models.merge.checkpoint import open_checkpoint
 from merge_models.merge.checkpoint.guard import MAX_VALUES, is_simple, parse_json
 from merge_models.merge.checkpoint.header import MAX_NAME
 from merge_models.merge.checkpoint.text import code_span, fenced, html, printable, visible
 from merge_models.merge.checkpoint.tokenizers import load_tokenizer
-from merge_models.merge.strict_yaml import MAX_VALUES as MAX_RECIPE_VALUES
-from merge_models.merge.strict_yaml import parse_yaml
+from merge_models.merge.recipes.strict_yaml import MAX_VALUES as MAX_RECIPE_VALUES
+from merge_models.merge.recipes.strict_yaml import parse_yaml
+from merge_models.merge.strategies import Linear, TaskArithmetic
 
 from .helpers import entry, listing, merge_folders, tensors, write_folder, write_json, write_models, write_raw
 
@@ -350,8 +343,9 @@ def test_all_names_are_exported() -> None:
     assert sorted(set(module.__all__)) == sorted(module.__all__)
     for name in module.__all__:
         assert getattr(module, name) is not None
-    assert {"merge", "soup", "Linear", "MergeError"} <= set(module.__all__)
-    assert {kind.__name__ for kind in module.STRATEGIES} <= set(module.__all__)
+    assert {"merge", "soup", "run_recipe", "MergeError"} <= set(module.__all__)
+    assert len(module.__all__) <= 20
+    assert all(getattr(strategies, kind.__name__) is kind for kind in strategies.STRATEGIES)
 
 
 @pytest.mark.parametrize(

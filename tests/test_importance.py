@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from merge_models.merge import merge
+from merge_models.merge.contract.block import Block
+from merge_models.merge.contract.span import NOT_FINITE, OVERFLOW, Span
 from merge_models.merge.kernels import compiled
-from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW, Span
 from merge_models.merge.kernels.importance import divergences, importances, take_important
+from merge_models.merge.kernels.selection.samples import SAMPLE
 from merge_models.merge.strategies import ArceeFusion
-from merge_models.merge.strategies.base import Block, TensorSpec
-from merge_models.merge.strategies.samples import SAMPLE
 
 
 @pytest.fixture(params=["as installed", "torch"])
@@ -223,9 +223,10 @@ def test_wide_storage_takes_what_narrow_storage_takes() -> None:
 
 def test_a_large_tensor_is_surveyed_in_two_rounds() -> None:
     base = 0.05 * normal(1500, 300).float()
-    spec = TensorSpec("w", (1500, 300))
-    block = Block.of([base + 1e-3 * normal(1500, 300, seed=1).float()], base, 0, spec)
-    rounds, total, passes = ArceeFusion().survey(spec), None, 0
+    block = Block.of([base + 1e-3 * normal(1500, 300, seed=1).float()], base)
+    survey = ArceeFusion().kernel(block.case).survey
+    assert survey is not None
+    rounds, total, passes = survey(1500 * 300), None, 0
     with pytest.raises(StopIteration):
         while True:
             total, passes = rounds.send(total).measure(block), passes + 1  # type: ignore[arg-type]

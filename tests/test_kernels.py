@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from merge_models.merge.checkpoint.dtypes import BY_CODE
-from merge_models.merge.kernels import Span, blocks, gram_moments, is_finite, weighted_sum
+from merge_models.merge.contract.span import Span
+from merge_models.merge.kernels import blocks, gram_moments, is_finite, weighted_sum
 
 FLOATS = [code for code, dtype in BY_CODE.items() if dtype.is_float]
 NARROW = [code for code in FLOATS if code != "F64"]

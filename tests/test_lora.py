@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from merge_models.merge import CheckpointError, Linear, MergeError, MergeResult, TaskArithmetic, merge
+from merge_models.merge import CheckpointError, MergeError, MergeResult, merge
 from merge_models.merge.checkpoint.lora import open_model, split_adapter
+from merge_models.merge.strategies import Linear, TaskArithmetic
 from tests.helpers import assert_same_bits, read_folder, tensors, write_folder
 
 RANK = 3

@@ -14,13 +14,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from merge_models.merge import Linear, PlanError, merge, prepare, run
+from merge_models.merge import PlanError, merge, prepare
 from merge_models.merge.checkpoint.source import Checkpoint
 from merge_models.merge.cli import main
-from merge_models.merge.held import HeldBlocks
-from merge_models.merge.memory import FIXED_BYTES, Need, needed, within
-from merge_models.merge.recipe import recipe_of
-from merge_models.merge.strategies import Karcher, Orthogonal, Ties
+from merge_models.merge.recipes.recipe import recipe_of
+from merge_models.merge.running import scheduler
+from merge_models.merge.running.hands import Done, Hands
+from merge_models.merge.running.scheduler import Scheduler
+from merge_models.merge.running.held import HeldBlocks
+from merge_models.merge.running.memory import FIXED_BYTES, Need, needed, within
+from merge_models.merge.strategies import Karcher, Linear, Orthogonal, Ties
 
 from .helpers import listing, write_folder, write_models
 
@@ -37,7 +40,7 @@ from pathlib import Path
 import torch
 from merge_models.merge import MergeError, run_recipe
 from merge_models.merge.sizes import parse_size
-from merge_models.merge.recipe import parse_recipe
+from merge_models.merge.recipes.recipe import parse_recipe
 methods, place = json.loads(sys.argv[1]), Path(sys.argv[2])
 def run(recipe, out, limit):
     reading, writing = os.pipe()
@@ -156,14 +159,14 @@ def test_parts_of_a_survey_do_not_pile_up(
 ) -> None:
     """While the first block of a survey is held up, the other workers wait with their parts."""
     paths = write_models(tmp_path, 3)
-    monkeypatch.setattr("merge_models.merge.plan.BLOCK_ELEMENTS", 8)
+    monkeypatch.setattr("merge_models.merge.planning.task.BLOCK_ELEMENTS", 8)
     monkeypatch.setattr("merge_models.merge.strategies.orthogonal._BLOCK_ELEMENTS", 8)
-    monkeypatch.setattr(run, "SMALL_PARTS", 0)
+    monkeypatch.setattr(scheduler, "SMALL_PARTS", 0)
     if sampled:  # parts that are listed, not added, need not wait
-        monkeypatch.setattr("merge_models.merge.strategies.samples.SAMPLE", sampled)
-    measure, fold, most = run._Run._measure, run._Run._fold, []
+        monkeypatch.setattr("merge_models.merge.kernels.selection.samples.SAMPLE", sampled)
+    measure, fold, most = Hands._measure, Scheduler._fold, []
 
-    def slow(self: Any, passing: Any, piece: Any, buffers: Any) -> Any:
+    def slow(self: Any, passing: Any, piece: Any, buffers: Any) -> Done:
         time.sleep(0.05 if piece.number == 0 else 0)
         return measure(self, passing, piece, buffers)
 
@@ -171,8 +174,8 @@ def test_parts_of_a_survey_do_not_pile_up(
         most.append(len(job.parts))
         return fold(self, job, number, part)
 
-    monkeypatch.setattr(run._Run, "_measure", slow)
-    monkeypatch.setattr(run._Run, "_fold", watched)
+    monkeypatch.setattr(Hands, "_measure", slow)
+    monkeypatch.setattr(Scheduler, "_fold", watched)
     merge(paths[:2], strategy, base=paths[2], out=tmp_path / "out", threads=3)
     assert 0 < max(most) and (sampled or max(most) <= 3)
 
@@ -182,8 +185,8 @@ def test_blocks_that_fit_are_read_once(blocks: int, tmp_path: Path, monkeypatch:
     """Of a tensor of eight blocks, surveyed and combined, those that cannot be held are read twice."""
     tensor = {"w": torch.randn(8 * 16, generator=torch.Generator().manual_seed(0)).view(8, 16)}
     paths = [write_folder(tmp_path / f"m{k}", {"w": tensor["w"] + k}) for k in range(2)]
-    monkeypatch.setattr("merge_models.merge.plan.BLOCK_ELEMENTS", 16)
-    monkeypatch.setattr("merge_models.merge.memory.HOLD_BYTES", blocks * 2 * 16 * 4)
+    monkeypatch.setattr("merge_models.merge.planning.task.BLOCK_ELEMENTS", 16)
+    monkeypatch.setattr("merge_models.merge.running.memory.HOLD_BYTES", blocks * 2 * 16 * 4)
     fetch, starts = Checkpoint.read, []
 
     def counted(self: Checkpoint, info: Any, start: int, stop: int, buffer: Any) -> Any:

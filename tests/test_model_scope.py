@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from merge_models.merge import prepare, run_recipe
-from merge_models.merge.recipe import parse_recipe
+from merge_models.merge.recipes.recipe import parse_recipe
 
 from .helpers import assert_same_bits, read_folder, tensors, write_folder
 
@@ -71,7 +71,7 @@ def test_what_it_depends_on_divides_the_model_aloud(models: list[str]) -> None:
     density = [{"filter": "norm", "value": 1}, {"value": 0.1}]
     recipe = {"merge_method": "ties", "base_model": models[0], "models": models[1:]}
     plan = prepare(parse_recipe({**recipe, "parameters": {"density": density, "scope": "model"}})).plan
-    assert len({tensor.survey_group for tensor in plan.tensors}) == 2
+    assert len({tensor.survey_group for tensor in plan.tasks}) == 2
     assert plan.remarks and "2 groups of tensors" in plan.remarks[0]
 
 
@@ -80,7 +80,7 @@ def test_other_models_are_measured_apart(models: list[str]) -> None:
     runs = [{"sources": [{"model": m, "layer_range": [i, i + 1]}]} for i, m in enumerate(others)]
     recipe = {"merge_method": "ties", "base_model": base, "slices": runs}
     plan = prepare(parse_recipe({**recipe, "parameters": {"density": 0.5, "scope": "model"}})).plan
-    assert len({tensor.survey_group for tensor in plan.tensors}) == 2
+    assert len({tensor.survey_group for tensor in plan.tasks}) == 2
 
 
 @pytest.mark.parametrize("method", ["ties", "pcb", "ramplus_tl"])

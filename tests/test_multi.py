@@ -13,9 +13,9 @@ import yaml
 from click.testing import CliRunner
 
 from merge_models.merge import CheckpointError, MergeError, PlanError, RecipeError
+from merge_models.merge.api.several import run_recipes
 from merge_models.merge.cli import main
-from merge_models.merge.multi import run_recipes
-from merge_models.merge.recipe import load_recipe, load_recipes
+from merge_models.merge.recipes.recipe import load_recipe, load_recipes
 from tests.helpers import assert_same_bits, listing, read_folder, tensors, write_folder, write_models
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from merge_models.merge import PlanError, prepare, run_recipe
 from merge_models.merge.checkpoint.naming import with_names_of_first
 from merge_models.merge.checkpoint.source import StateDict
-from merge_models.merge.recipe import parse_recipe
-from merge_models.merge.verify import verify
+from merge_models.merge.publishing.verify import verify
+from merge_models.merge.recipes.recipe import parse_recipe
 
 from .helpers import read_folder, write_folder
 

@@ -24,7 +24,6 @@ from safetensors.torch import save_file
 
 from merge_models.merge import (
     CheckpointError,
-    Linear,
     MergeError,
     MergeResult,
     NonFiniteError,
@@ -36,9 +35,10 @@ from merge_models.merge import (
 from merge_models.merge.checkpoint import Staging, open_checkpoint, plan_layout, publish
 from merge_models.merge.checkpoint.dtypes import BY_CODE
 from merge_models.merge.checkpoint.layout import OutputTensor
-from merge_models.merge.recipe import parse_recipe, recipe_of
+from merge_models.merge.publishing.verify import verify
+from merge_models.merge.recipes.recipe import parse_recipe, recipe_of
 from merge_models.merge.sizes import parse_size, shown_size
-from merge_models.merge.verify import verify
+from merge_models.merge.strategies import Linear
 
 from .helpers import (
     CONFIG,
@@ -363,7 +363,7 @@ FAILURES: dict[str, tuple[str, Callable[..., Any], BaseException, bool]] = {
     ),
     "what is written cannot be synced": (f"{STAGING}.sync_tree", _raise(EIO), EIO, True),
     "interrupted": (
-        "merge_models.merge.writing.Writing._write_small_files", _raise(KeyboardInterrupt()),
+        "merge_models.merge.publishing.writing.Writing._write_small_files", _raise(KeyboardInterrupt()),
         KeyboardInterrupt(), True,
     ),
     "interrupted while publishing": (
@@ -373,7 +373,7 @@ FAILURES: dict[str, tuple[str, Callable[..., Any], BaseException, bool]] = {
         f"{STAGING}.put_in_place", _raise(OSError(errno.EACCES, "Permission denied")),
         OSError(errno.EACCES, "Permission denied"), True,
     ),
-    "a bug": ("merge_models.merge.writing.manifest", _raise(Weird()), Weird(), True),
+    "a bug": ("merge_models.merge.publishing.writing.manifest", _raise(Weird()), Weird(), True),
 }  # fmt: skip
 
 

@@ -20,17 +20,18 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
-from merge_models.merge import Linear, Ties, merge
-from merge_models.merge.api import run_recipe
+from merge_models.merge import merge
+from merge_models.merge.api.reproduce import reproduce
+from merge_models.merge.api.running import run_recipe
 from merge_models.merge.checkpoint import open_checkpoint
 from merge_models.merge.checkpoint.archive import MAX_PICKLE
 from merge_models.merge.checkpoint.pickled import PickledCheckpoint
 from merge_models.merge.cli import main
 from merge_models.merge.errors import ChangedError, CheckpointError, MergeError
-from merge_models.merge.preparation import prepare
-from merge_models.merge.recipe import parse_recipe
-from merge_models.merge.reproduce import reproduce
-from merge_models.merge.verify import verify
+from merge_models.merge.publishing.preparation import prepare
+from merge_models.merge.publishing.verify import verify
+from merge_models.merge.recipes.recipe import parse_recipe
+from merge_models.merge.strategies import Linear, Ties
 from tests.helpers import CONFIG, write_folder, write_json
 
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"

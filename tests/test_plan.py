@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge_models.merge import Linear, MergeError, PlanError, Prepared, TaskArithmetic, prepare
+from merge_models.merge import MergeError, PlanError, Prepared, prepare
 from merge_models.merge.checkpoint.dtypes import BY_CODE, DType, widest
-from merge_models.merge.recipe import recipe_of
-from merge_models.merge.strategies import AbstractStrategy
+from merge_models.merge.recipes.recipe import recipe_of
+from merge_models.merge.strategies import AbstractStrategy, Linear, TaskArithmetic
 
 from .helpers import CONFIG, assert_same_bits, listing, merge_folders, merge_states, tensors, write_folder
 
@@ -62,7 +62,7 @@ def test_a_tensor_that_only_the_base_has_is_dropped_aloud(extra: str, tmp_path: 
     for strategy in (Linear(), TaskArithmetic()):
         plan = plan_of(paths, strategy, base=base).plan
         assert plan.dropped == ((extra, str(base), "only the base has it"),)
-        assert {t.name for t in plan.tensors} == set(tensors(0))
+        assert {t.name for t in plan.tasks} == set(tensors(0))
 
 
 def test_a_tensor_that_the_base_lacks(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_order_of_tensors_is_the_donor_s(tmp_path: Path) -> None:
     paths = [write_folder(tmp_path / "a", state, shards=3), write_folder(tmp_path / "b", reverse)]
     for order in (paths, paths[::-1]):
         prepared = plan_of(order)
-        assert [t.name for t in prepared.plan.tensors] == list(prepared.donor.tensors)
+        assert [t.name for t in prepared.plan.tasks] == list(prepared.donor.tensors)
 
 
 # Configs
@@ -193,7 +193,7 @@ def test_values_with_a_scale_beside_them_are_refused(case: str, tmp_path: Path) 
 def test_other_scales_are_merged(weight: str, dtype: torch.dtype, other: str, tmp_path: Path) -> None:
     state = {weight: torch.ones(4, 4).to(dtype), other: torch.full((1,), 0.5)}
     folder = write_folder(tmp_path / "m", state, config=None)
-    assert len(plan_of([folder, folder]).plan.tensors) == 2
+    assert len(plan_of([folder, folder]).plan.tasks) == 2
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -240,7 +240,7 @@ def test_other_dtypes_are_copied_where_all_agree(code: str, tmp_path: Path) -> N
     other = {**tensors(1), "mask": torch.tensor([1, 0, 1]).to(dtype), "none": torch.empty(0, 2).to(dtype)}
     paths = [write_folder(tmp_path / "a", state), write_folder(tmp_path / "b", other)]
     plan = plan_of(paths, dtype="bfloat16").plan
-    copied = {t.name: (t.dtype.code, t.action) for t in plan.tensors if t.strategy is None}
+    copied = {t.name: (t.dtype.code, t.action) for t in plan.tasks if t.strategy is None}
     assert copied == {"mask": (code, "copy"), "none": (code, "copy")}
     merged = merge_folders(paths, tmp_path / "out", dtype="bfloat16")
     assert_same_bits(merged["mask"], state["mask"])
@@ -325,7 +325,7 @@ def test_a_base_that_is_not_tied_keeps_its_head_in_the_output(tmp_path: Path) ->
 def test_reading_a_head_from_the_embedding_is_told(tmp_path: Path) -> None:
     paths = [write_folder(tmp_path / "a", **untied(0)), write_folder(tmp_path / "b", **tied(1))]
     plan = plan_of(paths).plan
-    assert {t.name: t.note for t in plan.tensors if t.note} == {HEAD: f"read from {EMBED} where tied"}
+    assert {t.name: t.note for t in plan.tasks if t.note} == {HEAD: f"read from {EMBED} where tied"}
 
 
 def test_a_head_that_should_be_there_is_missed(tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_shared_tensors_are_found_by_the_header_s_note(tmp_path: Path) -> None:
     full = write_folder(tmp_path / "b", {**stored, "decoder.weight": torch.zeros(3)})
     for order in ([alias, full], [full, alias]):
         plan = plan_of(order).plan
-        sources = {t.name: [ref.info.name for ref in t.parents] for t in plan.tensors}
+        sources = {t.name: [ref.info.name for ref in t.parents] for t in plan.tasks}
         expected = ["encoder.weight", "decoder.weight"]
         assert sources["decoder.weight"] == (expected if order[0] is alias else expected[::-1])
     assert merge_folders([alias, full], tmp_path / "out")["decoder.weight"].tolist() == [0.5] * 3
@@ -368,7 +368,7 @@ def test_a_plan_touches_nothing_and_counts_right(tmp_path: Path) -> None:
 def test_memory_is_that_of_blocks_not_of_the_model(tmp_path: Path) -> None:
     shapes = {"small": (4, 4), "large": (1200, 1000)}
     paths = [write_folder(tmp_path / n, tensors(s, shapes=shapes)) for s, n in enumerate("ab")]
-    blocks = max(plan_of(paths).plan.tensors, key=lambda tensor: tensor.count).blocks()
+    blocks = max(plan_of(paths).plan.tasks, key=lambda tensor: tensor.count).blocks()
     assert blocks[0][0] == 0 and blocks[-1][1] == 1_200_000
     assert all(stop == start for (_, stop), (start, _) in itertools.pairwise(blocks))
     assert plan_of(paths).memory(1).worker < 2 * 1_200_000 * 4
@@ -379,5 +379,5 @@ def test_a_derived_buffer_that_some_models_lack_is_dropped_and_told(tmp_path: Pa
     write_folder(tmp_path / "old", state)
     write_folder(tmp_path / "new", {"w.weight": torch.zeros(2, 2)})
     plan = plan_of([tmp_path / "old", tmp_path / "new"]).plan
-    assert [tensor.name for tensor in plan.tensors] == ["w.weight"]
+    assert [tensor.name for tensor in plan.tasks] == ["w.weight"]
     assert [name for name, _, _ in plan.dropped] == ["embeddings.position_ids"]

@@ -18,7 +18,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from merge_models.merge import Linear, merge
+from merge_models.merge import merge
+from merge_models.merge.strategies import Linear
 
 pytestmark = pytest.mark.real
 

@@ -13,12 +13,10 @@ import yaml
 
 from merge_models.merge import (
     CheckpointError,
-    Linear,
     MergeError,
     MergeResult,
     Recipe,
     RecipeError,
-    TaskArithmetic,
     load_recipe,
     merge,
     prepare,
@@ -26,12 +24,13 @@ from merge_models.merge import (
 )
 from merge_models.merge.checkpoint import parse_dtype
 from merge_models.merge.checkpoint.dtypes import BY_CODE
+from merge_models.merge.contract.parameters import parameters_of
 from merge_models.merge.errors import did_you_mean, printable
-from merge_models.merge.recipe import parse_recipe, recipe_of
-from merge_models.merge.strategies import STRATEGIES, AbstractStrategy, parameters_of
-from merge_models.merge.strategies.base import NOT_DIVIDED
-from merge_models.merge.strategies.mergekit import METHODS
-from merge_models.merge.strict_yaml import parse_yaml
+from merge_models.merge.recipes.mergekit import METHODS
+from merge_models.merge.recipes.recipe import parse_recipe, recipe_of
+from merge_models.merge.recipes.strict_yaml import parse_yaml
+from merge_models.merge.strategies import STRATEGIES, AbstractStrategy, Linear, TaskArithmetic
+from merge_models.merge.strategies.families.weights import NOT_DIVIDED
 
 from .helpers import assert_same_bits, listing, merge_states, read_folder, tensors, write_folder, write_models
 

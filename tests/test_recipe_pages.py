@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from merge_models.merge import load_recipes, run_recipes
-from merge_models.merge.methods_page import methods_page
+from merge_models.merge.api.methods_page import methods_page
 from merge_models.merge.strategies import STRATEGIES
 from tests.helpers import write_folder
 from tests.test_recipe_shapes import llava

@@ -19,9 +19,11 @@ from merge_models.merge.checkpoint import layer_indices
 from merge_models.merge.checkpoint.layers import place_of
 from merge_models.merge.checkpoint.stacked import Stack, stacked_config
 from merge_models.merge.cli import main
-from merge_models.merge.recipe import parse_recipe
-from merge_models.merge.strategies import STRATEGIES, find_strategy, parameters_of
-from merge_models.merge.strategies.mergekit import METHODS
+from merge_models.merge.contract.parameters import parameters_of
+from merge_models.merge.recipes.mergekit import METHODS
+from merge_models.merge.recipes.recipe import parse_recipe
+from merge_models.merge.strategies import STRATEGIES, BaseModel
+from merge_models.merge.strategies.registry import find_strategy
 
 from .helpers import CONFIG, read_folder, write_folder
 
@@ -416,14 +418,14 @@ def test_what_mergekit_accepts_and_ignores_is_accepted_and_told(case: str, tmp_p
     method, parameters, key = IGNORED[case]
     base, *others = three(tmp_path)
     kind = find_strategy(method)
-    count = (kind.parents[1] or 2) - kind.base_is_parent
+    count = (kind.parents[1] or 2) - (kind.base_model is BaseModel.PARENT)
     recipe: dict[str, Any] = {"merge_method": method, "base_model": base, "models": others[:count]}
     plan = prepare(parse_recipe({**recipe, "parameters": parameters})).plan
     there = ", as in mergekit" if method in METHODS else ""
     assert f"ignored: {key} changes nothing in {method}{there}" in plan.remarks
     kept = {name: value for name, value in parameters.items() if name in parameters_of(kind)}
     without = prepare(parse_recipe({**recipe, "parameters": kept})).plan
-    assert [t.strategy for t in plan.tensors] == [t.strategy for t in without.tensors]
+    assert [t.strategy for t in plan.tasks] == [t.strategy for t in without.tasks]
     assert not any("ignored" in remark for remark in without.remarks)
 
 
@@ -441,7 +443,7 @@ def test_what_is_one_for_all_changes_nothing_under_a_single_model(case: str, tmp
         (told,) = [remark for remark in plan.remarks if f"ignored: {key} of a single model" in remark]
         assert "under the recipe's 'parameters'" in told
     without = prepare(parse_recipe({**recipe, "models": others})).plan
-    assert [t.strategy for t in plan.tensors] == [t.strategy for t in without.tensors]
+    assert [t.strategy for t in plan.tasks] == [t.strategy for t in without.tasks]
     assert not any("ignored" in remark for remark in without.remarks)
 
 
@@ -640,7 +642,7 @@ def test_the_base_alone_is_written_as_it_is(method: str, adapter: bool, tmp_path
     assert torch.equal(out[2][LAYER.format(0)], wanted[LAYER.format(0)])
     assert bool((out[2][LAYER.format(1)] != wanted[LAYER.format(0)]).any())
     prepared = prepare(parse_recipe({"merge_method": method, "base_model": base, **recipes[0]}))
-    assert {tensor.note for tensor in prepared.plan.tensors} == {"the only model that is listed"}
+    assert {tensor.note for tensor in prepared.plan.tasks} == {"the only model that is listed"}
 
 
 @pytest.mark.parametrize("method", ["model_stock", "arcee_fusion", "nearswap", "multislerp"])

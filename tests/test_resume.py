@@ -18,12 +18,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from merge_models.merge import CheckpointError, Linear, MergeError, MergeResult, NonFiniteError, merge
+from merge_models.merge import CheckpointError, MergeError, MergeResult, NonFiniteError, merge
 from merge_models.merge.checkpoint import journal as journals
 from merge_models.merge.checkpoint.digest import FAST, PIECE, STRONG, TensorDigest, digest_range, kind_of
 from merge_models.merge.checkpoint.journal import Journal
 from merge_models.merge.cli import main
-from merge_models.merge.verify import verify
+from merge_models.merge.publishing.verify import verify
+from merge_models.merge.strategies import Linear
 from tests.crash import power
 from tests.crash.families import FAMILIES
 from tests.helpers import kept, listing, read_folder, tensors, write_folder, write_models
@@ -129,8 +130,8 @@ def test_another_version_does_not_go_on(
     changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models, out = stopped(tmp_path)
-    from merge_models.merge import identity
     from merge_models.merge.checkpoint import manifest
+    from merge_models.merge.publishing import identity
 
     version = identity.version
     monkeypatch.setattr(identity, "NUMERICS", 99 if changed == "numerics" else identity.NUMERICS)
@@ -256,7 +257,7 @@ def test_space_that_is_reserved_is_not_asked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models, out = stopped(tmp_path)
-    monkeypatch.setattr("merge_models.merge.writing.free_space", lambda target: 1000)
+    monkeypatch.setattr("merge_models.merge.publishing.writing.free_space", lambda target: 1000)
     assert run(*models, out=out).resumed == 8
     with pytest.raises(MergeError, match="needs .* of disk"):
         run(*models, out=tmp_path / "other")

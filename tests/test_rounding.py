@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge_models.merge import Karcher, Linear, MergeResult, RecipeError, TaskArithmetic, Ties, merge
+from merge_models.merge import MergeResult, RecipeError, merge
 from merge_models.merge.checkpoint.dtypes import BY_CODE
-from merge_models.merge.kernels import Span, rounding
-from merge_models.merge.kernels.blocks import OVERFLOW
+from merge_models.merge.contract.span import OVERFLOW, Span
+from merge_models.merge.kernels import rounding
 from merge_models.merge.kernels.rounding import is_narrow, round_into, rounding_key, survival
 from merge_models.merge.kernels.torch_task_vectors import mixed_words
+from merge_models.merge.strategies import Karcher, Linear, TaskArithmetic, Ties
 
 from .helpers import assert_same_bits, merge_folders, merge_states, write_folder
 
@@ -190,7 +191,7 @@ def test_blocks_and_shards_do_not_matter(tmp_path: Path, monkeypatch: pytest.Mon
     paths = [write_folder(tmp_path / n, {**t, "b": t["w"] + 1}) for n, t in zip("ab", tunes, strict=True)]
     options: Any = {"dtype": "bfloat16", "rounding": "stochastic", "seed": 3}
     first = merge_folders(paths, tmp_path / "first", **options)
-    monkeypatch.setattr("merge_models.merge.plan.BLOCK_ELEMENTS", 1000)
+    monkeypatch.setattr("merge_models.merge.planning.task.BLOCK_ELEMENTS", 1000)
     second = merge_folders(paths, tmp_path / "second", threads=3, shard_size=10_000, **options)
     for name, tensor in first.items():
         assert_same_bits(tensor, second[name], name)

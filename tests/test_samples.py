@@ -13,13 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from merge_models.merge import Ties, merge
+from merge_models.merge import merge
 from merge_models.merge.checkpoint import Checkpoint, open_checkpoint
-from merge_models.merge.plan import Ref, TensorPlan
-from merge_models.merge.reading import BlockReader, Buffers
-from merge_models.merge.strategies.base import Block, TensorSpec
-from merge_models.merge.strategies.samples import RUN, run_starts, take_sample, thinned
-from merge_models.merge.work import Piece
+from merge_models.merge.contract.block import Block
+from merge_models.merge.contract.case import Case, Inputs, TensorSpec
+from merge_models.merge.kernels.selection.samples import RUN, run_starts, take_sample, thinned
+from merge_models.merge.planning.task import Ref, Task
+from merge_models.merge.running.options import Piece
+from merge_models.merge.running.reading import BlockReader, Buffers
+from merge_models.merge.strategies import Ties
+from merge_models.merge.strategies.families.blocks import copy_kernel
 from tests.helpers import write_folder
 
 COUNT, BLOCK = 40_000, 1 << 13
@@ -55,7 +58,9 @@ def test_a_sample_is_the_same_held_or_not(blocks_held: int, dtype: torch.dtype, 
     models = [open_checkpoint(model(tmp_path / f"m{n}", n, dtype)) for n in range(2)]
     info = [source.tensors["w"] for source in models]
     refs = [Ref(n, own) for n, own in enumerate(info)]
-    tensor = TensorPlan("w", (COUNT,), info[0].dtype, "copy", None, (refs[0],), refs[1])
+    inputs = Inputs((refs[0],), refs[1])
+    case = Case("w", inputs.map(lambda ref: TensorSpec("w", (COUNT,), ref.info.dtype)), info[0].dtype)
+    task = Task(case, inputs, copy_kernel(case), None)
     nbytes = info[0].nbytes
     reader = BlockReader(models, blocks_held * 2 * BLOCK * info[0].dtype.size, None)
     taking, pieces = take_sample(COUNT), []
@@ -63,8 +68,8 @@ def test_a_sample_is_the_same_held_or_not(blocks_held: int, dtype: torch.dtype, 
     assert every is not None
     sampled = []
     for number, start in enumerate(range(0, COUNT, BLOCK)):
-        pieces.append(Piece(tensor, number, start, min(start + BLOCK, COUNT)))
-        sampled.append(reader.to_sample(pieces[-1], every, seed=0))
+        pieces.append(Piece(task, number, start, min(start + BLOCK, COUNT)))
+        sampled.append(reader.to_sample(pieces[-1], every))
     whole = [m.read(m.tensors["w"], 0, nbytes, np.empty(nbytes, np.uint8)) for m in models]
     for block in sampled:
         assert block.places is not None and block.base_span is not None
@@ -74,15 +79,15 @@ def test_a_sample_is_the_same_held_or_not(blocks_held: int, dtype: torch.dtype, 
             assert np.array_equal(span.data, np.concatenate([*wanted, values[:0]]).reshape(-1))
     assert sum(block.spans[0].count for block in sampled) == pytest.approx(COUNT / every, abs=RUN)
     for piece in pieces:  # what is held is what is in the files
-        spans, at = reader.to_combine(piece, Buffers()), info[0].dtype.size
-        assert np.array_equal(spans[0].data, whole[0][piece.start * at : piece.stop * at])
+        spans, at = reader.to_write(piece, Buffers()), info[0].dtype.size
+        assert np.array_equal(spans.parents[0].data, whole[0][piece.start * at : piece.stop * at])
         reader.release(piece)
 
 
 def test_a_sample_of_models_of_several_dtypes_is_one_block() -> None:
     values = [torch.randn(40 * RUN, generator=torch.Generator().manual_seed(n)) for n in range(3)]
-    types, spec = (torch.bfloat16, torch.float16, torch.float32), TensorSpec("w", (40 * RUN,))
-    blocks = [Block.of([v.to(t)], v, 0, spec) for v, t in zip(values, types, strict=True)]
+    types = (torch.bfloat16, torch.float16, torch.float32)
+    blocks = [Block.of([v.to(t)], v) for v, t in zip(values, types, strict=True)]
     taking = take_sample(1 << 18)
     passing = next(taking)
     assert passing.every is not None
@@ -106,15 +111,15 @@ def test_the_whole_task_vector_is_read_twice_and_a_little(
 ) -> None:
     """A cut over the whole model: a sample, one round, and combining; with the cut of a sort."""
     paths = [model(tmp_path / f"m{n}", n, torch.float32) for n in range(3)]
-    monkeypatch.setattr("merge_models.merge.plan.BLOCK_ELEMENTS", BLOCK)
-    monkeypatch.setattr("merge_models.merge.strategies.samples.SAMPLE", COUNT - 1)
+    monkeypatch.setattr("merge_models.merge.planning.task.BLOCK_ELEMENTS", BLOCK)
+    monkeypatch.setattr("merge_models.merge.kernels.selection.samples.SAMPLE", COUNT - 1)
     fetch, read = Checkpoint.read, []
 
     def counted(self: Checkpoint, info: Any, start: int, stop: int, buffer: Any) -> Any:
         read.append(stop - start)
         return fetch(self, info, start, stop, buffer)
 
-    monkeypatch.setattr("merge_models.merge.memory.HOLD_BYTES", 0)
+    monkeypatch.setattr("merge_models.merge.running.memory.HOLD_BYTES", 0)
     monkeypatch.setattr(Checkpoint, "read", counted)
     merge(paths[:2], Ties(scope="model", density=0.25), base=paths[2], out=tmp_path / "out", threads=2)
     assert 2 * 3 * 4 * COUNT < sum(read) < 2.1 * 3 * 4 * COUNT

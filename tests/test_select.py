@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from merge_models.merge.contract.block import Block
+from merge_models.merge.contract.kernel import Moments, Pass
+from merge_models.merge.contract.span import Span
 from merge_models.merge.kernels import compiled
-from merge_models.merge.kernels.blocks import Span
 from merge_models.merge.kernels.keys import gather_keys, keys_of
-from merge_models.merge.strategies.base import Block, Moments, Pass, TensorSpec
-from merge_models.merge.strategies.cuts import Cut, Totals
-from merge_models.merge.strategies.samples import thinned
-from merge_models.merge.strategies.select import largest
-from merge_models.merge.strategies.ties import deltas_of
+from merge_models.merge.kernels.selection.cuts import Cut, Totals
+from merge_models.merge.kernels.selection.samples import thinned
+from merge_models.merge.kernels.selection.select import largest
+from merge_models.merge.strategies.families.trimming import deltas_of
 
 BLOCK = 1 << 16
 COUNT = 5 * BLOCK - 123
@@ -42,11 +43,10 @@ def siblings(kind: str) -> tuple[list[Tensor], Tensor]:
 
 
 def blocks_of(parents: list[Tensor], base: Tensor) -> list[Block]:
-    spec = TensorSpec("w", (COUNT,))
     blocks = []
     for number, at in enumerate(range(0, COUNT, BLOCK)):
         own, origin = [p[at : at + BLOCK] for p in parents], base[at : at + BLOCK]
-        blocks.append(replace(Block.of(own, origin, at, spec), number=number))
+        blocks.append(replace(Block.of(own, origin, at), number=number))
     return blocks
 
 
@@ -103,7 +103,7 @@ def test_brackets_that_hold_much_are_made_narrower(kind: str, monkeypatch: pytes
     """One round more, and the same cuts."""
     blocks, sizes = blocks_of(*siblings(kind)), [[COUNT // 3, COUNT // 100], [1, COUNT]]
     cuts, passes = found(blocks, sizes, COUNT)
-    monkeypatch.setattr("merge_models.merge.strategies.brackets.LISTED", 0)
+    monkeypatch.setattr("merge_models.merge.kernels.selection.brackets.LISTED", 0)
     assert found(blocks, sizes, COUNT) == (cuts, passes + 1)
     assert passes == 2
 

@@ -12,8 +12,12 @@ import torch
 from scipy.linalg import expm, logm
 from torch import Tensor
 
-from merge_models.merge import MergeResult, Orthogonal, PlanError, RecipeError, Ties, merge, plan
-from merge_models.merge.strategies import TensorSpec, orthogonal
+from merge_models.merge import MergeResult, PlanError, RecipeError, merge
+from merge_models.merge.checkpoint.dtypes import BY_CODE
+from merge_models.merge.contract.case import Case, Inputs, TensorSpec
+from merge_models.merge.contract.kernel import Kernel
+from merge_models.merge.planning import task
+from merge_models.merge.strategies import Orthogonal, Ties, orthogonal
 
 from .helpers import assert_same_bits, read_folder, write_folder
 
@@ -455,7 +459,7 @@ def test_an_unchanged_tensor_has_nothing_to_explain(tmp_path: Path) -> None:
 
 
 def test_bytes_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "BLOCK_ELEMENTS", 1000)
+    monkeypatch.setattr(task, "BLOCK_ELEMENTS", 1000)
     monkeypatch.setattr(orthogonal, "_BLOCK_ELEMENTS", 4000)
     base, parents = family((707, 40), 0.05, count=2, dtype=torch.float32)
     for strategy in (Orthogonal(), Orthogonal(residual="ties", density=0.5)):
@@ -465,11 +469,15 @@ def test_bytes_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_block_has_rows_enough_for_its_moments() -> None:
-    strategy = Orthogonal().resolved(3)
-    assert strategy.block_rows(TensorSpec("w", (4096, 2048))) * 2048 > plan.BLOCK_ELEMENTS
-    assert Orthogonal(side="output").resolved(3).block_rows(TensorSpec("w", (40, 2048))) == 40
-    assert strategy.survey_bytes(TensorSpec("w", (4096, 2048))) > 4 * 8 * 2048**2
-    assert strategy.survey_bytes(TensorSpec("w", (4096,))) == 0
+    def kernel(strategy: Orthogonal, *shape: int) -> Kernel:
+        spec = TensorSpec("w", shape, BY_CODE["BF16"])
+        return strategy.resolved(3).kernel(Case("w", Inputs((spec,) * 3, spec), spec.dtype))
+
+    large = kernel(Orthogonal(), 4096, 2048)
+    assert large.least_rows * 2048 > task.BLOCK_ELEMENTS
+    assert kernel(Orthogonal(side="output"), 40, 2048).least_rows == 40
+    assert large.survey_bytes(4096 * 2048) > 4 * 8 * 2048**2
+    assert kernel(Orthogonal(), 4096).survey_bytes(4096) == 0
 
 
 def test_a_nan_that_is_kept_stays_where_it_is(tmp_path: Path) -> None:

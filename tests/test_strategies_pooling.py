@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from scipy.linalg import sqrtm
 from torch import Tensor
 
-from merge_models.merge import AbstractStrategy, Linear, LogLinear, PlanError, RecipeError, Wasserstein
-from merge_models.merge.strategies import wasserstein
-from merge_models.merge.strategies.base import Block, TensorSpec
+from merge_models.merge import PlanError, RecipeError
+from merge_models.merge.contract.block import Block
+from merge_models.merge.strategies import AbstractStrategy, Linear, LogLinear, Wasserstein, wasserstein
 
 from .helpers import merge_states
 
@@ -194,13 +194,14 @@ class TestWasserstein:
     def test_tells_what_averaging_took(self) -> None:
         points = [torch.randn(4000, 8, generator=torch.Generator().manual_seed(i)).double() for i in range(4)]
         strategy = Wasserstein().resolved(4)
-        spec = TensorSpec("w", (4000, 8))
-        rounds = strategy.survey(spec)
-        assert rounds is not None
+        block = Block.of(points)
+        kernel = strategy.kernel(block.case)
+        assert kernel.survey is not None
+        rounds = kernel.survey(4000 * 8)
         first = next(rounds)
         with pytest.raises(StopIteration) as stop:
-            rounds.send(first.measure(Block.of(points, None, 0, spec)))
-        figures = strategy.figures(spec, stop.value.value)
+            rounds.send(first.measure(block))
+        figures = kernel.figures(stop.value.value)
         assert float(figures["spread_of_mean"]) == pytest.approx(0.5, abs=0.01)
 
 

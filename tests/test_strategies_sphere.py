@@ -14,7 +14,11 @@ from torch import Tensor
 
 from merge_models.manifolds import Gram
 from merge_models.manifolds.base import GeooptSphere
-from merge_models.merge import (
+from merge_models.merge import PlanError, RecipeError
+from merge_models.merge.cli.results import figure_lines
+from merge_models.merge.contract.strategy import BaseModel
+from merge_models.merge.kernels.mixing import column_gram, mix, row_gram
+from merge_models.merge.strategies import (
     AbstractStrategy,
     Karcher,
     Linear,
@@ -22,14 +26,10 @@ from merge_models.merge import (
     MultiSlerp,
     NormMean,
     NuSlerp,
-    PlanError,
-    RecipeError,
     Slerp,
     UnitMean,
 )
-from merge_models.merge.cli.results import figure_lines
-from merge_models.merge.kernels.mixing import column_gram, mix, row_gram
-from merge_models.merge.strategies.base import AbstractSpanStrategy, BaseModel, Mixture
+from merge_models.merge.strategies.families.span import Mixture
 
 from .helpers import assert_same_bits, merge_states, read_folder, tensors, write_folder
 
@@ -53,8 +53,8 @@ def merged(
     return merge_states([{"w": point} for point in points], strategy, base=held, **options)["w"]
 
 
-def mixture_of(strategy: AbstractSpanStrategy, gram: Gram) -> Mixture:
-    return cast(Mixture, strategy.resolved(gram.cross.shape[-1]).mixture(gram))
+def mixture_of(strategy: Any, gram: Gram) -> Mixture:
+    return strategy.resolved(gram.cross.shape[-1]).mixture(gram)
 
 
 def gap(left: Tensor, right: Tensor) -> float:
@@ -396,7 +396,7 @@ class TestDegenerate:
         parents = strategy.mixture(zeros).parents
         assert torch.equal(mix([torch.zeros(1, 6)] * 2, parents, None, None)[0], ZEROS)
         settings: dict[str, Any] = {"origin": "base"} if hasattr(strategy, "origin") else {}
-        based = kind(**settings).resolved(2).mixture_with_base(zeros) if kind is not Slerp else None
+        based = kind(**settings).resolved(2).mixture(zeros, True) if kind is not Slerp else None
         for found in filter(None, (strategy.mixture(zeros), based)):
             assert all(value is not False for value in found.figures.values())
             assert found.figures["reason"] in ("every model is zero", "every model is equal to the base")
@@ -524,7 +524,8 @@ class TestRecipes:
 def test_none_waits_for_geoopt() -> None:
     script = """
 import sys, torch
-from merge_models.merge import Karcher, ModelStock, MultiSlerp, NormMean, NuSlerp, Slerp, UnitMean, merge
+from merge_models.merge import merge
+from merge_models.merge.strategies import Karcher, ModelStock, MultiSlerp, NormMean, NuSlerp, Slerp, UnitMean
 a, b = {"w": torch.ones(3, 4)}, {"w": torch.eye(3, 4)}
 for strategy in (Karcher(), Slerp(), NuSlerp(), MultiSlerp(), NormMean(), UnitMean(), ModelStock()):
     merge([a, b], strategy, base={"w": torch.zeros(3, 4)} if isinstance(strategy, ModelStock) else None)

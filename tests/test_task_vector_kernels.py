@@ -14,13 +14,17 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
+from merge_models.merge.checkpoint.dtypes import BY_CODE
+from merge_models.merge.contract.block import Block
+from merge_models.merge.contract.case import TensorSpec
+from merge_models.merge.contract.kernel import Mixer
+from merge_models.merge.contract.span import NOT_FINITE, OVERFLOW, Span
+from merge_models.merge.contract.strategy import AbstractStrategy, BaseModel
 from merge_models.merge.kernels import compiled
-from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW, Span
 from merge_models.merge.kernels.keys import keys_of
 from merge_models.merge.kernels.task_vectors import mix_into, norms, variance
 from merge_models.merge.kernels.terms import ALL_KEYS, Mixing, Ranked, Rule, Thinned
 from merge_models.merge.kernels.torch_task_vectors import mixed_words
-from merge_models.merge.strategies.base import AbstractKernelStrategy, BaseModel, Block, TensorSpec
 from merge_models.merge.strategies.della import Della
 from merge_models.merge.strategies.stochastic import Stochastic
 
@@ -256,23 +260,36 @@ def test_draws_by_rank_bear_what_is_not_finite() -> None:
         assert flags == NOT_FINITE
 
 
+class Heads:
+    """An output that asks for the first elements of a block, and then for all of them."""
+
+    spec, count = TensorSpec("weight", (30, 100), BY_CODE["F32"]), 3000
+
+    def __init__(self) -> None:
+        self.written: list[Tensor] = []
+
+    def fill(self, mixer: Mixer) -> int:
+        for count in (1, 99, 100, 150, 3000):
+            self.written.append(torch.empty(count))
+            assert mixer(Span.of(self.written[-1])) == 0
+        return 0
+
+    def take(self, values: Tensor) -> int:
+        raise AssertionError("these strategies have block kernels")
+
+
 @pytest.mark.parametrize("compiled_too", [True, False])
 @pytest.mark.parametrize("strategy", [Della(density=0.5, epsilon=0.2), Stochastic(per="row")])
-def test_the_beginning_of_rows_mixes_as_whole_rows_do(
-    strategy: AbstractKernelStrategy, compiled_too: bool
-) -> None:
+def test_the_beginning_of_rows_mixes_as_whole_rows_do(strategy: AbstractStrategy, compiled_too: bool) -> None:
     stored, base = parents(3, torch.bfloat16)
     *tunes, origin = [tensor.view(30, 100) for tensor in (*stored, base)]
     has_base = strategy.base_model is BaseModel.REQUIRED
-    block = Block.of(tunes, origin if has_base else None, 0, TensorSpec("weight", (30, 100)))
-    sources = [*stored, base] if has_base else stored
+    block = Block.of(tunes, origin if has_base else None, 0, "weight")
+    heads = Heads()
     with nullcontext() if compiled_too else without_compiled():
-        whole = strategy.resolved(3).combine(block, None).flatten()
-        mix = strategy.resolved(3).mixer(block, None)
-        for count in (1, 99, 100, 150, 3000):
-            head = torch.empty(count)
-            mix(spans([tensor[:count] for tensor in sources]), Span.of(head))
-            assert torch.equal(head, whole[:count])
+        write = strategy.resolved(3).kernel(block.case).write
+        assert write is not None and write(block, None, [heads]) == 0
+    assert all(torch.equal(head, heads.written[-1][: len(head)]) for head in heads.written)
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -296,7 +313,7 @@ def test_what_is_not_finite_is_told_apart(native: bool, monkeypatch: pytest.Monk
 TORCH_FREE = """
 import sys
 from merge_models.merge import merge
-from merge_models.merge.strategies import find_strategy
+from merge_models.merge.strategies.registry import find_strategy
 base, out, *parents = sys.argv[1:]
 for number, (name, options) in enumerate({methods!r}):
     strategy = find_strategy(name)(**options)

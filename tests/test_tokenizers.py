@@ -18,7 +18,7 @@ from torch import Tensor
 
 from merge_models.merge import CheckpointError, PlanError, RecipeError, run_recipe
 from merge_models.merge.checkpoint.lora import open_model
-from merge_models.merge.recipe import parse_recipe
+from merge_models.merge.recipes.recipe import parse_recipe
 from merge_models.merge.tokenizer.alignment import align
 from merge_models.merge.tokenizer.build import save_tokenizer
 from merge_models.merge.tokenizer.chat import BUILT_IN

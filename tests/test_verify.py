@@ -21,12 +21,12 @@ from safetensors import safe_open
 from xxhash import xxh3_128
 
 from merge_models.merge import CheckpointError, MergeError, merge, run_recipe
-from merge_models.merge import run as loop
+from merge_models.merge.api.reproduce import reproduce
 from merge_models.merge.cli import main
-from merge_models.merge.recipe import parse_recipe
-from merge_models.merge.reproduce import reproduce
-from merge_models.merge.strategies import STRATEGIES
-from merge_models.merge.verify import verify
+from merge_models.merge.publishing.verify import verify
+from merge_models.merge.recipes.recipe import parse_recipe
+from merge_models.merge.running import scheduler as loop
+from merge_models.merge.strategies import STRATEGIES, BaseModel
 from tests.crash.families import FAMILIES, run_family, write_inputs
 from tests.helpers import listing, point_hub, tensors, write_folder, write_hub, write_models
 from tests.strategy_cases import CASES, Case
@@ -398,14 +398,14 @@ def test_threads_order_and_shards_change_no_byte(
 
     expected = digests("one", threads=1)
     assert digests("two", threads=2, shard_size=60_000) == expected
-    enqueue, rng = loop._Run._enqueue, random.Random(case.name)
+    enqueue, rng = loop.Scheduler._enqueue, random.Random(case.name)
 
     def shuffled(self: Any, job: Any) -> None:
         enqueue(self, job)
         with self._changed:
             rng.shuffle(self._ready)
 
-    monkeypatch.setattr(loop._Run, "_enqueue", shuffled)
+    monkeypatch.setattr(loop.Scheduler, "_enqueue", shuffled)
     assert digests("five", threads=5, shard_size=1) == expected
 
 
@@ -427,7 +427,7 @@ def test_hash_seeds_change_no_byte(parents: list[Path], tmp_path: Path) -> None:
 
 
 def base_of(case: Case, parents: list[Path]) -> Path | None:
-    return None if case.strategy.base_is_parent else parents[0]
+    return None if case.strategy.base_model is BaseModel.PARENT else parents[0]
 
 
 def merge_cases(target: Path, parents: list[Path]) -> None:

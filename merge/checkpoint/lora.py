@@ -30,9 +30,9 @@ from merge_models.merge.checkpoint.source import (
     open_weights,
     read_json,
 )
+from merge_models.merge.checkpoint.tied import EMBEDDINGS, HEADS, untied
 from merge_models.merge.checkpoint.tied_head import TiedHead, tied_head
 from merge_models.merge.errors import CheckpointError
-from merge_models.merge.tied import EMBEDDINGS, HEADS, untied
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -126,7 +126,7 @@ class GatheredRows:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes that the model keeps beside; see :func:`merge_models.merge.memory.needed`."""
+        """Bytes that the model keeps beside; see :func:`merge_models.merge.running.memory.needed`."""
         return getattr(self._model, "kept_bytes", 0)
 
     def stored(self, info: TensorInfo) -> tuple[TensorInfo, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from merge_models.merge.checkpoint.header import TensorInfo
 from merge_models.merge.checkpoint.source import Source
-from merge_models.merge.tied import EMBEDDINGS, HEADS, says_tied
+from merge_models.merge.checkpoint.tied import EMBEDDINGS, HEADS, says_tied
 
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
 _OTHERS = ("ForMaskedLM", "ForPreTraining", "ForConditionalGeneration")

@@ -23,7 +23,7 @@ def verify(out: Path, inputs: bool, threads: int | None) -> None:
     Example: merge-models verify OUT --inputs
     """
     from merge_models.merge.checkpoint.threads import default_threads
-    from merge_models.merge.verify import verify as compare
+    from merge_models.merge.publishing.verify import verify as compare
 
     found = compare(out, inputs=inputs, threads=threads or default_threads())
     _conclude(
@@ -45,7 +45,7 @@ def reproduce(out: Path, scratch: Path | None, threads: int | None) -> None:
     \b
     Example: merge-models reproduce OUT
     """
-    from merge_models.merge.reproduce import reproduce as run_again
+    from merge_models.merge.api.reproduce import reproduce as run_again
 
     made = run_again(out, scratch=scratch, threads=threads)
     for line in made.other_versions:

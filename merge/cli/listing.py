@@ -17,8 +17,8 @@ def methods(name: str | None, as_json: bool, as_markdown: bool) -> None:
     \b
     Example: merge-models methods task_arithmetic
     """
-    from merge_models.merge.methods import describe, describe_all
-    from merge_models.merge.methods_page import methods_page
+    from merge_models.merge.api.methods import describe, describe_all
+    from merge_models.merge.api.methods_page import methods_page
 
     if as_markdown:
         if name or as_json:

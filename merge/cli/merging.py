@@ -16,8 +16,8 @@ from merge_models.merge.cli.reviews import review_asked_for, review_options
 from merge_models.merge.errors import MergeError, printable
 
 if TYPE_CHECKING:
-    from merge_models.merge.preparation import Prepared
-    from merge_models.merge.recipe import Recipe
+    from merge_models.merge.publishing.preparation import Prepared
+    from merge_models.merge.recipes.recipe import Recipe
 
 
 @click.command()
@@ -57,7 +57,7 @@ def run(recipe: Path, intermediate_dir: Path | None, **options: Any) -> None:
     \b
     Example: merge-models run recipe.yml -o OUT
     """
-    from merge_models.merge.recipe import load_recipes
+    from merge_models.merge.recipes.recipe import load_recipes
 
     with naming(recipe):
         recipes = load_recipes(recipe)
@@ -68,8 +68,8 @@ def run(recipe: Path, intermediate_dir: Path | None, **options: Any) -> None:
 
 
 def _run(recipe: Recipe, options: dict[str, Any]) -> None:
-    from merge_models.merge.api import run_recipe
-    from merge_models.merge.progress import Progress
+    from merge_models.merge.api.running import write_recipe
+    from merge_models.merge.cli.progress import Progress
 
     (recipe,) = with_rounding(options, [recipe])
     review = review_asked_for(options)
@@ -86,7 +86,7 @@ def _run(recipe: Recipe, options: dict[str, Any]) -> None:
             assert review is not None
             return review.judge(folder, options["out"].name, prepared)
 
-        result = run_recipe(
+        result = write_recipe(
             recipe,
             progress=progress.advance,
             planned=planned,
@@ -111,8 +111,8 @@ def _tell_plan(prepared: Prepared, options: dict[str, Any], quiet: bool, verbose
 
 
 def _run_several(recipes: Sequence[Recipe], intermediate_dir: Path | None, options: dict[str, Any]) -> None:
-    from merge_models.merge.multi import run_recipes
-    from merge_models.merge.progress import Progress
+    from merge_models.merge.api.several import run_recipes
+    from merge_models.merge.cli.progress import Progress
 
     recipes = with_rounding(options, recipes)
     if review_asked_for(options):

@@ -15,8 +15,8 @@ from merge_models.merge.errors import counted, printable
 from merge_models.merge.sizes import shown_size
 
 if TYPE_CHECKING:
-    from merge_models.merge.memory import Budget
-    from merge_models.merge.preparation import Prepared
+    from merge_models.merge.publishing.preparation import Prepared
+    from merge_models.merge.running.memory import Budget
 
 
 @click.command()
@@ -39,8 +39,8 @@ def plan(
     \b
     Example: merge-models plan recipe.yml --json
     """
-    from merge_models.merge.multi import plan_recipes, targets
-    from merge_models.merge.recipe import load_recipes
+    from merge_models.merge.api.several import plan_recipes, targets
+    from merge_models.merge.recipes.recipe import load_recipes
 
     with naming(recipe):
         recipes = load_recipes(recipe)
@@ -62,7 +62,7 @@ def memory_of(prepared: Prepared, threads: int | None, max_memory: str | None) -
         MergeError: ``max_memory`` is no size, or too small.
     """
     from merge_models.merge.checkpoint.threads import default_threads
-    from merge_models.merge.memory import budget
+    from merge_models.merge.running.memory import budget
     from merge_models.merge.sizes import parse_size
 
     limit = None if max_memory is None else parse_size(max_memory, "memory")
@@ -76,14 +76,15 @@ def plan_document(prepared: Prepared, memory: Budget) -> dict[str, Any]:
         "recipe": prepared.recipe.document(),
         "tensors": [
             {
-                "name": t.name,
-                "shape": list(t.shape),
-                "dtype": t.dtype.torch_name,
-                "action": "copy" if t.is_copied else t.action,
-                "strategy": t.strategy.name if t.strategy and not t.is_copied else None,
-                "note": t.note,
+                "name": spec.name,
+                "shape": list(spec.shape),
+                "dtype": spec.dtype.torch_name,
+                "action": "copy" if task.is_copied else task.action,
+                "strategy": task.strategy.name if task.strategy and not task.is_copied else None,
+                "note": task.note,
             }
-            for t in plan.tensors
+            for task in plan.tasks
+            for spec in task.outputs
         ],
         "dropped": [{"tensor": n, "model": m, "reason": r} for n, m, r in plan.dropped],
         "files": [{"name": s.name, "bytes": s.nbytes} for s in prepared.layout.shards],
@@ -113,9 +114,9 @@ def _tokenizer_of(prepared: Prepared) -> dict[str, Any] | None:
 def plan_text(prepared: Prepared, memory: Budget) -> str:
     """A plan as lines to read."""
     plan, recipe = prepared.plan, prepared.recipe
-    merged = [t for t in plan.tensors if not t.is_copied]
-    taken = [t for t in plan.tensors if t.is_taken]
-    copied = [t for t in plan.tensors if t.is_copied and not t.is_taken]
+    merged = [t for t in plan.tasks if not t.is_copied]
+    taken = [t for t in plan.tasks if t.is_taken]
+    copied = [t for t in plan.tasks if t.is_copied and not t.is_taken]
     disk = sum(shard.nbytes for shard in prepared.layout.shards)
     lines = [
         f"{recipe.merge_method}: {counted(len(prepared.models), 'model')},"
@@ -127,7 +128,7 @@ def plan_text(prepared: Prepared, memory: Budget) -> str:
             f"  {role:6} {model.label}: {counted(len(model.tensors), 'tensor')},"
             f" {shown_size(model.nbytes)}{donates}"
         )
-    dtypes = ", ".join(sorted({t.dtype.torch_name for t in plan.tensors}))
+    dtypes = ", ".join(sorted({t.dtype.torch_name for t in plan.tasks}))
     lines.append(f"  merged {counted(len(merged), 'tensor')}; written as {dtypes}")
     lines += [f"  merged {t.name}: {t.note}" for t in merged if t.note]
     for (model, note), count in Counter((t.parents[0].model, t.note) for t in taken).items():

@@ -12,7 +12,7 @@ import click
 from merge_models.merge.errors import RecipeError, counted
 
 if TYPE_CHECKING:
-    from merge_models.merge.recipe import Recipe
+    from merge_models.merge.recipes.recipe import Recipe
 
 
 def strategy_options(command: Any) -> Any:
@@ -58,9 +58,10 @@ def recipe_from(
     seed: int,
 ) -> Recipe:
     """The recipe that ``strategy_options`` say."""
-    from merge_models.merge.accepted import unknown_parameter
-    from merge_models.merge.recipe import check_more_than_base, parse_recipe
-    from merge_models.merge.strategies import find_strategy, parameters_of
+    from merge_models.merge.contract.parameters import parameters_of
+    from merge_models.merge.recipes.accepted import unknown_parameter
+    from merge_models.merge.recipes.recipe import check_more_than_base, parse_recipe
+    from merge_models.merge.strategies.registry import find_strategy
 
     shares = _weights(weights, len(models))
     shared, own = _parameters(settings, method, len(models))
@@ -116,7 +117,8 @@ def _parameters(
     settings: Sequence[str], method: str, count: int
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Parameters that are one for all models, and those with one value per model."""
-    from merge_models.merge.strategies import find_strategy, parameters_of
+    from merge_models.merge.contract.parameters import parameters_of
+    from merge_models.merge.strategies.registry import find_strategy
 
     known = parameters_of(find_strategy(method)) if settings else {}
     shared: dict[str, Any] = {}
@@ -151,7 +153,7 @@ def _is_list(value: str) -> bool:
 
 
 def _value(text: str, value: str) -> Any:
-    from merge_models.merge.strict_yaml import parse_yaml
+    from merge_models.merge.recipes.strict_yaml import parse_yaml
 
     try:
         if not value.strip():
@@ -163,7 +165,7 @@ def _value(text: str, value: str) -> Any:
 
 def with_rounding(options: dict[str, Any], recipes: Sequence[Recipe]) -> list[Recipe]:
     """The recipes with the rounding that was asked for, which is part of what is made."""
-    from merge_models.merge.recipe import with_options
+    from merge_models.merge.recipes.recipe import with_options
 
     asked = options.pop("rounding")
     return [with_options(recipe, rounding=asked) if asked else recipe for recipe in recipes]

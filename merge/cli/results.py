@@ -11,7 +11,7 @@ from merge_models.merge.errors import counted, printable
 from merge_models.merge.sizes import shown_size
 
 if TYPE_CHECKING:
-    from merge_models.merge.api import MergeResult
+    from merge_models.merge.api.running import MergeResult
 
 
 def tell_result(result: MergeResult, verbose: bool) -> None:
@@ -35,7 +35,7 @@ def figure_lines(figures: dict[str, dict[str, Any]], verbose: bool) -> list[str]
         return [
             f"  {name}: " + ", ".join(f"{k} {_short(v)}" for k, v in f.items()) for name, f in figures.items()
         ]
-    from merge_models.merge.survival import KEYS
+    from merge_models.merge.running.survival import KEYS
 
     lines = []
     for key in dict.fromkeys(key for values in figures.values() for key in values if key not in KEYS):

@@ -13,7 +13,7 @@ from merge_models.merge.cli.verdicts import exit_by_verdict, say, tell, tell_out
 
 if TYPE_CHECKING:
     from merge_models.evals.schema import Evaluation
-    from merge_models.merge.preparation import Prepared
+    from merge_models.merge.publishing.preparation import Prepared
 
 
 def review_options(command: Any) -> Any:
@@ -69,7 +69,7 @@ class Review:
     def judge(self, folder: Path, name: str, prepared: Prepared) -> str:
         """The section for the model card of a finished folder that is to be published as ``name``."""
         from merge_models.evals.evaluation import evaluate
-        from merge_models.merge.parentage import origins
+        from merge_models.merge.planning.parentage import origins
 
         shares = [own.share for own in prepared.relatives if own.role == "parent"]
         known = [share for share in shares if share is not None]

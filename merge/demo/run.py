@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from merge_models.merge.api import merge
+from merge_models.merge.api.merging import merge
 from merge_models.merge.demo.skills import SKILLS, demo_folder, score
-from merge_models.merge.strategies import STRATEGIES, AbstractStrategy, BaseModel, TaskArithmetic
+from merge_models.merge.strategies import STRATEGIES, AbstractStrategy, TaskArithmetic
 
 EXPERTS = ("sorting", "reversing", "adding")
 _SPARSE = ("ties", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties")
@@ -73,7 +73,7 @@ def _merge_experts(kind: type[AbstractStrategy], out: Path) -> str:
     experts: Sequence[str] = EXPERTS if high is None or high >= 3 else EXPERTS[:high]
     settings: dict[str, float] = {"density": 0.5} if kind.name in _SPARSE else {}
     settings |= {"lambda_": 0.5} if kind.name in _SUMMED else {}
-    base = None if kind.base_model is BaseModel.UNUSED else demo_folder("base")
+    base = None if not kind.base_model.is_origin else demo_folder("base")
     merge([demo_folder(name) for name in experts], kind(**settings), base=base, out=out, overwrite=True)
     return kind.name if len(experts) == len(EXPERTS) else f"{kind.name} ({len(experts)})"
 

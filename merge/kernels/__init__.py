@@ -7,6 +7,6 @@ torch ones compute the same, to the bit, more slowly (Gram moments: to rounding;
 
 from __future__ import annotations
 
-from merge_models.merge.kernels.blocks import Span, gram_moments, is_finite, native_name, weighted_sum
+from merge_models.merge.kernels.blocks import gram_moments, is_finite, native_name, weighted_sum
 
-__all__ = ["Span", "gram_moments", "is_finite", "native_name", "weighted_sum"]
+__all__ = ["gram_moments", "is_finite", "native_name", "weighted_sum"]

@@ -8,13 +8,12 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from merge_models.merge.checkpoint.dtypes import BY_CODE, BY_TORCH_NAME, DType
+from merge_models.merge.contract.span import NOT_FINITE, OVERFLOW, Span
 from merge_models.merge.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -25,47 +24,6 @@ else:
 
 NATIVE_TYPES = {"F32": 0, "F16": 1, "BF16": 2, "F8_E4M3": 3, "F8_E5M2": 4}
 NATIVE_TARGETS = ("F32", "F16", "BF16")
-NOT_FINITE = 1
-OVERFLOW = 2
-
-
-@dataclass(frozen=True)
-class Span:
-    """A run of elements in storage form.
-
-    Attributes:
-        data: uint8 array, ``count * dtype.size`` bytes, contiguous.
-        dtype: how to read it.
-    """
-
-    data: np.ndarray
-    dtype: DType
-
-    @staticmethod
-    def of(tensor: Tensor) -> Span:
-        """A tensor's elements in order: its own memory where it is contiguous."""
-        dtype = BY_TORCH_NAME[str(tensor.dtype).removeprefix("torch.")]
-        return Span(tensor.contiguous().reshape(-1).view(torch.uint8).numpy(), dtype)
-
-    @property
-    def count(self) -> int:
-        return self.data.nbytes // self.dtype.size
-
-    def first(self, count: int) -> Span:
-        """The same memory's first elements."""
-        return Span(self.data[: count * self.dtype.size], self.dtype)
-
-    def tensor(self) -> Tensor:
-        """The same memory as a 1-D tensor."""
-        dtype = getattr(torch, self.dtype.torch_name)
-        return torch.from_numpy(self.data).view(dtype) if self.count else torch.empty(0, dtype=dtype)
-
-
-def wide_span(sources: Sequence[Span]) -> Span:
-    """New memory for what is made of sources: float32 (float64 where one of them is float64)."""
-    dtype = BY_CODE["F64" if any(span.dtype.code == "F64" for span in sources) else "F32"]
-    return Span(np.empty(dtype.size * sources[0].count, np.uint8), dtype)
-
 
 _INTERFACE = 13
 """As in native.c. Both grow when the arguments or the arithmetic of a kernel change."""

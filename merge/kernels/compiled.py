@@ -8,7 +8,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from merge_models.merge.kernels.blocks import NATIVE_TYPES, Span, native_library
+from merge_models.merge.contract.span import Span
+from merge_models.merge.kernels.blocks import NATIVE_TYPES, native_library
 
 POINTER, SIZE, INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 WORD, FLOAT, DOUBLE = ctypes.c_uint32, ctypes.c_float, ctypes.c_double

@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from merge_models.merge.checkpoint.dtypes import BY_CODE
+from merge_models.merge.contract.span import NOT_FINITE, OVERFLOW, Span
 from merge_models.merge.kernels import compiled
-from merge_models.merge.kernels.blocks import NATIVE_TARGETS, NOT_FINITE, OVERFLOW, Span
+from merge_models.merge.kernels.blocks import NATIVE_TARGETS
 from merge_models.merge.kernels.compiled import place, type_of
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from merge_models.merge.contract.span import Span
 from merge_models.merge.kernels import compiled
-from merge_models.merge.kernels.blocks import Span
 from merge_models.merge.kernels.compiled import WORD, addresses, place
 
 Windows = Sequence[Sequence[tuple[int, int]]]

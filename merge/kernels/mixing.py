@@ -8,11 +8,17 @@ version for the rest. All of it goes by pieces that stay in the processor's cach
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from merge_models.merge.lazy import LazyModule
 
-from merge_models.manifolds.span import Gram
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from merge_models.manifolds.span import Gram
+else:
+    torch = LazyModule("torch")
 
 _PIECE = 1 << 15
 
@@ -27,6 +33,8 @@ def pieces(block: Tensor, elements: int = _PIECE) -> Iterator[slice]:
 def row_gram(points: Sequence[Tensor], reference: Tensor) -> Gram:
     """Gram data of each row of ``points``, N tensors ``[rows, columns]``, about the same row of
     ``reference``."""
+    from merge_models.manifolds.span import Gram
+
     parts = [_piece_gram([point[rows] for point in points], reference[rows]) for rows in pieces(reference)]
     return Gram(
         torch.cat([part.reference for part in parts]),
@@ -36,6 +44,8 @@ def row_gram(points: Sequence[Tensor], reference: Tensor) -> Gram:
 
 
 def _piece_gram(points: Sequence[Tensor], reference: Tensor) -> Gram:
+    from merge_models.manifolds.span import Gram
+
     reference = reference.double()
     offsets = torch.stack([point.double() - reference for point in points], dim=-2)
     cross = (offsets @ reference.unsqueeze(-1)).squeeze(-1)
@@ -44,6 +54,8 @@ def _piece_gram(points: Sequence[Tensor], reference: Tensor) -> Gram:
 
 def column_gram(points: Sequence[Tensor], reference: Tensor) -> Gram:
     """Gram data of each column, as a batch ``[1, columns]``; add those of blocks to get a tensor's."""
+    from merge_models.manifolds.span import Gram
+
     count, columns = len(points), reference.shape[1]
     own = torch.zeros(1, columns, dtype=torch.float64)
     cross = torch.zeros(1, columns, count, dtype=torch.float64)

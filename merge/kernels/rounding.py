@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from merge_models.merge.checkpoint.dtypes import DType
-from merge_models.merge.kernels.blocks import NATIVE_TYPES, OVERFLOW, Span, native_library
+from merge_models.merge.contract.span import OVERFLOW, Span
+from merge_models.merge.kernels.blocks import NATIVE_TYPES, native_library
 from merge_models.merge.lazy import LazyModule
 
 if TYPE_CHECKING:

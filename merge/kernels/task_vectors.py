@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from merge_models.merge.checkpoint.dtypes import BY_CODE
+from merge_models.merge.contract.span import NOT_FINITE, OVERFLOW, Span, wide_span
 from merge_models.merge.kernels import compiled
-from merge_models.merge.kernels.blocks import NATIVE_TARGETS, NOT_FINITE, OVERFLOW, Span, wide_span
+from merge_models.merge.kernels.blocks import NATIVE_TARGETS
 from merge_models.merge.kernels.compiled import DOUBLE, WORD, place, type_of
 from merge_models.merge.kernels.terms import Mixing, Ranked, Thinned, limit_of
 

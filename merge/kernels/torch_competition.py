@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW, Span, is_finite
+from merge_models.merge.contract.span import NOT_FINITE, OVERFLOW, Span
+from merge_models.merge.kernels.blocks import is_finite
 
 Range = tuple[float, float]
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW, Span, is_finite
+from merge_models.merge.contract.span import NOT_FINITE, OVERFLOW, Span
+from merge_models.merge.kernels.blocks import is_finite
 
 _FLOOR = 1e-8
 _LANES, _STEPS = 8, 64

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from merge_models.merge.kernels.blocks import Span
+from merge_models.merge.contract.span import Span
 
 
 def _wide(span: Span) -> Tensor:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW, Span, is_finite
+from merge_models.merge.contract.span import NOT_FINITE, OVERFLOW, Span
+from merge_models.merge.kernels.blocks import is_finite
 from merge_models.merge.kernels.terms import Key, Mixing, Ranked, Rule, Thinned, limit_of
 from merge_models.merge.kernels.torch_keys import keys_of
 from merge_models.merge.kernels.words import words

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
-from merge_models.merge.kernels.blocks import Span
+from merge_models.merge.contract.block import Block
+from merge_models.merge.contract.case import Case
+from merge_models.merge.contract.kernel import Figures, Grain, Kernel, Mixer, Moments, Pass, Survey
+from merge_models.merge.contract.span import Span
+from merge_models.merge.contract.strategy import AbstractStrategy, BaseModel
 from merge_models.merge.kernels.importance import divergences, importances, take_important
 from merge_models.merge.kernels.keys import keys_of
-from merge_models.merge.strategies.base import (
-    AbstractKernelStrategy,
-    BaseModel,
-    Block,
-    Figures,
-    Grain,
-    Mixer,
-    Moments,
-    Pass,
-    Survey,
-    TensorSpec,
-)
-from merge_models.merge.strategies.cuts import Totals
-from merge_models.merge.strategies.samples import RUN, SAMPLE, Listed, sample_beside
-from merge_models.merge.strategies.select import largest, selection_bytes
-from merge_models.merge.strategies.ties import magnitude
+from merge_models.merge.kernels.selection.cuts import Totals
+from merge_models.merge.kernels.selection.samples import RUN, SAMPLE, Listed, sample_beside
+from merge_models.merge.kernels.selection.select import largest, selection_bytes
+from merge_models.merge.strategies.families.blocks import mixing_kernel
+from merge_models.merge.strategies.families.trimming import magnitude
 
 _QUARTERS = (0.25, 0.5, 0.75)
 
@@ -40,7 +34,7 @@ class Importances:
 
 
 @dataclass(frozen=True)
-class ArceeFusion(AbstractKernelStrategy):
+class ArceeFusion(AbstractStrategy):
     """Takes from the parent its most important changes, and leaves the rest as in the base.
 
     An element's importance is the size of its change times the divergence ``KL(softmax(parent) ||
@@ -52,88 +46,95 @@ class ArceeFusion(AbstractKernelStrategy):
 
     name: ClassVar[str] = "arcee_fusion"
     source: ClassVar[str] = "Arcee 2024, mergekit"
-    base_model: ClassVar[BaseModel] = BaseModel.REQUIRED
-    base_is_mixed: ClassVar[bool] = True
+    base_model: ClassVar[BaseModel] = BaseModel.MIXED
     parents: ClassVar[tuple[int, int | None]] = (1, 1)
 
-    @property
-    def grain(self) -> Grain:
-        return Grain.ROW
-
-    def survey_bytes(self, spec: TensorSpec) -> int:
-        return 2 * 8 * spec.count // max(_run_length(spec), 1) + selection_bytes(spec.count, 1)
-
-    def survey(self, spec: TensorSpec) -> Survey:
-        found, keys = yield from _quartiles(spec.count) if spec.count > SAMPLE else _quartiles_of_few()
-        low, middle, high = map(magnitude, keys)
-        return Importances(found, middle + 1.5 * (high - low))
-
-    def mixer(self, block: Block, survey: Importances) -> Mixer:
-        length = _run_length(block.spec)
-        own = survey.divergences[block.start // length :]
-
-        def mix(sources: Sequence[Span], out: Span) -> int:
-            parent, base = sources
-            return take_important(parent, base, own, length, survey.threshold, out)
-
-        return mix
-
-    def figures(self, spec: TensorSpec, survey: Importances) -> Figures:
-        del spec
-        return {"threshold": survey.threshold}
+    def kernel(self, case: Case) -> Kernel:
+        return mixing_kernel(
+            case,
+            _mixer,
+            grain=Grain.ROW,
+            survey=_survey,
+            figures=_threshold,
+            survey_bytes=partial(_survey_bytes, _run_length(case)),
+        )
 
 
-_Found = tuple[np.ndarray, list[int]]
+def _survey(elements: int) -> Survey:
+    found, keys = yield from _quartiles(elements) if elements > SAMPLE else _quartiles_of_few()
+    low, middle, high = map(magnitude, keys)
+    return Importances(found, middle + 1.5 * (high - low))
+
+
+def _survey_bytes(length: int, elements: int) -> int:
+    return 2 * 8 * elements // max(length, 1) + selection_bytes(elements, 1)
+
+
+def _mixer(block: Block, survey: Importances) -> Mixer:
+    length = _run_length(block.case)
+    own = survey.divergences[block.start // length :]
+    (parent,), base = block.spans, block.origin
+
+    def mix(out: Span) -> int:
+        first = parent.first(out.count), base.first(out.count)
+        return take_important(*first, own, length, survey.threshold, out)
+
+    return mix
+
+
+def _threshold(survey: Importances) -> Figures:
+    return {"threshold": survey.threshold}
+
+
+_Quartiles = tuple[np.ndarray, list[int]]
 """Every run's divergence, and the keys of the three quartiles of importance."""
 
 
-def _quartiles_of_few() -> Generator[Pass, Moments, _Found]:
+def _quartiles_of_few() -> Generator[Pass, Moments, _Quartiles]:
     """Those of so few elements that all of them may be listed."""
 
-    def measure(block: Block) -> Moments:
-        (parent,), base, length = block.spans, _base(block), _run_length(block.spec)
-        own = divergences(parent, base, length)
-        return Listed(own), Listed(keys_of(importances(parent, base, own, length), None))
-
-    found, keys = (np.concatenate(listed.parts) for listed in (yield Pass(measure)))
+    found, keys = (np.concatenate(listed.parts) for listed in (yield Pass(_measured)))
     places = [int(quarter * (len(keys) - 1)) for quarter in _QUARTERS]
     return found, np.partition(keys, places)[places].tolist()
 
 
-def _quartiles(elements: int) -> Generator[Pass, Moments, _Found]:
-    """Those of more, by a sample that the first round takes."""
+def _measured(block: Block) -> Moments:
+    """Lists the divergences of a block's runs, and the keys of its importances."""
+    (parent,), base, length = block.spans, block.origin, _run_length(block.case)
+    own = divergences(parent, base, length)
+    return Listed(own), Listed(keys_of(importances(parent, base, own, length), None))
 
-    def measure(block: Block) -> Moments:
-        return (Listed(divergences(block.spans[0], _base(block), _run_length(block.spec))),)
+
+def _divergences(block: Block) -> Moments:
+    return (Listed(divergences(block.spans[0], block.origin, _run_length(block.case))),)
+
+
+def _quartiles(elements: int) -> Generator[Pass, Moments, _Quartiles]:
+    """Those of more, by a sample that the first round takes."""
 
     def sizes(totals: Totals) -> list[list[int]]:
         return [[totals.elements - int(quarter * (totals.elements - 1)) for quarter in _QUARTERS]]
 
-    sample, (listed,) = yield from sample_beside(elements, measure)
+    sample, (listed,) = yield from sample_beside(elements, _divergences)
     found = np.concatenate(listed.parts)
-
-    def series(block: Block) -> tuple[list[Span], None]:
-        return [_importances(block, found)], None
-
-    (cuts,) = yield from largest(1, series, sizes, elements, sample)
+    (cuts,) = yield from largest(1, partial(_series, found), sizes, elements, sample)
     return found, [cut.key for cut in cuts]
 
 
+def _series(found: np.ndarray, block: Block) -> tuple[list[Span], None]:
+    return [_importances(block, found)], None
+
+
 def _importances(block: Block, found: np.ndarray) -> Span:
-    """Importances of a block, or of a sample, given the divergences of all the tensor's runs."""
-    length = _run_length(block.spec)
+    """Returns importances of a block, or of a sample, given the divergences of all the tensor's runs."""
+    length = _run_length(block.case)
     if block.places is None:
         own = found[block.start // length :]
     else:
         elements = block.places[:, None] + np.arange(RUN)
         own, length = found[elements // length].reshape(-1), 1
-    return importances(block.spans[0], _base(block), own, length)
+    return importances(block.spans[0], block.origin, own, length)
 
 
-def _base(block: Block) -> Span:
-    assert block.base_span is not None
-    return block.base_span
-
-
-def _run_length(spec: TensorSpec) -> int:
-    return spec.shape[-1] if spec.shape else 1
+def _run_length(case: Case) -> int:
+    return case.shape[-1] if case.shape else 1

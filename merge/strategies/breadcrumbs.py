@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+from merge_models.merge.contract.block import Block
+from merge_models.merge.contract.case import Case
+from merge_models.merge.contract.kernel import Figures, Kernel, Pass, Survey
+from merge_models.merge.contract.parameters import parameter
+from merge_models.merge.kernels.selection.cuts import EVERYTHING, NOTHING, Cut, Totals
+from merge_models.merge.kernels.selection.select import largest, selection_bytes
 from merge_models.merge.kernels.terms import Thinned
-from merge_models.merge.strategies.base import Block, Figures, Pass, Survey, TensorSpec, Terms
-from merge_models.merge.strategies.cuts import EVERYTHING, NOTHING, Cut, Totals
-from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.select import largest, selection_bytes
-from merge_models.merge.strategies.sign_consensus import AbstractTaskVectors, norms_of, ratios
-from merge_models.merge.strategies.ties import deltas_of, magnitude
+from merge_models.merge.strategies.families.task_vectors import (
+    AbstractTaskVectors,
+    Terms,
+    added_norms,
+    ratios,
+    term_kernel,
+)
+from merge_models.merge.strategies.families.trimming import deltas_of, magnitude
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,12 @@ class AbstractBreadcrumbs(AbstractTaskVectors):
         flags=("none", "l1"),
     )  # fmt: skip
 
-    def survey(self, spec: TensorSpec) -> Survey:
+    def kernel(self, case: Case) -> Kernel:
+        return term_kernel(
+            case, self._terms, survey=self._survey, figures=_edges, survey_bytes=self._survey_bytes
+        )
+
+    def _survey(self, elements: int) -> Survey:
         cuts = [(EVERYTHING, NOTHING)] * len(self.weights)
         masked = [parent for parent, (density, _) in enumerate(self._shares) if density < 1]
         if masked:
@@ -48,31 +62,21 @@ class AbstractBreadcrumbs(AbstractTaskVectors):
             def sizes(totals: Totals) -> list[list[int]]:
                 return [_sizes(totals.elements, *self._shares[parent]) for parent in masked]
 
-            found = yield from largest(len(masked), partial(deltas_of, masked), sizes, spec.count)
-            for parent, (small, large) in zip(masked, found, strict=True):
+            pairs = yield from largest(len(masked), partial(deltas_of, masked), sizes, elements)
+            for parent, (small, large) in zip(masked, pairs, strict=True):
                 cuts[parent] = (small, large)
         factors = (1.0,) * len(cuts)
         if masked and self.rescale == "l1":
-            (sums,) = yield Pass(lambda block: (norms_of(block, [_band(pair, block) for pair in cuts]),))
-            factors = ratios(sums)
+            (norms,) = yield Pass(added_norms, (_bands, (cuts,)))
+            factors = ratios(norms)
         return Bands(tuple(cuts), factors)
 
-    def survey_bytes(self, spec: TensorSpec) -> int:
-        return selection_bytes(spec.surveyed, 2 * len(self.weights))
+    def _survey_bytes(self, elements: int) -> int:
+        return selection_bytes(elements, 2 * len(self.weights))
 
-    def terms(self, block: Block, survey: Bands) -> Terms:
+    def _terms(self, block: Block, survey: Bands) -> Terms:
         pairs = zip(survey.cuts, survey.factors, strict=True)
         return [_band(cuts, block, factor) for cuts, factor in pairs], self.mixing
-
-    def figures(self, spec: TensorSpec, survey: Bands) -> Figures:
-        del spec
-        figures: Figures = {}
-        for parent, (small, large) in enumerate(survey.cuts):
-            if small not in (EVERYTHING, NOTHING):
-                figures[f"least of parent {parent}"] = magnitude(small.key)
-            if large not in (EVERYTHING, NOTHING):
-                figures[f"most of parent {parent}"] = magnitude(large.key)
-        return figures
 
     @property
     def _shares(self) -> list[tuple[float, float]]:
@@ -91,6 +95,20 @@ def _band(cuts: tuple[Cut, Cut], block: Block, factor: float = 1.0) -> Thinned:
     (small, large), number = cuts, block.number
     edges = (small.least(number), large.least(number), small.ties(number), large.ties(number))
     return Thinned(*edges, factor=factor)
+
+
+def _bands(block: Block, cuts: Sequence[tuple[Cut, Cut]]) -> list[Thinned]:
+    return [_band(pair, block) for pair in cuts]
+
+
+def _edges(survey: Bands) -> Figures:
+    figures: Figures = {}
+    for parent, (small, large) in enumerate(survey.cuts):
+        if small not in (EVERYTHING, NOTHING):
+            figures[f"least of parent {parent}"] = magnitude(small.key)
+        if large not in (EVERYTHING, NOTHING):
+            figures[f"most of parent {parent}"] = magnitude(large.key)
+    return figures
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from merge_models.merge.contract.block import Block
+from merge_models.merge.contract.case import Case
+from merge_models.merge.contract.kernel import Kernel
+from merge_models.merge.contract.parameters import parameter
+from merge_models.merge.contract.strategy import AbstractStrategy, BaseModel
 from merge_models.merge.kernels.terms import Mixing, Rule, Thinned
-from merge_models.merge.strategies.base import AbstractTermStrategy, BaseModel, Block, Terms
-from merge_models.merge.strategies.parameters import parameter
+from merge_models.merge.strategies.families.task_vectors import Terms, term_kernel
 
 
 @dataclass(frozen=True)
-class Consensus(AbstractTermStrategy):
+class Consensus(AbstractStrategy):
     """Adds the weighted sum of task vectors to the base, but only where it matters to at least ``k`` parents.
 
     With the sum ``t``, an element matters to parent i where ``|t_i| >= mask_lambda_i |t - t_i|`` (its TALL
@@ -31,7 +35,10 @@ class Consensus(AbstractTermStrategy):
     )
     k: int = parameter(2, "to how many parents an element must matter (to all, if they are fewer)", minimum=1)
 
-    def terms(self, block: Block, survey: None) -> Terms:
+    def kernel(self, case: Case) -> Kernel:
+        return term_kernel(case, self._terms)
+
+    def _terms(self, block: Block, survey: None) -> Terms:
         del survey
         assert isinstance(self.weight, tuple) and isinstance(self.mask_lambda, tuple)
         count = len(block.spans)

@@ -6,11 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from merge_models.merge.contract.block import Block
+from merge_models.merge.contract.case import Case
+from merge_models.merge.contract.kernel import Kernel, Pass, Survey
+from merge_models.merge.contract.parameters import parameter
 from merge_models.merge.kernels.terms import Key, Thinned
-from merge_models.merge.strategies.base import Block, Pass, Survey, TensorSpec, Terms
-from merge_models.merge.strategies.keyed_random import parent_keys
-from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.sign_consensus import AbstractTaskVectors, norms_of, ratios
+from merge_models.merge.strategies.families.keyed_random import parent_keys
+from merge_models.merge.strategies.families.task_vectors import (
+    AbstractTaskVectors,
+    Terms,
+    added_norms,
+    ratios,
+    term_kernel,
+)
 
 
 @dataclass(frozen=True)
@@ -25,11 +33,11 @@ class AbstractDare(AbstractTaskVectors):
         choices=("density", "l1", "none"), flags=("none", "density"),
     )  # fmt: skip
 
-    def survey(self, spec: TensorSpec) -> Survey | None:
-        del spec
-        return self._norms() if self.rescale == "l1" and any(d < 1 for d in self._densities) else None
+    def kernel(self, case: Case) -> Kernel:
+        rescales = self.rescale == "l1" and any(density < 1 for density in self._densities)
+        return term_kernel(case, self._terms, survey=self._survey if rescales else None)
 
-    def terms(self, block: Block, survey: Sequence[float] | None) -> Terms:
+    def _terms(self, block: Block, survey: Sequence[float] | None) -> Terms:
         factors = survey or [1 / d if self.rescale == "density" and d > 0 else 1.0 for d in self._densities]
         return self._thinned(block, factors), self.mixing
 
@@ -38,14 +46,14 @@ class AbstractDare(AbstractTaskVectors):
         assert isinstance(self.density, tuple)
         return self.density
 
-    def _norms(self) -> Survey:
-        ones = (1.0,) * len(self._densities)
-        (sums,) = yield Pass(lambda block: (norms_of(block, self._thinned(block, ones)),))
-        return ratios(sums)
+    def _survey(self, elements: int) -> Survey:
+        del elements
+        (norms,) = yield Pass(added_norms, (self._thinned, ((1.0,) * len(self._densities),)))
+        return ratios(norms)
 
     def _keys(self, block: Block) -> list[Key]:
         if all(density >= 1 for density in self._densities):
-            return [(0, 0, 0)] * len(block.stored)
+            return [(0, 0, 0)] * len(block.spans)
         return parent_keys(block, list(zip(self._densities, self.weights, strict=True)))
 
     def _thinned(self, block: Block, factors: Sequence[float]) -> list[Thinned]:

@@ -6,12 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from merge_models.merge.contract.block import Block
+from merge_models.merge.contract.case import Case
+from merge_models.merge.contract.kernel import Grain, Kernel, Pass, Survey
+from merge_models.merge.contract.parameters import parameter
 from merge_models.merge.errors import RecipeError
 from merge_models.merge.kernels.terms import Ranked, Thinned
-from merge_models.merge.strategies.base import Block, Grain, Pass, Survey, TensorSpec, Terms
-from merge_models.merge.strategies.keyed_random import parent_keys
-from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.sign_consensus import AbstractTaskVectors, norms_of, ratios
+from merge_models.merge.strategies.families.keyed_random import parent_keys
+from merge_models.merge.strategies.families.task_vectors import (
+    AbstractTaskVectors,
+    Terms,
+    added_norms,
+    ratios,
+    term_kernel,
+)
 
 
 @dataclass(frozen=True)
@@ -43,15 +51,11 @@ class AbstractDella(AbstractTaskVectors):
                     f" {density - epsilon:g} to {density + epsilon:g}; both must be between 0 and 1"
                 )
 
-    @property
-    def grain(self) -> Grain:
-        return Grain.ROW
+    def kernel(self, case: Case) -> Kernel:
+        rescales = self.rescale == "l1" and any(density < 1 for density, _ in self._shares)
+        return term_kernel(case, self._terms, grain=Grain.ROW, survey=self._survey if rescales else None)
 
-    def survey(self, spec: TensorSpec) -> Survey | None:
-        del spec
-        return self._norms() if self.rescale == "l1" and any(d < 1 for d, _ in self._shares) else None
-
-    def terms(self, block: Block, survey: Sequence[float] | None) -> Terms:
+    def _terms(self, block: Block, survey: Sequence[float] | None) -> Terms:
         factors = survey or (1.0,) * len(self._shares)
         return self._thinned(block, factors, inverse=self.rescale == "density"), self.mixing
 
@@ -60,10 +64,10 @@ class AbstractDella(AbstractTaskVectors):
         assert isinstance(self.density, tuple) and isinstance(self.epsilon, tuple)
         return list(zip(self.density, self.epsilon, strict=True))
 
-    def _norms(self) -> Survey:
-        ones = (1.0,) * len(self._shares)
-        (sums,) = yield Pass(lambda block: (norms_of(block, self._thinned(block, ones, inverse=False)),))
-        return ratios(sums)
+    def _survey(self, elements: int) -> Survey:
+        del elements
+        (norms,) = yield Pass(added_norms, (self._thinned, ((1.0,) * len(self._shares), False)))
+        return ratios(norms)
 
     def _thinned(self, block: Block, factors: Sequence[float], inverse: bool) -> list[Thinned]:
         if all(density >= 1 for density, _ in self._shares):

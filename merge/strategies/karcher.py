@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from merge_models.merge.contract.kernel import Figures
+from merge_models.merge.contract.parameters import parameter
 from merge_models.merge.lazy import LazyModule
-from merge_models.merge.strategies import near_points
-from merge_models.merge.strategies.base import Figures, FixedMixture
-from merge_models.merge.strategies.near_points import NearPoints
-from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.spherical import AbstractSphericalStrategy, Points
+from merge_models.merge.strategies.families import near_points
+from merge_models.merge.strategies.families.near_points import NearPoints
+from merge_models.merge.strategies.families.span import FixedMixture
+from merge_models.merge.strategies.families.spherical import AbstractSphericalStrategy, Points
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,6 @@ class Karcher(AbstractSphericalStrategy):
 
     name: ClassVar[str] = "karcher"
     aliases: ClassVar[tuple[str, ...]] = ("fisher_rao",)
-    carrier: ClassVar[str] = "sphere"
     source: ClassVar[str] = "Wang, Ye, Yin 2026, arXiv:2603.04972"
 
     max_iter: int = parameter(200, "steps at most", minimum=0)

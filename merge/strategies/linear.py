@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from merge_models.merge.strategies.base import AbstractSpanStrategy, FixedMixture, normalised
-from merge_models.merge.strategies.parameters import parameter
-
-if TYPE_CHECKING:
-    from merge_models.manifolds.span import Gram
+from merge_models.merge.contract.case import Case
+from merge_models.merge.contract.kernel import Kernel
+from merge_models.merge.contract.parameters import parameter
+from merge_models.merge.contract.strategy import AbstractStrategy
+from merge_models.merge.strategies.families.span import FixedMixture, fixed_kernel
+from merge_models.merge.strategies.families.weights import normalised
 
 
 @dataclass(frozen=True)
-class Linear(AbstractSpanStrategy):
+class Linear(AbstractStrategy):
     """Weighted mean of the parents: ``sum_i w_i x_i``, weights divided by their sum.
 
     Kernel: linear. Carrier: flat space. Source: Wortsman et al. 2022, "Model soups" (2203.05482).
@@ -27,16 +28,11 @@ class Linear(AbstractSpanStrategy):
     weight: float | tuple[float, ...] = parameter(1.0, "share of each model", per_model=True)
     normalize: bool = parameter(True, "divide the weights by their sum")
 
-    @property
-    def needs_gram(self) -> bool:
-        return False
-
     def validate(self, count: int) -> None:
         self._shares()
 
-    def mixture(self, gram: Gram | None) -> FixedMixture:
-        del gram
-        return FixedMixture(self._shares())
+    def kernel(self, case: Case) -> Kernel:
+        return fixed_kernel(case, FixedMixture(self._shares()))
 
     def _shares(self) -> tuple[float, ...]:
         assert isinstance(self.weight, tuple)

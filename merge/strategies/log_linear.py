@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
-
+from merge_models.merge.contract.block import Block
+from merge_models.merge.contract.case import Case
+from merge_models.merge.contract.kernel import Kernel
+from merge_models.merge.contract.parameters import parameter
+from merge_models.merge.contract.strategy import AbstractStrategy, BaseModel
 from merge_models.merge.kernels.mixing import pieces
-from merge_models.merge.strategies.base import AbstractStrategy, BaseModel, Block
-from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.shares import base_under_origin, shares_of
+from merge_models.merge.lazy import LazyModule
+from merge_models.merge.strategies.families.blocks import torch_kernel
+from merge_models.merge.strategies.families.weights import base_under_origin, shares_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = LazyModule("torch")
 
 _ROUNDING = 1e-12
 _FLOOR = 1e-290
@@ -37,7 +45,7 @@ class LogLinear(AbstractStrategy):
     """
 
     name: ClassVar[str] = "log_linear"
-    carrier: ClassVar[str] = "log magnitudes"
+    carrier: ClassVar[str] = "spd"
     source: ClassVar[str] = "Genest & Zidek 1986, doi:10.1214/ss/1177013825"
     base_model: ClassVar[BaseModel] = BaseModel.OPTIONAL
 
@@ -52,7 +60,10 @@ class LogLinear(AbstractStrategy):
     def validate(self, count: int) -> None:
         shares_of(self.weight)
 
-    def combine(self, block: Block, survey: Any) -> Tensor:
+    def kernel(self, case: Case) -> Kernel:
+        return torch_kernel(case, self._combine)
+
+    def _combine(self, block: Block, survey: None) -> Tensor:
         del survey
         shares = shares_of(self.weight)
         used = [(share, x) for share, x in zip(shares, block.stored, strict=True) if share > 0]

@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from merge_models.merge.contract.block import Block
+from merge_models.merge.contract.case import Case
+from merge_models.merge.contract.kernel import Kernel
+from merge_models.merge.contract.parameters import parameter
+from merge_models.merge.contract.strategy import AbstractStrategy, BaseModel
 from merge_models.merge.kernels.terms import Mixing, Rule, Thinned
-from merge_models.merge.strategies.base import AbstractTermStrategy, BaseModel, Block, Terms
-from merge_models.merge.strategies.parameters import parameter
+from merge_models.merge.strategies.families.task_vectors import Terms, term_kernel
 
 
 @dataclass(frozen=True)
-class MagMax(AbstractTermStrategy):
+class MagMax(AbstractStrategy):
     """Adds to each element of the base the task vector that is the largest there.
 
     Weights scale task vectors before they are compared; of two that differ in sign only, the positive one is
@@ -27,7 +31,10 @@ class MagMax(AbstractTermStrategy):
     weight: float | tuple[float, ...] = parameter(1.0, "scale of each task vector", per_model=True)
     lambda_: float = parameter(1.0, "scale of their maximum")
 
-    def terms(self, block: Block, survey: None) -> Terms:
+    def kernel(self, case: Case) -> Kernel:
+        return term_kernel(case, self._terms)
+
+    def _terms(self, block: Block, survey: None) -> Terms:
         del survey
         assert isinstance(self.weight, tuple)
         mixing = Mixing(Rule.LARGEST, self.weight, normalize=True, scale=self.lambda_)

@@ -7,17 +7,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from merge_models.merge.contract.case import Case
+from merge_models.merge.contract.kernel import Figures, Kernel
+from merge_models.merge.contract.parameters import parameter
+from merge_models.merge.contract.strategy import AbstractStrategy, BaseModel
 from merge_models.merge.lazy import LazyModule
-from merge_models.merge.strategies.base import (
-    AbstractSpanStrategy,
-    BaseModel,
-    Figures,
-    FixedMixture,
-    Mixture,
-)
-from merge_models.merge.strategies.near_points import NearGram
-from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.spherical import EQUAL_TO_BASE, Points
+from merge_models.merge.strategies.families.near_gram import NearGram
+from merge_models.merge.strategies.families.span import FixedMixture, Mixture, row_kernel, span_kernel
+from merge_models.merge.strategies.families.spherical import EQUAL_TO_BASE, Points
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +25,7 @@ else:
 
 
 @dataclass(frozen=True)
-class ModelStock(AbstractSpanStrategy):
+class ModelStock(AbstractStrategy):
     """Draws the mean of the models to the base, the more the less their task vectors agree.
 
     ``t * mean + (1 - t) * base`` with ``t = N c / (1 + (N-1) c)``, c the mean pairwise cosine.
@@ -49,13 +46,15 @@ class ModelStock(AbstractSpanStrategy):
 
     filter_wise: bool = parameter(False, "one t per row (output) instead of one per tensor")
 
-    @property
-    def per(self) -> str:
-        """``tensor``, or ``row`` with ``filter_wise``."""
-        return "row" if self.filter_wise else "tensor"
+    def kernel(self, case: Case) -> Kernel:
+        """Makes a kernel of one point per tensor, or per row with ``filter_wise``."""
+        if self.filter_wise:
+            return row_kernel(case, self.mixture)
+        return span_kernel(case, self.mixture, self.quick)
 
-    def mixture(self, gram: Gram | None) -> Mixture:
-        assert gram is not None
+    def mixture(self, gram: Gram, has_base: bool = True) -> Mixture:
+        """Returns coefficients of the models and the base."""
+        del has_base
         count = gram.cross.shape[-1]
         points = Points.of(gram.about_reference(), (1 / count,) * count, EQUAL_TO_BASE)
         # Points that could not be measured (NaN) are averaged, so that the loop finds them in the result.
@@ -70,6 +69,7 @@ class ModelStock(AbstractSpanStrategy):
         return Mixture(t.unsqueeze(-1) * points.shares, rest, figures)
 
     def quick(self, gram: NearGram, has_base: bool) -> FixedMixture | None:
+        """Returns ``mixture`` of one tensor without torch, where nothing is degenerate."""
         del has_base
         own = np.diagonal(gram.differences)
         if not (np.isfinite(gram.differences).all() and (own > 0).all()):

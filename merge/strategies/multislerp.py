@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from merge_models.merge.contract.case import Case
+from merge_models.merge.contract.kernel import Kernel
+from merge_models.merge.contract.parameters import parameter
+from merge_models.merge.contract.strategy import AbstractStrategy, BaseModel
 from merge_models.merge.lazy import LazyModule
-from merge_models.merge.strategies import near_points
-from merge_models.merge.strategies.base import AbstractSpanStrategy, BaseModel, FixedMixture, Mixture
-from merge_models.merge.strategies.near_points import NearGram, NearPoints
-from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.shares import shares_of
-from merge_models.merge.strategies.spherical import Points, about_base, closed
+from merge_models.merge.strategies.families import near_points
+from merge_models.merge.strategies.families.near_gram import NearGram
+from merge_models.merge.strategies.families.near_points import NearPoints
+from merge_models.merge.strategies.families.span import FixedMixture, Mixture, span_kernel
+from merge_models.merge.strategies.families.spherical import Points, about_base, closed
+from merge_models.merge.strategies.families.weights import shares_of
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +28,7 @@ else:
 
 
 @dataclass(frozen=True)
-class MultiSlerp(AbstractSpanStrategy):
+class MultiSlerp(AbstractStrategy):
     """Averages directions by one step of the log map at their mean, and scales by the weighted norm.
 
     ``m = s / |s|`` with ``s = sum_i w_i u_i``, then ``exp_m(sum_i w_i log_m(u_i)) * sum_i w_i |x_i|``; with
@@ -51,8 +55,15 @@ class MultiSlerp(AbstractSpanStrategy):
     def validate(self, count: int) -> None:
         shares_of(self.weight)
 
-    def mixture(self, gram: Gram | None) -> Mixture:
-        assert gram is not None and isinstance(self.weight, tuple)
+    def kernel(self, case: Case) -> Kernel:
+        return span_kernel(case, self.mixture, self.quick)
+
+    def mixture(self, gram: Gram, has_base: bool = False) -> Mixture:
+        """Returns coefficients of the points, about zero or about the base."""
+        return about_base(self._mixture(gram.about_reference())) if has_base else self._mixture(gram)
+
+    def _mixture(self, gram: Gram) -> Mixture:
+        assert isinstance(self.weight, tuple)
         points = Points.of(gram, shares_of(self.weight))
         scale = 1.0 if self.normalize_weights else sum(self.weight)
         pulling = points.pulling
@@ -67,6 +78,7 @@ class MultiSlerp(AbstractSpanStrategy):
         return Mixture(scale * closed(coefficients, points.shares))
 
     def quick(self, gram: NearGram, has_base: bool) -> FixedMixture | None:
+        """Returns ``mixture`` of one tensor without torch, where nothing is degenerate."""
         assert isinstance(self.weight, tuple)
         points = NearPoints.of(gram.about_reference() if has_base else gram, shares_of(self.weight))
         if points is None:
@@ -75,7 +87,3 @@ class MultiSlerp(AbstractSpanStrategy):
         found = points.mixture(near_points.one_step(points))
         found = FixedMixture(tuple(scale * c for c in found.parents))
         return near_points.about_base(found) if has_base else found
-
-    def mixture_with_base(self, gram: Gram | None) -> Mixture:
-        assert gram is not None
-        return about_base(self.mixture(gram.about_reference()))

@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from merge_models.merge.contract.block import Block
+from merge_models.merge.contract.case import Case
+from merge_models.merge.contract.kernel import Kernel
+from merge_models.merge.contract.parameters import parameter
+from merge_models.merge.contract.strategy import AbstractStrategy, BaseModel
 from merge_models.merge.kernels.terms import Mixing, Rule, Thinned
-from merge_models.merge.strategies.base import AbstractTermStrategy, BaseModel, Block, Terms
-from merge_models.merge.strategies.parameters import parameter
+from merge_models.merge.strategies.families.task_vectors import Terms, term_kernel
 
 
 @dataclass(frozen=True)
-class NearSwap(AbstractTermStrategy):
+class NearSwap(AbstractStrategy):
     """Moves each element of the base towards the parent's, by at most ``t``: near ones swap, far ones stay.
 
     That is the weight ``min(1, t / |parent - base|)`` of the method's author, in closed form. Kernel: clamp.
@@ -21,12 +25,14 @@ class NearSwap(AbstractTermStrategy):
 
     name: ClassVar[str] = "nearswap"
     source: ClassVar[str] = "alchemonaut 2024, huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001"
-    base_model: ClassVar[BaseModel] = BaseModel.REQUIRED
-    base_is_mixed: ClassVar[bool] = True
+    base_model: ClassVar[BaseModel] = BaseModel.MIXED
     parents: ClassVar[tuple[int, int | None]] = (1, 1)
 
     t: float = parameter(0.0001, "the largest move of an element", minimum=0)
 
-    def terms(self, block: Block, survey: None) -> Terms:
+    def kernel(self, case: Case) -> Kernel:
+        return term_kernel(case, self._terms)
+
+    def _terms(self, block: Block, survey: None) -> Terms:
         del block, survey
         return [Thinned(move=self.t)], Mixing(Rule.SUM, (1.0,))

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from merge_models.merge.contract.kernel import Figures
 from merge_models.merge.lazy import LazyModule
-from merge_models.merge.strategies.base import Figures, FixedMixture
-from merge_models.merge.strategies.near_points import NearPoints
-from merge_models.merge.strategies.spherical import NEGLIGIBLE, AbstractSphericalStrategy, Points
+from merge_models.merge.strategies.families.near_points import NearPoints
+from merge_models.merge.strategies.families.span import FixedMixture
+from merge_models.merge.strategies.families.spherical import NEGLIGIBLE, AbstractSphericalStrategy, Points
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,6 @@ class NormMean(AbstractSphericalStrategy):
     """
 
     name: ClassVar[str] = "norm_mean"
-    carrier: ClassVar[str] = "sphere"
     source: ClassVar[str] = "control for karcher"
 
     def quick_mean(self, points: NearPoints) -> FixedMixture:

@@ -6,22 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from merge_models.merge.contract.block import Block
+from merge_models.merge.contract.case import Case
+from merge_models.merge.contract.kernel import Kernel, Moments, Pass, Survey
+from merge_models.merge.contract.parameters import parameter
+from merge_models.merge.contract.strategy import AbstractStrategy, BaseModel
 from merge_models.merge.lazy import LazyModule
-from merge_models.merge.strategies import near_points
-from merge_models.merge.strategies.base import (
-    AbstractSpanStrategy,
-    BaseModel,
-    Block,
-    FixedMixture,
-    Mixture,
-    Moments,
-    Pass,
-    Survey,
-    TensorSpec,
-)
-from merge_models.merge.strategies.near_points import NearGram
-from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.spherical import EQUAL_TO_BASE, about_base, arc_mixture, quick_arc
+from merge_models.merge.strategies.families import near_points
+from merge_models.merge.strategies.families.near_gram import NearGram
+from merge_models.merge.strategies.families.span import FixedMixture, Mixture, row_kernel, span_kernel
+from merge_models.merge.strategies.families.spherical import EQUAL_TO_BASE, about_base, arc_mixture, quick_arc
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +26,7 @@ else:
 
 
 @dataclass(frozen=True)
-class NuSlerp(AbstractSpanStrategy):
+class NuSlerp(AbstractStrategy):
     """Goes along the arc between two models, or between their task vectors, by tensor, row or column.
 
     It is SLERP at ``t = w_2 / (w_1 + w_2)``; with a base ``base + slerp(x_1 - base, x_2 - base)``.
@@ -70,29 +64,32 @@ class NuSlerp(AbstractSpanStrategy):
         size, total = math.fsum(map(abs, self.weight)), math.fsum(self.weight)
         return self.weight[-1] / total if abs(total) > 1e-6 * size else 0.5
 
-    def mixture(self, gram: Gram | None) -> Mixture:
-        assert gram is not None
+    def kernel(self, case: Case) -> Kernel:
+        """Makes a kernel of one point per tensor, row or column; a tensor of one dimension is one point."""
+        if self.per == "tensor":
+            return span_kernel(case, self.mixture, self.quick)
+        if self.per == "column" and len(case.shape) >= 2:
+            return row_kernel(case, self.mixture, survey=self._survey_columns)
+        return row_kernel(case, self.mixture)
+
+    def mixture(self, gram: Gram, has_base: bool = False) -> Mixture:
+        """Returns coefficients of the two points, about zero or about the base."""
+        if has_base:
+            return about_base(arc_mixture(gram.about_reference(), self.t, EQUAL_TO_BASE))
         return arc_mixture(gram, self.t)
 
-    def mixture_with_base(self, gram: Gram | None) -> Mixture:
-        assert gram is not None
-        return about_base(arc_mixture(gram.about_reference(), self.t, EQUAL_TO_BASE))
-
     def quick(self, gram: NearGram, has_base: bool) -> FixedMixture | None:
-        found = quick_arc(gram.about_reference() if has_base else gram, self.t)
-        return near_points.about_base(found) if found is not None and has_base else found
+        """Returns ``mixture`` of one tensor without torch, where nothing is degenerate."""
+        arc = quick_arc(gram.about_reference() if has_base else gram, self.t)
+        return near_points.about_base(arc) if arc is not None and has_base else arc
 
-    def survey(self, spec: TensorSpec) -> Survey | None:
-        """One Gram matrix per column, as a sum over rows."""
-        by_column = self.per == "column" and len(spec.shape) >= 2
-        return self._column_survey() if by_column else None
-
-    def _column_survey(self) -> Survey:
+    def _survey_columns(self, elements: int) -> Survey:
+        """Takes one Gram matrix per column, as a sum over rows."""
+        del elements
         reference, cross, differences, has_base = yield Pass(_column_moments)
         from merge_models.manifolds import Gram
 
-        gram = Gram(reference, cross, differences)
-        return self.mixture_with_base(gram) if bool(has_base) else self.mixture(gram)
+        return self.mixture(Gram(reference, cross, differences), bool(has_base))
 
 
 def _column_moments(block: Block) -> Moments:

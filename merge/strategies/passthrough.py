@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from merge_models.merge.strategies.base import AbstractSpanStrategy, FixedMixture
-from merge_models.merge.strategies.parameters import parameter
-
-if TYPE_CHECKING:
-    from merge_models.manifolds.span import Gram
+from merge_models.merge.contract.case import Case
+from merge_models.merge.contract.kernel import Kernel
+from merge_models.merge.contract.parameters import parameter
+from merge_models.merge.contract.strategy import AbstractStrategy
+from merge_models.merge.strategies.families.span import FixedMixture, fixed_kernel
 
 
 @dataclass(frozen=True)
-class Passthrough(AbstractSpanStrategy):
+class Passthrough(AbstractStrategy):
     """Takes one model's tensors as they are, times ``scale`` where one is given.
 
     Kernel: copy. Carrier: flat space. Frankenmerges are made with it: layers of several models stacked in
@@ -27,12 +27,7 @@ class Passthrough(AbstractSpanStrategy):
         None, "factor of the tensors; none leaves them as they are", kind=float, per_model=True
     )
 
-    @property
-    def needs_gram(self) -> bool:
-        return False
-
-    def mixture(self, gram: Gram | None) -> FixedMixture:
-        del gram
+    def kernel(self, case: Case) -> Kernel:
         assert isinstance(self.scale, tuple)
         (scale,) = self.scale
-        return FixedMixture((1.0 if scale is None else scale,))
+        return fixed_kernel(case, FixedMixture((1.0 if scale is None else scale,)))

@@ -6,26 +6,20 @@ import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from merge_models.merge.kernels.blocks import Span
+from merge_models.merge.contract.block import Block
+from merge_models.merge.contract.case import Case
+from merge_models.merge.contract.kernel import Figures, Kernel, Mixer, Moments, Pass, Survey
+from merge_models.merge.contract.parameters import parameter
+from merge_models.merge.contract.span import Span
+from merge_models.merge.contract.strategy import AbstractStrategy, BaseModel
 from merge_models.merge.kernels.competition import Range, compete_into, scores
 from merge_models.merge.kernels.keys import keys_of
-from merge_models.merge.strategies.base import (
-    AbstractKernelStrategy,
-    BaseModel,
-    Block,
-    Figures,
-    Mixer,
-    Moments,
-    Pass,
-    Survey,
-    TensorSpec,
-)
-from merge_models.merge.strategies.cuts import Cut, Totals
-from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.select import largest, sample_of, selection_bytes
-from merge_models.merge.strategies.ties import deltas_of, magnitude
+from merge_models.merge.kernels.selection.cuts import Cut, Totals
+from merge_models.merge.kernels.selection.select import largest, sample_of, selection_bytes
+from merge_models.merge.strategies.families.blocks import mixing_kernel
+from merge_models.merge.strategies.families.trimming import deltas_of, magnitude
 
 _TAIL = 1e-4
 """Share of each task vector's elements at either end whose size is clamped."""
@@ -43,7 +37,7 @@ class Ranges:
 
 
 @dataclass(frozen=True)
-class Pcb(AbstractKernelStrategy):
+class Pcb(AbstractStrategy):
     """Averages task vectors, each element weighted by how much it matters to its parent and fits the others.
 
     Parent i's score is ``exp(N s^2) * tanh(t_i * sum_j t_j)`` with the size ``s`` of ``t_i`` scaled to
@@ -62,41 +56,39 @@ class Pcb(AbstractKernelStrategy):
     ratio: float = parameter(0.1, "share of each parent's scores that count, the best", above=0, maximum=1)
     scope: str = parameter("model", "what sizes and scores are compared over", choices=("tensor", "model"))
 
-    @property
-    def survey_group(self) -> tuple[Any, ...] | None:
-        return (self.ratio,) if self.scope == "model" else None
-
-    def survey(self, spec: TensorSpec) -> Survey:
-        sample = yield from sample_of(spec.surveyed)
-        sizes = yield from self._sizes(spec.surveyed, sample)
-
-        def scored(block: Block) -> tuple[list[Span], None]:
-            assert block.base_span is not None
-            return scores(block.spans, block.base_span, sizes), None
-
-        best = yield from largest(len(sizes), scored, self._score_ranks, spec.surveyed, sample)
-        return Ranges(sizes, tuple((_score(least), _score(most)) for least, most in best))
-
-    def survey_bytes(self, spec: TensorSpec) -> int:
-        return selection_bytes(spec.surveyed, len(self.weight) if isinstance(self.weight, tuple) else 1)
-
-    def mixer(self, block: Block, survey: Ranges) -> Mixer:
-        assert isinstance(self.weight, tuple)
-        weights = self.weight
-        return lambda sources, out: compete_into(
-            sources[:-1], sources[-1], survey.sizes, survey.scores, weights, self.lambda_, out
+    def kernel(self, case: Case) -> Kernel:
+        return mixing_kernel(
+            case,
+            self._mixer,
+            survey=self._survey,
+            shared=(self.ratio,) if self.scope == "model" else None,
+            figures=_least_scores,
+            survey_bytes=partial(selection_bytes, count=len(self._weights)),
         )
 
-    def figures(self, spec: TensorSpec, survey: Ranges) -> Figures:
-        del spec
-        return {f"least score of parent {i}": least for i, (least, _) in enumerate(survey.scores)}
+    def _survey(self, elements: int) -> Survey:
+        sample = yield from sample_of(elements)
+        sizes = yield from self._sizes(elements, sample)
+        best = yield from largest(len(sizes), partial(_scored, sizes), self._score_ranks, elements, sample)
+        return Ranges(sizes, tuple((_score(least), _score(most)) for least, most in best))
+
+    def _mixer(self, block: Block, survey: Ranges) -> Mixer:
+        def mix(out: Span) -> int:
+            *parents, base = (span.first(out.count) for span in (*block.spans, block.origin))
+            return compete_into(parents, base, survey.sizes, survey.scores, self._weights, self.lambda_, out)
+
+        return mix
+
+    @property
+    def _weights(self) -> tuple[float, ...]:
+        assert isinstance(self.weight, tuple)
+        return self.weight
 
     def _sizes(self, elements: int, sample: Block | None) -> Generator[Pass, Moments, tuple[Range, ...]]:
         """Each parent's range of sizes without its extremes."""
-        assert isinstance(self.weight, tuple)
-        parents, extreme = range(len(self.weight)), int(_TAIL * elements)
+        parents, extreme = range(len(self._weights)), int(_TAIL * elements)
         if not extreme:
-            (ends,) = yield Pass(lambda block: (_Ends(block),))
+            (ends,) = yield Pass(_ends)
             return tuple((_size(least), _size(most)) for least, most in ends.keys)
         ranks = [[elements - extreme, extreme + 1]] * len(parents)
         found = yield from largest(
@@ -106,6 +98,18 @@ class Pcb(AbstractKernelStrategy):
 
     def _score_ranks(self, totals: Totals) -> list[list[int]]:
         return [[max(1, math.ceil(self.ratio * totals.elements)), 1]] * len(totals.positive)
+
+
+def _scored(sizes: tuple[Range, ...], block: Block) -> tuple[list[Span], None]:
+    return scores(block.spans, block.origin, sizes), None
+
+
+def _least_scores(survey: Ranges) -> Figures:
+    return {f"least score of parent {i}": least for i, (least, _) in enumerate(survey.scores)}
+
+
+def _ends(block: Block) -> Moments:
+    return (_Ends(block),)
 
 
 class _Ends:

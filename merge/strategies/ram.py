@@ -5,27 +5,20 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from merge_models.merge.contract.block import Block
+from merge_models.merge.contract.case import Case
+from merge_models.merge.contract.kernel import Figures, Kernel, Moments, Pass, Survey
+from merge_models.merge.contract.parameters import parameter
+from merge_models.merge.contract.strategy import AbstractStrategy, BaseModel
 from merge_models.merge.kernels.keys import count_shared
 from merge_models.merge.kernels.terms import Mixing, Rule, Thinned
-from merge_models.merge.strategies.base import (
-    AbstractTermStrategy,
-    BaseModel,
-    Block,
-    Figures,
-    Moments,
-    Pass,
-    Survey,
-    TensorSpec,
-    Terms,
-)
-from merge_models.merge.strategies.parameters import parameter
+from merge_models.merge.strategies.families.task_vectors import Terms, term_kernel
 
 
 @dataclass(frozen=True)
-class Ram(AbstractTermStrategy):
+class Ram(AbstractStrategy):
     """Adds what one parent alone has changed, and the mean of what several have.
 
     A parent has changed an element that differs from the base by more than ``epsilon``; what nobody has
@@ -40,13 +33,16 @@ class Ram(AbstractTermStrategy):
 
     epsilon: float = parameter(1e-5, "difference up to which an element counts as unchanged", minimum=0)
 
-    def terms(self, block: Block, survey: None) -> Terms:
+    def kernel(self, case: Case) -> Kernel:
+        return term_kernel(case, self._terms)
+
+    def _terms(self, block: Block, survey: None) -> Terms:
         del survey
         return _changes(block, self.epsilon), Mixing(Rule.SUM, (1.0,) * len(block.spans), normalize=True)
 
 
 @dataclass(frozen=True)
-class RamPlus(AbstractTermStrategy):
+class RamPlus(AbstractStrategy):
     """As ``ram``, with what one parent alone has changed amplified the more, the more it shares with others.
 
     Parent i's own changes are multiplied by ``1 + r * min(shared_i / own_i, alpha)``, its counts of shared
@@ -64,23 +60,22 @@ class RamPlus(AbstractTermStrategy):
     epsilon: float = parameter(1e-5, "difference up to which an element counts as unchanged", minimum=0)
     scope: str = parameter("tensor", "what changes are counted over", choices=("tensor", "model"))
 
-    @property
-    def survey_group(self) -> tuple[Any, ...] | None:
-        return (self.epsilon,) if self.scope == "model" else None
+    def kernel(self, case: Case) -> Kernel:
+        shared = (self.epsilon,) if self.scope == "model" else None
+        return term_kernel(case, self._terms, survey=self._survey, shared=shared, figures=self._figures)
 
-    def survey(self, spec: TensorSpec) -> Survey:
-        del spec
-        (counts,) = yield Pass(partial(_counts, self.epsilon))
+    def _survey(self, elements: int) -> Survey:
+        del elements
+        (counts,) = yield Pass(_counts, (self.epsilon,))
         shared, own = counts.tolist()
         return tuple(s / o if o else 0.0 for s, o in zip(shared, own, strict=True))
 
-    def terms(self, block: Block, survey: Sequence[float]) -> Terms:
+    def _terms(self, block: Block, survey: Sequence[float]) -> Terms:
         ones = (1.0,) * len(block.spans)
         mixing = Mixing(Rule.ALONE, ones, extra=self._factors(survey), normalize=True)
         return _changes(block, self.epsilon), mixing
 
-    def figures(self, spec: TensorSpec, survey: Sequence[float]) -> Figures:
-        del spec
+    def _figures(self, survey: Sequence[float]) -> Figures:
         return {f"amplification of parent {i}": factor for i, factor in enumerate(self._factors(survey))}
 
     def _factors(self, ratios: Sequence[float]) -> tuple[float, ...]:
@@ -88,9 +83,8 @@ class RamPlus(AbstractTermStrategy):
         return tuple(1 + self.r * min(ratio, self.alpha) for ratio in ratios)
 
 
-def _counts(epsilon: float, block: Block) -> Moments:
-    assert block.base_span is not None
-    return (count_shared(block.spans, block.base_span, _key(epsilon)),)
+def _counts(block: Block, epsilon: float) -> Moments:
+    return (count_shared(block.spans, block.origin, _key(epsilon)),)
 
 
 def _changes(block: Block, epsilon: float) -> list[Thinned]:

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
-from merge_models.merge.kernels.blocks import Span
+from merge_models.merge.contract.block import Block
+from merge_models.merge.contract.case import Case
+from merge_models.merge.contract.kernel import Figures, Kernel, Moments, Pass, Survey
+from merge_models.merge.contract.parameters import parameter
+from merge_models.merge.contract.span import Span
+from merge_models.merge.contract.strategy import AbstractStrategy, BaseModel
+from merge_models.merge.kernels.selection.cuts import EVERYTHING, NOTHING, Cut, Totals
+from merge_models.merge.kernels.selection.select import largest, selection_bytes
 from merge_models.merge.kernels.task_vectors import norms, variance
 from merge_models.merge.kernels.terms import Mixing, Rule, Thinned
-from merge_models.merge.strategies.base import (
-    AbstractTermStrategy,
-    BaseModel,
-    Block,
-    Figures,
-    Moments,
-    Pass,
-    Survey,
-    TensorSpec,
-    Terms,
-)
-from merge_models.merge.strategies.cuts import EVERYTHING, NOTHING, Cut, Totals
-from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.select import largest, selection_bytes
+from merge_models.merge.strategies.families.task_vectors import Terms, term_kernel
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,7 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Sce(AbstractTermStrategy):
+class Sce(AbstractStrategy):
     """Keeps the elements on which parents differ most, weights parents by energy, and elects signs.
 
     Of the elements on which parents differ, the ``int(select_topk * n)`` of largest variance are selected
@@ -53,30 +48,33 @@ class Sce(AbstractTermStrategy):
         1.0, "share of the differing elements to select, those of largest variance", minimum=0, maximum=1
     )
 
-    def survey(self, spec: TensorSpec) -> Survey:
+    def kernel(self, case: Case) -> Kernel:
+        return term_kernel(
+            case, _terms, survey=self._survey, figures=_shares, survey_bytes=partial(selection_bytes, count=1)
+        )
+
+    def _survey(self, elements: int) -> Survey:
         cut = EVERYTHING if self.select_topk > 0 else NOTHING
         if 0 < self.select_topk < 1:
-            ((cut,),) = yield from largest(1, _variances, self._size, spec.count)
-        (found,) = yield Pass(lambda block: _energies(block, cut))
-        total = float(found.sum())
-        count = len(found)
-        shares = (found / total).tolist() if total > 0 else [1 / count] * count
+            ((cut,),) = yield from largest(1, _variances, self._size, elements)
+        (energies,) = yield Pass(_energies, (cut,))
+        total = float(energies.sum())
+        count = len(energies)
+        shares = (energies / total).tolist() if total > 0 else [1 / count] * count
         return Selection(cut, tuple(shares))
-
-    def survey_bytes(self, spec: TensorSpec) -> int:
-        return selection_bytes(spec.surveyed, 1)
 
     def _size(self, totals: Totals) -> list[list[int]]:
         return [[int(self.select_topk * totals.positive[0])]]
 
-    def terms(self, block: Block, survey: Selection) -> Terms:
-        ones = (1.0,) * len(block.spans)
-        mixing = Mixing(Rule.ELECT, ones, survey.shares, survey.shares, normalize=True)
-        return _selected(block, survey.cut), mixing
 
-    def figures(self, spec: TensorSpec, survey: Selection) -> Figures:
-        del spec
-        return {f"energy share of parent {i}": share for i, share in enumerate(survey.shares)}
+def _terms(block: Block, survey: Selection) -> Terms:
+    ones = (1.0,) * len(block.spans)
+    mixing = Mixing(Rule.ELECT, ones, survey.shares, survey.shares, normalize=True)
+    return _selected(block, survey.cut), mixing
+
+
+def _shares(survey: Selection) -> Figures:
+    return {f"energy share of parent {i}": share for i, share in enumerate(survey.shares)}
 
 
 def _variances(block: Block) -> tuple[list[Span], None]:
@@ -92,5 +90,4 @@ def _selected(block: Block, cut: Cut) -> list[Thinned]:
 
 def _energies(block: Block, cut: Cut) -> Moments:
     """Sum of squares of each task vector over the selected elements, NaN and Inf left out."""
-    assert block.base_span is not None
-    return (norms(block.spans, block.base_span, _selected(block, cut), squared=True)[1],)
+    return (norms(block.spans, block.origin, _selected(block, cut), squared=True)[1],)

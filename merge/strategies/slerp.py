@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from merge_models.merge.strategies.base import AbstractSpanStrategy, FixedMixture, Mixture
-from merge_models.merge.strategies.near_points import NearGram
-from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.spherical import arc_mixture, quick_arc
+from merge_models.merge.contract.case import Case
+from merge_models.merge.contract.kernel import Kernel
+from merge_models.merge.contract.parameters import parameter
+from merge_models.merge.contract.strategy import AbstractStrategy, BaseModel
+from merge_models.merge.strategies.families.near_gram import NearGram
+from merge_models.merge.strategies.families.span import FixedMixture, Mixture, span_kernel
+from merge_models.merge.strategies.families.spherical import arc_mixture, quick_arc
 
 if TYPE_CHECKING:
     from merge_models.manifolds import Gram
 
 
 @dataclass(frozen=True)
-class Slerp(AbstractSpanStrategy):
+class Slerp(AbstractStrategy):
     """Goes from one model towards another along the arc between their tensors.
 
     ``(sin((1-t) W) a + sin(t W) b) / sin W``, W the angle between two tensors.
@@ -35,7 +38,7 @@ class Slerp(AbstractSpanStrategy):
     carrier: ClassVar[str] = "sphere"
     source: ClassVar[str] = "Shoemake 1985, doi:10.1145/325334.325242"
     parents: ClassVar[tuple[int, int | None]] = (2, 2)
-    base_is_parent: ClassVar[bool] = True
+    base_model: ClassVar[BaseModel] = BaseModel.PARENT
 
     t: float = parameter(0.5, "where on the arc: 0 the first model, 1 the second", minimum=0, maximum=1)
 
@@ -43,10 +46,15 @@ class Slerp(AbstractSpanStrategy):
         del count
         return 1 - self.t, self.t
 
-    def mixture(self, gram: Gram | None) -> Mixture:
-        assert gram is not None
+    def kernel(self, case: Case) -> Kernel:
+        return span_kernel(case, self.mixture, self.quick)
+
+    def mixture(self, gram: Gram, has_base: bool = False) -> Mixture:
+        """Returns coefficients of the two points."""
+        del has_base
         return arc_mixture(gram, self.t)
 
     def quick(self, gram: NearGram, has_base: bool) -> FixedMixture | None:
+        """Returns ``mixture`` of one tensor without torch, where nothing is degenerate."""
         del has_base
         return quick_arc(gram, self.t)

@@ -4,31 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
+from merge_models.merge.contract.block import Block
+from merge_models.merge.contract.case import Case
+from merge_models.merge.contract.kernel import Grain, Kernel, Mixer, Moments, Pass, Survey
+from merge_models.merge.contract.parameters import parameter
+from merge_models.merge.contract.span import NOT_FINITE, OVERFLOW, Span
+from merge_models.merge.contract.strategy import AbstractStrategy
 from merge_models.merge.errors import RecipeError
-from merge_models.merge.kernels.blocks import NOT_FINITE, OVERFLOW, Span, is_finite, weighted_sum
+from merge_models.merge.kernels.blocks import is_finite, weighted_sum
 from merge_models.merge.kernels.task_vectors import checksum
 from merge_models.merge.kernels.terms import Key
 from merge_models.merge.kernels.words import words
-from merge_models.merge.strategies.base import (
-    AbstractKernelStrategy,
-    Block,
-    Grain,
-    Mixer,
-    Moments,
-    Pass,
-    Survey,
-    TensorSpec,
-)
-from merge_models.merge.strategies.keyed_random import identity_keys, parent_keys
-from merge_models.merge.strategies.parameters import parameter
+from merge_models.merge.strategies.families.blocks import mixing_kernel
+from merge_models.merge.strategies.families.keyed_random import identity_keys, parent_keys
 
 
 @dataclass(frozen=True)
-class Stochastic(AbstractKernelStrategy):
+class Stochastic(AbstractStrategy):
     """Takes each tensor, row or block as it is in one parent, drawn with probability proportional to weight.
 
     Kernel: draws, the crossover of genetic search over models; another ``seed`` is another child. Carrier:
@@ -38,7 +35,7 @@ class Stochastic(AbstractKernelStrategy):
     """
 
     name: ClassVar[str] = "stochastic"
-    carrier: ClassVar[str] = "any"
+    carrier: ClassVar[str] = ""
 
     weight: float | tuple[float, ...] = parameter(1.0, "share of each model", per_model=True, minimum=0)
     per: str = parameter("tensor", "what is drawn as a whole", choices=("tensor", "row", "block"))
@@ -48,18 +45,20 @@ class Stochastic(AbstractKernelStrategy):
         if not any(self._weights):
             raise RecipeError("weights are all zero: no model can be drawn; give one a positive weight")
 
-    @property
-    def grain(self) -> Grain:
-        return Grain.ROW if self.per == "row" else Grain.ELEMENT
+    def kernel(self, case: Case) -> Kernel:
+        return mixing_kernel(
+            case,
+            self._mixer,
+            grain=Grain.ROW if self.per == "row" else Grain.ELEMENT,
+            survey=partial(self._draw_tensor, case) if self.per == "tensor" else None,
+        )
 
-    def survey(self, spec: TensorSpec) -> Survey | None:
-        return self._drawn_tensor(spec) if self.per == "tensor" else None
-
-    def mixer(self, block: Block, survey: int | None) -> Mixer:
+    def _mixer(self, block: Block, survey: int | None) -> Mixer:
         drawn = np.array([survey]) if survey is not None else self._drawn_parts(block)
         columns = block.columns or block.spans[0].count
 
-        def mix(sources: Sequence[Span], out: Span) -> int:
+        def mix(out: Span) -> int:
+            sources = [span.first(out.count) for span in block.spans]
             if len(drawn) == 1:
                 _copy(sources[drawn[0]], out)
             else:
@@ -79,9 +78,10 @@ class Stochastic(AbstractKernelStrategy):
     def _own(self) -> list[tuple[float, ...]]:
         return [(weight,) for weight in self._weights]
 
-    def _drawn_tensor(self, spec: TensorSpec) -> Survey:
+    def _draw_tensor(self, case: Case, elements: int) -> Survey:
+        del elements
         (sums,) = yield Pass(_checksums)
-        keys = identity_keys(spec, 0, [(a, b) for a, b in sums.tolist()], self._own)
+        keys = identity_keys(case, 0, [(a, b) for a, b in sums.tolist()], self._own)
         return int(self._drawn(keys, 1)[0])
 
     def _drawn_parts(self, block: Block) -> np.ndarray:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import partial
+from typing import ClassVar
 
-from merge_models.merge.strategies.base import (
-    NOT_DIVIDED,
-    AbstractKernelStrategy,
-    BaseModel,
-    Block,
-    Mixer,
-    divisor_of,
-    is_zero_sum,
-)
-from merge_models.merge.strategies.parameters import parameter
+from merge_models.merge.contract.block import Block
+from merge_models.merge.contract.case import Case
+from merge_models.merge.contract.kernel import Kernel, Mixer
+from merge_models.merge.contract.parameters import parameter
+from merge_models.merge.contract.span import Span
+from merge_models.merge.contract.strategy import AbstractStrategy, BaseModel
+from merge_models.merge.kernels.blocks import weighted_sum
+from merge_models.merge.kernels.terms import Mixing, Rule, Thinned
+from merge_models.merge.strategies.families.blocks import mixing_kernel
+from merge_models.merge.strategies.families.task_vectors import Terms, term_kernel
+from merge_models.merge.strategies.families.weights import NOT_DIVIDED, divisor_of, is_zero_sum
 
 _STEEP = 2.0**20
 """Scales that add up to more are multiplied with differences: the rounding of a model times its scale would
@@ -23,7 +25,7 @@ show beside the base, which float32 and float64 sums of less never let it."""
 
 
 @dataclass(frozen=True)
-class TaskArithmetic(AbstractKernelStrategy):
+class TaskArithmetic(AbstractStrategy):
     """``base + lambda * sum_i w_i (x_i - base)``; a negative weight takes a skill away.
 
     Kernel: linear. Carrier: flat space about the base. Source: Ilharco et al. 2023, "Editing models with
@@ -33,7 +35,6 @@ class TaskArithmetic(AbstractKernelStrategy):
     name: ClassVar[str] = "task_arithmetic"
     source: ClassVar[str] = "Ilharco et al. 2023, arXiv:2212.04089"
     base_model: ClassVar[BaseModel] = BaseModel.REQUIRED
-    makes_copies: ClassVar[bool] = False
 
     weight: float | tuple[float, ...] = parameter(1.0, "scale of each task vector", per_model=True)
     lambda_: float = parameter(1.0, "scale of their sum")
@@ -43,17 +44,14 @@ class TaskArithmetic(AbstractKernelStrategy):
     def remark(self) -> str:
         return NOT_DIVIDED if self.normalize and is_zero_sum(self._weights) else ""
 
-    def mixer(self, block: Block, survey: Any) -> Mixer:
-        """The sum of models and base by their coefficients, rounded once; of differences where that is
-        not exact enough."""
-        del block, survey
+    def kernel(self, case: Case) -> Kernel:
+        """Makes a kernel of the sum of models and base by their coefficients, rounded once; of differences
+        where that is not exact enough."""
         scales = self._scales()
         if math.fsum(map(abs, scales)) > _STEEP:
-            return _sum_of_differences(scales)
-        from merge_models.merge.kernels import weighted_sum
-
-        weights = (*scales, math.fsum([1.0, *[-scale for scale in scales]]))
-        return lambda sources, out: weighted_sum(sources, weights, out)
+            return term_kernel(case, partial(_differences, scales), makes_copies=False)
+        base = math.fsum([1.0, *[-scale for scale in scales]])
+        return mixing_kernel(case, partial(_sum, (*scales, base)), makes_copies=False)
 
     def _scales(self) -> tuple[float, ...]:
         divisor = divisor_of(self._weights) if self.normalize else 1.0
@@ -65,9 +63,15 @@ class TaskArithmetic(AbstractKernelStrategy):
         return self.weight
 
 
-def _sum_of_differences(scales: tuple[float, ...]) -> Mixer:
-    from merge_models.merge.kernels.task_vectors import mix_into
-    from merge_models.merge.kernels.terms import Mixing, Rule, Thinned
+def _sum(weights: tuple[float, ...], block: Block, survey: None) -> Mixer:
+    del survey
 
-    whole, mixing = [Thinned()] * len(scales), Mixing(Rule.SUM, scales)
-    return lambda sources, out: mix_into(sources[:-1], sources[-1], whole, mixing, out)
+    def mix(out: Span) -> int:
+        return weighted_sum([span.first(out.count) for span in (*block.spans, block.origin)], weights, out)
+
+    return mix
+
+
+def _differences(scales: tuple[float, ...], block: Block, survey: None) -> Terms:
+    del block, survey
+    return [Thinned()] * len(scales), Mixing(Rule.SUM, scales)

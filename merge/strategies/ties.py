@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from merge_models.merge.kernels.blocks import Span
-from merge_models.merge.kernels.terms import Thinned
-from merge_models.merge.strategies.base import Block, Figures, Pass, Survey, TensorSpec, Terms
-from merge_models.merge.strategies.cuts import EVERYTHING, NOTHING, Cut, Totals
-from merge_models.merge.strategies.parameters import parameter
-from merge_models.merge.strategies.select import largest, selection_bytes
-from merge_models.merge.strategies.sign_consensus import AbstractTaskVectors, norms_of, ratios
+from merge_models.merge.contract.block import Block
+from merge_models.merge.contract.case import Case
+from merge_models.merge.contract.kernel import Figures, Kernel, Pass, Survey
+from merge_models.merge.contract.parameters import parameter
+from merge_models.merge.kernels.selection.cuts import EVERYTHING, NOTHING, Cut
+from merge_models.merge.kernels.selection.select import selection_bytes
+from merge_models.merge.strategies.families.task_vectors import (
+    AbstractTaskVectors,
+    Terms,
+    added_norms,
+    ratios,
+    term_kernel,
+)
+from merge_models.merge.strategies.families.trimming import cuts_by_density, magnitude, trim, trimmed
 
 
 @dataclass(frozen=True)
@@ -51,52 +55,33 @@ class Ties(AbstractTaskVectors):
     )  # fmt: skip
     scope: str = parameter("tensor", "what the density is a share of", choices=("tensor", "model"))
 
-    @property
-    def survey_group(self) -> tuple[Any, ...] | None:
-        return (self.density, self.rescale) if self.scope == "model" else None
+    def kernel(self, case: Case) -> Kernel:
+        return term_kernel(
+            case,
+            self._terms,
+            survey=self._survey,
+            shared=(self.density, self.rescale) if self.scope == "model" else None,
+            figures=_thresholds,
+            survey_bytes=self._survey_bytes,
+        )
 
-    def survey(self, spec: TensorSpec) -> Survey:
+    def _survey(self, elements: int) -> Survey:
         assert isinstance(self.density, tuple)
-        densities = self.density
-        cuts = [EVERYTHING if density > 0 else NOTHING for density in densities]
-        trimmed = [parent for parent, density in enumerate(densities) if 0 < density < 1]
-        if trimmed:
-
-            def sizes(totals: Totals) -> list[list[int]]:
-                return [[max(1, int(densities[parent] * totals.elements))] for parent in trimmed]
-
-            found = yield from largest(len(trimmed), partial(deltas_of, trimmed), sizes, spec.surveyed)
-            for parent, (cut,) in zip(trimmed, found, strict=True):
-                cuts[parent] = cut
+        cuts = yield from cuts_by_density(self.density, elements)
         factors = (1.0,) * len(cuts)
-        if trimmed and self.rescale == "l1":
-            (sums,) = yield Pass(lambda block: (norms_of(block, [trim(cut, block) for cut in cuts]),))
-            factors = ratios(sums)
-        return Trims(tuple(cuts), factors)
+        if self.rescale == "l1" and any(0 < density < 1 for density in self.density):
+            (norms,) = yield Pass(added_norms, (trimmed, (cuts,)))
+            factors = ratios(norms)
+        return Trims(cuts, factors)
 
-    def survey_bytes(self, spec: TensorSpec) -> int:
-        return selection_bytes(spec.surveyed, len(self.weights))
+    def _survey_bytes(self, elements: int) -> int:
+        return selection_bytes(elements, len(self.weights))
 
-    def terms(self, block: Block, survey: Trims) -> Terms:
+    def _terms(self, block: Block, survey: Trims) -> Terms:
         pairs = zip(survey.cuts, survey.factors, strict=True)
         return [trim(cut, block, factor) for cut, factor in pairs], self.mixing
 
-    def figures(self, spec: TensorSpec, survey: Trims) -> Figures:
-        del spec
-        found = {i: cut for i, cut in enumerate(survey.cuts) if cut not in (EVERYTHING, NOTHING)}
-        return {f"threshold of parent {i}": magnitude(cut.key) for i, cut in found.items()}
 
-
-def deltas_of(parents: Sequence[int], block: Block) -> tuple[list[Span], Span | None]:
-    """A :data:`merge_models.merge.strategies.cuts.Series` of some parents' task vectors."""
-    return [block.spans[p] for p in parents], block.base_span
-
-
-def trim(cut: Cut, block: Block, factor: float = 1.0) -> Thinned:
-    """A parent's task vector within a cut, in one block."""
-    return Thinned(low=cut.least(block.number), keep=cut.ties(block.number), factor=factor)
-
-
-def magnitude(key: int) -> float:
-    """The number whose key it is."""
-    return struct.unpack("<f", struct.pack("<i", key))[0]
+def _thresholds(survey: Trims) -> Figures:
+    cuts = {i: cut for i, cut in enumerate(survey.cuts) if cut not in (EVERYTHING, NOTHING)}
+    return {f"threshold of parent {i}": magnitude(cut.key) for i, cut in cuts.items()}

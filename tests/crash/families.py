@@ -119,8 +119,8 @@ def _write_tokenizer(folder: Path, seed: int) -> None:
 
 def run_family(family: Family, out: Path, place: Path, **options: Any) -> None:
     """Runs a family's recipes, whose models lie in ``place``, into ``out``."""
-    from merge_models.merge.multi import run_recipes
-    from merge_models.merge.recipe import load_recipes
+    from merge_models.merge.api.several import run_recipes
+    from merge_models.merge.recipes.recipe import load_recipes
 
     run_recipes(load_recipes(recipe_file(family, place)), out, **options)
 

@@ -1,0 +1,1 @@
+"""The Python API: merges in memory and from folder to folder, several recipes, reproduction."""

@@ -1,0 +1,1 @@
+"""From recipes and headers to tasks: which tensors make which, by which kernel."""

@@ -1,0 +1,1 @@
+"""Carries out tasks: the loop, the engines that run its steps, reading, memory."""

@@ -1,0 +1,109 @@
+"""Which strategy a name in a recipe means: the package's own, those of installed packages, and the caller's.
+
+A recipe never has a module imported that nobody installed for it: ``package.module:Class`` names a class that
+this program has used as an object, or one that a package offers under the entry point group ``GROUP``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+
+from merge_models.merge.contract.strategy import AbstractStrategy, class_text
+from merge_models.merge.errors import RecipeError, did_you_mean, printable
+from merge_models.merge.strategies import STRATEGIES
+
+GROUP = "merge_models.strategies"
+"""The entry points by which packages offer strategies: ``name = "package.module:Class"``."""
+
+_USED: dict[str, type[AbstractStrategy]] = {}
+"""Classes of others that this program has merged with, by their text."""
+
+
+def find_strategy(name: str) -> type[AbstractStrategy]:
+    """Returns the strategy class of a name, an alias, or ``package.module:Class``.
+
+    Raises:
+        RecipeError: there is none, several have the name, or its package cannot be imported.
+
+    >>> find_strategy("soup").__name__
+    'Linear'
+    """
+    if ":" in name:
+        return _find_class(name)
+    own = [kind for kind in STRATEGIES if name in (kind.name, *kind.aliases)]
+    offered = [point for point in _offered() if point.name == name]
+    if len(own) + len(offered) > 1:
+        claims = [*(class_text(kind) for kind in own), *map(_claim, offered)]
+        raise RecipeError(
+            f"merge method '{printable(name)}' is claimed by {' and '.join(claims)}; uninstall one, or name the"
+            " class itself: merge_method: package.module:Class"
+        )
+    if own:
+        return own[0]
+    if offered:
+        return _loaded(offered[0])
+    known = [word for kind in STRATEGIES for word in (kind.name, *kind.aliases)]
+    known += [point.name for point in _offered()]
+    raise RecipeError(f"unknown merge method '{printable(name)}'{did_you_mean(name, known)}")
+
+
+def strategy_name(kind: type[AbstractStrategy]) -> str:
+    """Returns what recipes and manifests call a strategy class: its name, or for those of others
+    ``package.module:Class``."""
+    if kind in STRATEGIES:
+        return kind.name
+    text = class_text(kind)
+    _USED[text] = kind
+    return text
+
+
+def offered_strategies() -> list[type[AbstractStrategy]]:
+    """Returns the strategies of installed packages.
+
+    Raises:
+        RecipeError: one of them cannot be imported.
+    """
+    return [_loaded(point) for point in _offered()]
+
+
+def _find_class(text: str) -> type[AbstractStrategy]:
+    if text in _USED:
+        return _USED[text]
+    for kind in STRATEGIES:
+        if class_text(kind) == text:
+            return kind
+    for point in _offered():
+        if point.value == text:
+            return _loaded(point)
+    raise RecipeError(
+        f"unknown strategy class '{printable(text)}'; install the package that offers it under the entry points"
+        f" '{GROUP}', or merge with an object of it in Python first: recipes have no module imported"
+    )
+
+
+@lru_cache(maxsize=1)
+def _offered() -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=GROUP))
+
+
+def _claim(point: EntryPoint) -> str:
+    package = f" of the package {point.dist.name}" if point.dist is not None else ""
+    return f"{printable(point.value)}{package}"
+
+
+def _loaded(point: EntryPoint) -> type[AbstractStrategy]:
+    where = f"merge method '{printable(point.name)}': {_claim(point)}"
+    try:
+        kind = point.load()
+    except Exception as error:
+        raise RecipeError(
+            f"{where} cannot be imported: {type(error).__name__}: {printable(str(error), 200)};"
+            " mend or uninstall the package"
+        ) from None
+    if not (isinstance(kind, type) and issubclass(kind, AbstractStrategy)):
+        raise RecipeError(f"{where} is no subclass of AbstractStrategy; mend or uninstall the package")
+    if not dataclasses.is_dataclass(kind) or getattr(kind, "__abstractmethods__", None):
+        raise RecipeError(f"{where} is no dataclass with a kernel; mend or uninstall the package")
+    return kind
