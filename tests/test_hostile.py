@@ -15,8 +15,15 @@ import torch
 import yaml
 
 import merge_models.merge
-from merge_models.merge import strategies
-from merge_models.merge import ChangedError, CheckpointError, MergeError, RecipeError, merge, run_recipe
+from merge_models.merge import (
+    ChangedError,
+    CheckpointError,
+    MergeError,
+    RecipeError,
+    merge,
+    run_recipe,
+    strategies,
+)
 from merge_models.merge.checkpoint import open_checkpoint
 from merge_models.merge.checkpoint.guard import MAX_VALUES, is_simple, parse_json
 from merge_models.merge.checkpoint.header import MAX_NAME

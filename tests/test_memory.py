@@ -20,9 +20,9 @@ from merge_models.merge.cli import main
 from merge_models.merge.recipes.recipe import recipe_of
 from merge_models.merge.running import scheduler
 from merge_models.merge.running.hands import Done, Hands
-from merge_models.merge.running.scheduler import Scheduler
 from merge_models.merge.running.held import HeldBlocks
 from merge_models.merge.running.memory import FIXED_BYTES, Need, needed, within
+from merge_models.merge.running.scheduler import Scheduler
 from merge_models.merge.strategies import Karcher, Linear, Orthogonal, Ties
 
 from .helpers import listing, write_folder, write_models
