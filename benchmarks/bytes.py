@@ -2,7 +2,7 @@
 
     python -m benchmarks.bytes            compares with the stored table, and names every row that differs
     python -m benchmarks.bytes --torch    the same with the torch kernels instead of the compiled ones
-    python -m benchmarks.bytes --write    stores the table anew: after NUMERICS was raised, and the changelog told
+    python -m benchmarks.bytes --write    stores the table anew, after NUMERICS was raised
 
 Rows are every case of the strategies' table by dtype and rounding, and one for each feature of recipes. All
 inputs are made of the raw words of a fixed generator by exact arithmetic, so they are the same everywhere.
@@ -54,7 +54,7 @@ BY_LIBRARIES = {
     "orthogonal", "wasserstein", "log_linear", "karcher", "unit_mean", "norm_mean", "slerp", "nuslerp",
     "multislerp", "model_stock",
 }  # fmt: skip
-"""Strategies that use BLAS, LAPACK or a vector library, whose last bits differ from processor to processor."""
+"""Strategies that use BLAS, LAPACK or a vector library, whose last bits differ between processors."""
 
 SLOW = {"wasserstein-full"}
 """Cases that take too long with the large tensor."""
@@ -68,7 +68,7 @@ def normal(seed: int, count: int) -> np.ndarray:
 
 
 def state(seed: int, dtype: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Returns a sibling: a shared base plus its own difference, zero here and there, of few values elsewhere."""
+    """Returns a sibling: a shared base plus its own difference, zero here and there, of few values there."""
     tensors = {}
     for number, (name, shape) in enumerate(shapes.items()):
         count = int(np.prod(shape, dtype=np.int64))

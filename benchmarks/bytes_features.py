@@ -1,4 +1,4 @@
-"""The features of recipes, each on a small fixed set: what benchmarks.bytes takes digests of beside strategies."""
+"""The features of recipes, each on a small fixed set, for the digests of benchmarks.bytes."""
 
 from __future__ import annotations
 

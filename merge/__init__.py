@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from merge_models.merge.api.running import MergeResult as MergeResult
     from merge_models.merge.api.running import run_recipe as run_recipe
     from merge_models.merge.api.several import run_recipes as run_recipes
-    from merge_models.merge.publishing.preparation import Prepared as Prepared
     from merge_models.merge.publishing.preparation import prepare as prepare
+    from merge_models.merge.publishing.prepared import Prepared as Prepared
     from merge_models.merge.publishing.verify import verify as verify
     from merge_models.merge.recipes.recipe import Recipe as Recipe
     from merge_models.merge.recipes.recipe import load_recipe as load_recipe
@@ -42,7 +42,7 @@ _HOMES = {
     "MergeResult": "api.running",
     "run_recipe": "api.running",
     "run_recipes": "api.several",
-    "Prepared": "publishing.preparation",
+    "Prepared": "publishing.prepared",
     "prepare": "publishing.preparation",
     "verify": "publishing.verify",
     "Recipe": "recipes.recipe",

@@ -20,7 +20,8 @@ from merge_models.merge.checkpoint.threads import workers
 from merge_models.merge.contract.kernel import Figures
 from merge_models.merge.errors import RecipeError, did_you_mean, printable
 from merge_models.merge.publishing.identity import Names
-from merge_models.merge.publishing.preparation import Prepared, prepare
+from merge_models.merge.publishing.preparation import prepare
+from merge_models.merge.publishing.prepared import Prepared
 from merge_models.merge.publishing.writing import Writing, check_space
 from merge_models.merge.recipes.recipe import Recipe, as_recipe
 from merge_models.merge.running.memory import budget, needed

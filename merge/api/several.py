@@ -25,7 +25,8 @@ from merge_models.merge.checkpoint.staging import MANIFEST, check_target, sweep
 from merge_models.merge.checkpoint.threads import workers
 from merge_models.merge.errors import CheckpointError
 from merge_models.merge.publishing.identity import Names
-from merge_models.merge.publishing.preparation import Prepared, prepare
+from merge_models.merge.publishing.preparation import prepare
+from merge_models.merge.publishing.prepared import Prepared
 from merge_models.merge.recipes.recipe import Recipe, as_recipes
 
 
@@ -46,7 +47,7 @@ class PlannedModel:
         self.files: tuple[Path, ...] = ()
         self.metadata: Mapping[str, str] = {}
         self.config: dict[str, Any] = prepared.config()
-        self.nbytes = prepared.plan.bytes_out
+        self.nbytes, self.kept_bytes = prepared.plan.bytes_out, 0
         self.tensors = {
             t.name: TensorInfo(t.name, t.dtype, t.shape, target, 0) for t in prepared.plan.outputs()
         }

@@ -45,14 +45,21 @@ class Layout:
         shards: the files.
         places: tensor name -> (index of its shard, offset of its first byte).
         total_size: bytes of all tensors.
+        stem: what the files' names begin with.
     """
 
     shards: tuple[Shard, ...]
     places: Mapping[str, tuple[int, int]]
     total_size: int
+    stem: str = "model"
+
+    @property
+    def index_name(self) -> str:
+        """The name of the file that says which shard has which tensor."""
+        return f"{self.stem}.safetensors.index.json"
 
     def index(self) -> dict[str, object] | None:
-        """The content of ``model.safetensors.index.json``; None for a single file."""
+        """Returns the content of the index file; None for a single shard."""
         if len(self.shards) == 1:
             return None
         weight_map = {name: self.shards[shard].name for name, (shard, _) in self.places.items()}
@@ -63,6 +70,7 @@ def plan_layout(
     tensors: Iterable[OutputTensor],
     shard_size: int = DEFAULT_SHARD_SIZE,
     metadata: Mapping[str, str] | None = None,
+    stem: str = "model",
 ) -> Layout:
     """Deals tensors out to shards in the given order; a shard is full when the next one would pass the size.
 
@@ -87,12 +95,12 @@ def plan_layout(
         for tensor in ordered:
             places[tensor.name] = (number, position)
             position += tensor.nbytes
-        shards.append(Shard(_file_name(number, len(groups)), header, position, tuple(ordered)))
+        shards.append(Shard(_file_name(stem, number, len(groups)), header, position, tuple(ordered)))
     total = sum(tensor.nbytes for group in groups for tensor in group)
-    return Layout(tuple(shards), places, total)
+    return Layout(tuple(shards), places, total, stem)
 
 
-def _file_name(number: int, count: int) -> str:
+def _file_name(stem: str, number: int, count: int) -> str:
     if count == 1:
-        return "model.safetensors"
-    return f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+        return f"{stem}.safetensors"
+    return f"{stem}-{number + 1:05d}-of-{count:05d}.safetensors"

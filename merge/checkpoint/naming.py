@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
-from merge_models.merge.checkpoint.header import TensorInfo, printable
+from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.checkpoint.layers import stacks
 from merge_models.merge.checkpoint.source import DiskSource
+from merge_models.merge.checkpoint.wrapped import WrappedSource
 from merge_models.merge.errors import counted
 
 _NORM = re.compile(r"(.*(?:layer_?norm|norm)\.)(gamma|beta|weight|bias)", re.IGNORECASE)
 _OTHER = {"gamma": "weight", "beta": "bias", "weight": "gamma", "bias": "beta"}
 
 
-class Renamed:
-    """A model read under other names; everything else is the model's own.
+class Renamed(WrappedSource):
+    """A model read under other names.
 
     Args:
         model: the model.
@@ -29,20 +30,17 @@ class Renamed:
     """
 
     def __init__(self, model: DiskSource, names: Mapping[str, str]) -> None:
-        self._model = model
-        self.tensors: dict[str, TensorInfo] = {names.get(name, name): t for name, t in model.tensors.items()}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
+        super().__init__(model, tensors={names.get(name, name): t for name, t in model.tensors.items()})
 
 
 def with_names_of_first(models: Sequence[DiskSource]) -> tuple[tuple[DiskSource, ...], list[str]]:
     """The models under the names of the first, and remarks on those that are read so."""
     first = models[0]
-    result, told = [first], []
+    result: list[DiskSource] = [first]
+    told = []
     for model in models[1:]:
         names = _renamed(model.tensors, first.tensors)
-        result.append(cast("DiskSource", Renamed(model, names)) if names else model)
+        result.append(Renamed(model, names) if names else model)
         if names:
             own, other = next(iter(names.items()))
             told.append(

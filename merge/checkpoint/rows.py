@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from merge_models.merge.checkpoint.dtypes import BY_CODE, DType
 from merge_models.merge.checkpoint.header import TensorInfo
 from merge_models.merge.checkpoint.source import DiskSource
+from merge_models.merge.checkpoint.wrapped import WrappedSource
 
 ZERO, MEAN = -1, -2
 """In :attr:`RowMap.models`: a row of zeros; the mean of the rows that :attr:`RowMap.owners` lists."""
@@ -63,8 +63,8 @@ class _Table:
     columns: int
 
 
-class GatheredRows:
-    """A model with some tables replaced by row maps; everything else is the model's own.
+class GatheredRows(WrappedSource):
+    """A model with some tables replaced by row maps.
 
     Args:
         models: every model that the maps refer to.
@@ -80,54 +80,17 @@ class GatheredRows:
         config: Mapping[str, Any],
         maps: Mapping[str, RowMap],
     ) -> None:
-        self._model, self._models = models[number], models
-        self.config = dict(config)
-        self.tensors = dict(self._model.tensors)
+        model, tensors = models[number], dict(models[number].tensors)
+        self._models = models
         self._tables: dict[str, _Table] = {}
         for name, rows in maps.items():
             own = rows.infos[number]
             assert own is not None
-            self.tensors[name] = _describe(name, own, rows)
+            tensors[name] = _describe(name, own, rows)
             columns = int(np.prod(own.shape[1:], dtype=np.int64))
             starts = rows.starts()
             self._tables[name] = _Table(rows, starts, starts * columns, columns)
-
-    @property
-    def label(self) -> str:
-        return self._model.label
-
-    @property
-    def path(self) -> Path:
-        return self._model.path
-
-    @property
-    def folder(self) -> Path:
-        return self._model.folder
-
-    @property
-    def tokenizer_folder(self) -> Path:
-        return self._model.tokenizer_folder
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        return self._model.paths
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return self._model.files
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        return self._model.metadata
-
-    @property
-    def nbytes(self) -> int:
-        return self._model.nbytes
-
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes that the model keeps beside; see :func:`merge_models.merge.running.memory.needed`."""
-        return getattr(self._model, "kept_bytes", 0)
+        super().__init__(model, tensors=tensors, config=dict(config))
 
     def stored(self, info: TensorInfo) -> tuple[TensorInfo, ...]:
         table = self._tables.get(info.name)
@@ -139,9 +102,6 @@ class GatheredRows:
     def check_unchanged(self) -> None:
         for model in self._models:
             model.check_unchanged()
-
-    def close(self) -> None:
-        self._model.close()
 
     def read(self, info: TensorInfo, start: int, stop: int, buffer: np.ndarray) -> np.ndarray:
         """Bytes ``start`` to ``stop`` of a tensor, run by run where its rows are gathered."""

@@ -91,6 +91,11 @@ class DiskSource(Source, Protocol):
     @property
     def nbytes(self) -> int: ...
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that reading keeps in memory."""
+        ...
+
     def stored(self, info: TensorInfo) -> tuple[TensorInfo, ...]:
         """What lies in files of all that reading a tensor takes bytes from; only ``info`` itself where
         reading gives a file's own bytes."""
@@ -144,6 +149,11 @@ class Checkpoint:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(info.nbytes for info in self.tensors.values())
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that reading keeps in memory: none."""
+        return 0
 
     def read(self, info: TensorInfo, start: int, stop: int, buffer: np.ndarray) -> np.ndarray:
         """Reads bytes ``start`` to ``stop`` of a tensor into ``buffer``.

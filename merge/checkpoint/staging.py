@@ -338,7 +338,7 @@ class Staging:
         """Adds the index of the shards, where there are several."""
         index = self._layout.index()
         if index is not None:
-            self.write_json("model.safetensors.index.json", index)
+            self.write_json(self._layout.index_name, index)
 
     @property
     def is_published(self) -> bool:

@@ -16,7 +16,7 @@ from merge_models.merge.cli.reviews import review_asked_for, review_options
 from merge_models.merge.errors import MergeError, printable
 
 if TYPE_CHECKING:
-    from merge_models.merge.publishing.preparation import Prepared
+    from merge_models.merge.publishing.prepared import Prepared
     from merge_models.merge.recipes.recipe import Recipe
 
 

@@ -15,7 +15,7 @@ from merge_models.merge.errors import counted, printable
 from merge_models.merge.sizes import shown_size
 
 if TYPE_CHECKING:
-    from merge_models.merge.publishing.preparation import Prepared
+    from merge_models.merge.publishing.prepared import Prepared
     from merge_models.merge.running.memory import Budget
 
 

@@ -13,7 +13,7 @@ from merge_models.merge.cli.verdicts import exit_by_verdict, say, tell, tell_out
 
 if TYPE_CHECKING:
     from merge_models.evals.schema import Evaluation
-    from merge_models.merge.publishing.preparation import Prepared
+    from merge_models.merge.publishing.prepared import Prepared
 
 
 def review_options(command: Any) -> Any:

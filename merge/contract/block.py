@@ -84,8 +84,10 @@ class Block:
 
     @cached_property
     def tensors(self) -> Inputs[Tensor]:
-        """All inputs as torch's tensors, in the memory of the spans: ``[count]``, or ``[rows, columns]`` where
-        blocks are whole rows."""
+        """All inputs as torch's tensors, in the memory of the spans.
+
+        They are ``[count]``, or ``[rows, columns]`` where blocks are whole rows.
+        """
         specs = iter(self.case.inputs.map(lambda spec: spec.columns))
         if self.columns is None:
             return self.inputs.map(Span.tensor)

@@ -4,127 +4,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge_models.merge.checkpoint.digest import digest_file
 from merge_models.merge.checkpoint.guard import is_file
-from merge_models.merge.checkpoint.layers import stacks
-from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE, Layout, plan_layout
+from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE, plan_layout
 from merge_models.merge.checkpoint.lora import Places, open_model
 from merge_models.merge.checkpoint.naming import with_names_of_first
 from merge_models.merge.checkpoint.sentence_modules import PICKLED_WEIGHTS, module_weights
-from merge_models.merge.checkpoint.sidecars import MAX_SIDECAR, Sidecars, find_sidecars, output_config
+from merge_models.merge.checkpoint.sidecars import MAX_SIDECAR, Sidecars, find_sidecars
 from merge_models.merge.checkpoint.source import DiskSource
-from merge_models.merge.checkpoint.stacked import stacked_config
-from merge_models.merge.checkpoint.tied import untied
 from merge_models.merge.planning.assembly import assemble
 from merge_models.merge.planning.differences import Case, differences
-from merge_models.merge.planning.parentage import Relative, relatives
-from merge_models.merge.planning.plan import Plan, make_plan
+from merge_models.merge.planning.plan import make_plan
 from merge_models.merge.publishing.identity import (
     RECIPE_DIGEST_KEY,
     RECIPE_KEY,
-    Names,
-    binding,
     names_of,
     recipe_metadata,
     renamed,
 )
+from merge_models.merge.publishing.prepared import Prepared, Target
+from merge_models.merge.publishing.targets import MODEL
 from merge_models.merge.recipes.recipe import Recipe, as_recipe
-from merge_models.merge.running.memory import Need, needed
 from merge_models.merge.sizes import parse_size
 
 if TYPE_CHECKING:
-    from merge_models.merge.tokenizer.alignment import Alignment
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A recipe with its checkpoints open and its plan made: all that is known before any arithmetic.
-
-    Attributes:
-        recipe: the recipe.
-        names: the models that it names, as they may be published and as they are found again.
-        models: every model that it names, the base first.
-        plan: what will be done.
-        layout: the output files.
-        sidecars: the small files that the donor gives.
-        aides: models that give tokens only.
-        alignment: the output's tokenizer and the models brought to it, where the recipe asks for one.
-        chat_template: Jinja text, where the recipe asks for one.
-        shard_size: bytes per output file at most.
-        allow_pickle: whether files of ``torch.save`` were allowed.
-    """
-
-    recipe: Recipe
-    names: Names
-    models: tuple[DiskSource, ...]
-    plan: Plan
-    layout: Layout
-    sidecars: Sidecars
-    aides: tuple[DiskSource, ...] = ()
-    alignment: Alignment | None = None
-    chat_template: str | None = None
-    shard_size: int = DEFAULT_SHARD_SIZE
-    allow_pickle: bool = False
-
-    @property
-    def donor(self) -> DiskSource:
-        """The model that gives config and tokenizer: the base, else the first model."""
-        return self.models[self.plan.donor]
-
-    def roles(self) -> list[tuple[str, DiskSource]]:
-        """(role, checkpoint) of every model."""
-        merged = [(own.role, model) for own, model in zip(self.relatives, self.models, strict=True)]
-        return [*merged, *(("tokens", model) for model in self.aides)]
-
-    @cached_property
-    def relatives(self) -> tuple[Relative, ...]:
-        """What each of ``models`` is to the merge."""
-        base = self.recipe.base_model
-        return relatives(self.plan, None if base is None else self.recipe.model_names().index(base))
-
-    def shares(self) -> dict[str, float]:
-        """How much of each parent is meant to be in the merge, by label; empty where that is not known."""
-        found = zip(self.models, self.relatives, strict=True)
-        return {model.label: own.share for model, own in found if own.share is not None}
-
-    def binding(self) -> dict[str, Any]:
-        """All that the output's bytes depend on."""
-        return binding(self.names.located, self.plan, self.layout, self.roles(), self.sidecars, {})
-
-    def paths(self) -> list[Path]:
-        """Every place that is read."""
-        return [path for _, model in self.roles() for path in model.paths]
-
-    def memory(self, threads: int) -> Need:
-        """What a run with so many threads needs at most, beyond Python and its libraries."""
-        return needed(self.plan, threads)
-
-    def config(self) -> dict[str, Any]:
-        """config.json of the output; empty where the donor has none.
-
-        Raises:
-            PlanError: the donor's does not say where it counts layers that the recipe slices.
-        """
-        dtype = self.plan.main_dtype()
-        config = dict(self.donor.config)
-        if not config or dtype is None:
-            return config
-        if self.plan.stacks:
-            configs = [model.config for model in self.models]
-            config = stacked_config(configs, self.plan.donor, stacks(self.donor.tensors), self.plan.stacks)
-        if self.alignment is not None:
-            config = self.alignment.remapped(config)
-        return output_config(untied(config) if self.plan.untied else config, dtype)
-
-    def close(self) -> None:
-        """Closes every input file."""
-        for _, model in self.roles():
-            model.close()
+    pass
 
 
 def prepare(
@@ -134,6 +42,7 @@ def prepare(
     results: Sequence[str] = (),
     *,
     allow_pickle: bool = False,
+    target: Target = MODEL,
 ) -> Prepared:
     """Opens a recipe's checkpoints and plans the merge, from headers and configs alone.
 
@@ -143,6 +52,7 @@ def prepare(
         places: where models are that are not at the path that their name is: results of earlier recipes.
         results: which of these names are those of earlier recipes.
         allow_pickle: read files of ``torch.save`` too; without code, by ``torch.load(weights_only=True)``.
+        target: what kind of folder is made.
 
     Raises:
         MergeError: the recipe, a checkpoint, or their fit is wrong.
@@ -179,12 +89,12 @@ def prepare(
     keep = {key: value for key, value in donor.metadata.items() if key not in made}
     told = {**keep, **recipe_metadata(names.public)}
     limit = parse_size(shard_size)
-    layout = plan_layout(plan.outputs(), limit, told)
+    layout = plan_layout(plan.outputs(), limit, told, target.stem)
     sidecars = _sidecars(donor)
     if alignment is not None:
         sidecars = sidecars.without_tokenizer()
     prepared = Prepared(
-        loaded, names, models, plan, layout, sidecars, aides, alignment, template, limit, allow_pickle
+        loaded, names, models, plan, layout, sidecars, target, aides, alignment, template, limit, allow_pickle
     )
     prepared.config()  # what it refuses is to be known now, not when all is merged
     return prepared

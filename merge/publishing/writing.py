@@ -10,20 +10,17 @@ from typing import Any
 from merge_models.merge.checkpoint.digest import Kinds, digest_bytes, digest_file
 from merge_models.merge.checkpoint.journal import binding_digest
 from merge_models.merge.checkpoint.manifest import described, sealed
-from merge_models.merge.checkpoint.source import read_json
 from merge_models.merge.checkpoint.staging import MANIFEST, Staging, free_space, staged_bytes
 from merge_models.merge.contract.kernel import Figures
 from merge_models.merge.errors import ChangedError, MergeError, PlanError, RecipeError
 from merge_models.merge.publishing.card import REVIEW_MARK, manifest, model_card
 from merge_models.merge.publishing.identity import Names
-from merge_models.merge.publishing.preparation import Prepared
+from merge_models.merge.publishing.prepared import Prepared
 from merge_models.merge.publishing.staged import StagedOutput
 from merge_models.merge.running.engines import execute
 from merge_models.merge.running.options import RunOptions
 from merge_models.merge.running.scheduler import is_finished
 from merge_models.merge.sizes import shown_size
-
-GENERATION, TOKENIZER = "generation_config.json", "tokenizer_config.json"
 
 
 def check_space(target: Path, prepared: Prepared) -> None:
@@ -111,18 +108,13 @@ class Writing:
 
     def _write_small_files(self, threads: int) -> None:
         prepared, staging = self._prepared, self._staging
-        for name, data in prepared.sidecars.contents():
-            staging.write_bytes(name, data)
-        config = prepared.config()
-        if config:
-            staging.write_json("config.json", config)
-        _write_tokenizer(prepared, staging)
+        prepared.target.write_files(prepared, staging)
         staging.write_index()
         every = [*self._before, prepared.names]
         repositories = [
             part.repository for names in every for part in names.parts.values() if part.repository
         ]
-        library = _library(config, staging.folder)
+        library = _library(prepared.config(), staging.folder)
         card = model_card([names.public for names in every], prepared.relatives, repositories, library)
         if self._review is not None:
             review = self._review(staging.folder, prepared).strip()
@@ -142,6 +134,7 @@ class Writing:
             record["models"] = {**described(parts), **record["models"]}
         record["options"] = {"on_nonfinite": self._on_nonfinite, "allow_pickle": prepared.allow_pickle}
         record["output"]["shard_size"] = prepared.shard_size
+        record["output"]["kind"] = prepared.target.name
         record["digest"] = binding_digest(self._binding)
         record["digests"] = {
             "headers": {shard.name: digest_bytes(shard.header) for shard in prepared.layout.shards},
@@ -156,20 +149,3 @@ def _library(config: Mapping[str, Any], folder: Path) -> str | None:
     if (folder / "modules.json").is_file():
         return "sentence-transformers"
     return "transformers" if config.get("architectures") else None
-
-
-def _write_tokenizer(prepared: Prepared, staging: Staging) -> None:
-    """What a recipe asks for beyond the donor's own tokenizer files."""
-    alignment, template = prepared.alignment, prepared.chat_template
-    if alignment is not None:
-        from merge_models.merge.tokenizer.build import save_tokenizer
-
-        save_tokenizer(alignment.tokenizer, staging.folder)
-        generation = read_json(staging.folder / GENERATION)
-        if generation:
-            staging.write_json(GENERATION, alignment.remapped(generation))
-    if template is not None:
-        staging.write_text("chat_template.jinja", template)
-        settings = read_json(staging.folder / TOKENIZER)
-        if settings:  # where transformers before 4.50 look for it
-            staging.write_json(TOKENIZER, {**settings, "chat_template": template})

@@ -1,1 +1,1 @@
-"""Recipes: what is asked for, checked strictly; mergekit's dialect, and parameters by level, name and depth."""
+"""Recipes: what is asked for, in mergekit's dialect, checked strictly."""

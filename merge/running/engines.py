@@ -28,7 +28,7 @@ GRACE_SECONDS = 0.5
 
 
 class Engine(Protocol):
-    """Takes steps from a scheduler until there are none, has them performed, and gives back what came of them.
+    """Takes steps from a scheduler until there are none, has them performed, and returns what came of them.
 
     One that has steps performed elsewhere keeps hands there and sends ``Step`` and ``Done``.
     """

@@ -92,7 +92,7 @@ class BlockReader:
         return _by_role(piece, held.spans)
 
     def to_survey(self, piece: Piece, buffers: Buffers) -> Inputs[Span]:
-        """Returns a piece's inputs, which are held from the first round on in which there is room for them."""
+        """Returns a piece's inputs; they are held from the first round on that has room for them."""
         held = self._hold(piece)
         return _by_role(piece, held or [self._into(piece, part, buffers) for part in _parts(piece)])
 

@@ -209,7 +209,7 @@ def is_finished(task: Task, finished: frozenset[str]) -> bool:
 
 
 def jobs_of(tasks: Iterable[Task], finished: frozenset[str]) -> list[Job]:
-    """Orders tasks: copies first (cheap, and they may stop the merge), then merges; shared surveys in one job.
+    """Orders tasks: copies first (cheap, and they may stop the merge), then merges, surveys shared.
 
     A survey of the whole model needs all of its tensors again while one of them is unfinished. It takes them
     in the order of their names, so that what is decided by position does not depend on how files are laid

@@ -37,8 +37,8 @@ def find_strategy(name: str) -> type[AbstractStrategy]:
     if len(own) + len(offered) > 1:
         claims = [*(class_text(kind) for kind in own), *map(_claim, offered)]
         raise RecipeError(
-            f"merge method '{printable(name)}' is claimed by {' and '.join(claims)}; uninstall one, or name the"
-            " class itself: merge_method: package.module:Class"
+            f"merge method '{printable(name)}' is claimed by {' and '.join(claims)};"
+            " uninstall one, or name the class itself: merge_method: package.module:Class"
         )
     if own:
         return own[0]
@@ -78,8 +78,8 @@ def _find_class(text: str) -> type[AbstractStrategy]:
         if point.value == text:
             return _loaded(point)
     raise RecipeError(
-        f"unknown strategy class '{printable(text)}'; install the package that offers it under the entry points"
-        f" '{GROUP}', or merge with an object of it in Python first: recipes have no module imported"
+        f"unknown strategy class '{printable(text)}'; install the package that offers it under the"
+        f" entry points '{GROUP}', or merge with an object of it in Python: recipes import no module"
     )
 
 

@@ -38,7 +38,7 @@ _Windows = Sequence[Sequence[_Window]]
 def by_sample(
     sample: Block, series: Series, sizes: Sizes, elements: int
 ) -> Generator[Pass, Moments, list[list[Cut]] | None]:
-    """The cuts of :func:`merge_models.merge.kernels.selection.select.largest`, or None where a bracket missed."""
+    """Finds the cuts of ``select.largest``; returns None where a bracket missed."""
     spans, reference = series(sample)
     keys = [keys_of(span, reference) for span in spans]
     taken = len(keys[0])

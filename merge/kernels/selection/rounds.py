@@ -156,7 +156,7 @@ def _ties_by_block(
     starts: Sequence[Sequence[int]],
     longest: int,
 ) -> Moments:
-    """Ties of the cuts in each of the ``longest`` blocks from ``starts`` on: int64 ``[series, sizes, blocks]``."""
+    """Ties of the cuts in each of the blocks from ``starts`` on: int64 ``[series, sizes, longest]``."""
     ties = count_keys(*series(block), firsts, 0, 1)[..., 0]
     spread = np.zeros((*ties.shape, longest), np.int64)
     for s, row in enumerate(starts):

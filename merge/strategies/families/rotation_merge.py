@@ -93,7 +93,7 @@ class RotationMerge:
         return rotations
 
     def survey_bytes(self, elements: int) -> int:
-        """Returns the memory of a survey: moments of a block and their total, and a dozen matrices to solve."""
+        """Returns the memory of a survey: moments of a block, their total, and a dozen matrices to solve."""
         del elements
         return 0 if self.side is None else self.side.bytes * (2 * len(self.shares) + 12)
 

@@ -46,8 +46,8 @@ class RotationSide:
         if size and length % size:
             what = "output" if output else "input"
             raise PlanError(
-                f"tensor '{case.shown_name}' {list(case.shape)}: block_size {block_size} does not divide its {what}"
-                f" side of {length}; choose a divisor, or 0 to rotate it whole"
+                f"tensor '{case.shown_name}' {list(case.shape)}: block_size {block_size} does not divide"
+                f" its {what} side of {length}; choose a divisor, or 0 to rotate it whole"
             )
         return RotationSide(output, length // max(size, 1), size)
 

@@ -1,4 +1,4 @@
-"""Rows as samples of a Gaussian: the mean of models, its rows moved so that they spread as the parents' do."""
+"""Rows as samples of a Gaussian: the mean of models, with rows moved to spread as the parents' do."""
 
 from __future__ import annotations
 
