@@ -6,19 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Union
 
-import numpy as np
-
 from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.checkpoint.source import StateDict, why_no_model
-from merge_models.merge.contract.kernel import Figures
 from merge_models.merge.contract.strategy import AbstractStrategy, BaseModel
 from merge_models.merge.errors import PlanError, RecipeError, did_you_mean
 from merge_models.merge.lazy import LazyModule
 from merge_models.merge.planning.assembly import assemble
-from merge_models.merge.planning.plan import Plan, make_plan
-from merge_models.merge.planning.task import Task
+from merge_models.merge.planning.plan import make_plan
 from merge_models.merge.recipes.recipe import Recipe
 from merge_models.merge.running.engines import execute
+from merge_models.merge.running.memory_sink import MemorySink
 from merge_models.merge.running.options import RunOptions
 from merge_models.merge.strategies.registry import find_strategy
 
@@ -81,7 +78,7 @@ def merge_in_memory(recipe: Recipe, models: Mapping[str, InMemory], options: Run
     ties = _ties(list(states.values()))
     sources = [_source(state, ties, name) for name, state in states.items()]
     plan = make_plan(sources, assemble(recipe, sources), recipe.output_dtype(), recipe.seed)
-    sink = _MemorySink(plan)
+    sink = MemorySink(plan)
     execute(plan, sink, replace(options, rounding=recipe.rounding))
     lead = states[_lead(recipe)]
     made = {
@@ -152,30 +149,6 @@ def _source(state: Mapping[str, Tensor], ties: Mapping[str, str], label: str) ->
     if unmerged:
         raise PlanError(f"{label}: {unmerged}; merge what PEFT's merge_and_unload() gives")
     return source
-
-
-class _MemorySink:
-    """Blocks are computed where they stay: in the output tensors."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.tensors = {
-            t.name: torch.empty(t.shape, dtype=getattr(torch, t.dtype.torch_name)) for t in plan.outputs()
-        }
-        self._bytes = {
-            name: tensor.reshape(-1).view(torch.uint8).numpy()
-            for name, tensor in self.tensors.items()
-            if tensor.numel()
-        }
-
-    def buffer(self, name: str, start: int, stop: int, scratch: np.ndarray) -> np.ndarray:
-        del scratch
-        return self._bytes[name][start:stop]
-
-    def write(self, name: str, start: int, data: np.ndarray) -> None:
-        del name, start, data
-
-    def finish(self, task: Task, figures: dict[str, Figures]) -> None:
-        del task, figures
 
 
 def _state(model: InMemory) -> Mapping[str, Tensor]:

@@ -42,10 +42,10 @@ def make_task(
         if not strategy.base_use.is_origin:
             places = replace(places, base=None)
     refs = places.map(lambda place: _required(models, *place))
-    if strategy is None or strategy.needs_equal_shapes:
-        _check_shapes(name, models, [*refs.parents, *refs["base"]] if refs.base else refs.parents)
-    note = assignment.note or _tied_note(places, refs, models)
     merged = [*refs.parents, *([refs.base] if refs.base else [])]
+    if merged and (strategy is None or strategy.needs_equal_shapes):
+        _check_shapes(name, models, merged)
+    note = assignment.note or _tied_note(places, refs, models)
     if merged and not _is_float(name, models, merged):
         return _copy(name, replace(refs, base=None), seed)
     dtype = out_dtype or (widest([ref.info.own_dtype for ref in merged]) if merged else BY_CODE["F32"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from merge_models.merge.checkpoint.guard import read_bounded
 from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.checkpoint.places import local_path
 from merge_models.merge.contract.parameters import parameters_of
+from merge_models.merge.contract.strategy import class_text
 from merge_models.merge.errors import RecipeError, did_you_mean
 from merge_models.merge.recipes.strict_yaml import MAX_LETTERS, documents
 from merge_models.merge.strategies import AbstractStrategy
@@ -240,6 +242,7 @@ def recipe_of(
     names = [os.fspath(model) for model in models]
     check_more_than_base(type(strategy), names, base)
     resolved = strategy.resolved(len(names))
+    _check_fields(strategy)
     shared: dict[str, Any] = {}
     own: list[dict[str, Any]] = [{} for _ in names]
     for parameter in parameters_of(type(strategy)).values():
@@ -259,6 +262,16 @@ def recipe_of(
         seed=check_seed(seed),
         only=None if only is None else tuple(only),
     )
+
+
+def _check_fields(strategy: AbstractStrategy) -> None:
+    """Refuses values that no recipe can hold."""
+    for field in dataclasses.fields(strategy):
+        if not field.metadata and getattr(strategy, field.name) != field.default:
+            raise RecipeError(
+                f"{class_text(type(strategy))}: the field '{field.name}' is no parameter, so no recipe can"
+                " hold it; make it by parameter(...)"
+            )
 
 
 def check_more_than_base(

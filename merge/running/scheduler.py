@@ -146,6 +146,8 @@ class Scheduler:
                 if figures:
                     self._figures[task.name] = figures
             if job.receive is not None:
+                for piece in job.pieces():
+                    self._hands.release(piece)
                 job.receive(job.survey)
                 return
         self._enqueue(job)
