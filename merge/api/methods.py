@@ -11,7 +11,7 @@ from typing import Any
 from merge_models.merge.contract.parameters import parameters_of
 from merge_models.merge.recipes.accepted import ignored_by
 from merge_models.merge.strategies import STRATEGIES, AbstractStrategy
-from merge_models.merge.strategies.registry import find_strategy
+from merge_models.merge.strategies.registry import find_strategy, offered_strategies
 
 NARROW = 100
 """Columns below which a table of five columns leaves too little for the last one."""
@@ -24,13 +24,16 @@ def describe_all(as_json: bool = False, width: int = 0) -> str:
         as_json: as JSON instead.
         width: columns of the terminal; 0 where lines may be of any length.
     """
+    offered, problems = offered_strategies()
+    strategies = [*STRATEGIES, *offered]
     if as_json:
-        return json.dumps([_document(strategy) for strategy in STRATEGIES], indent=2)
+        return json.dumps([_document(strategy) for strategy in strategies], indent=2)
     head = ("method", "carrier", "base", "models", "what it does")
-    rows = [head, *map(_row, STRATEGIES)]
+    rows = [head, *map(_row, strategies)]
     lines = _listed(rows[1:], width) if 0 < width < NARROW else _table(rows, width)
     hint = _wrapped("merge-models methods NAME tells a method's parameters.", width)
-    return "\n".join([*lines, "", *hint])
+    wrong = [line for problem in problems for line in _wrapped(problem, width)]
+    return "\n".join([*lines, "", *wrong, *hint])
 
 
 def _row(strategy: type[AbstractStrategy]) -> tuple[str, ...]:

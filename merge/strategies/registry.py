@@ -59,13 +59,15 @@ def strategy_name(kind: type[AbstractStrategy]) -> str:
     return text
 
 
-def offered_strategies() -> list[type[AbstractStrategy]]:
-    """Returns the strategies of installed packages.
-
-    Raises:
-        RecipeError: one of them cannot be imported.
-    """
-    return [_loaded(point) for point in _offered()]
+def offered_strategies() -> tuple[list[type[AbstractStrategy]], list[str]]:
+    """Returns the strategies of installed packages, and a line about each that cannot be used."""
+    kinds, problems = [], []
+    for point in _offered():
+        try:
+            kinds.append(_loaded(point))
+        except RecipeError as error:
+            problems.append(str(error))
+    return kinds, problems
 
 
 def _find_class(text: str) -> type[AbstractStrategy]:
