@@ -41,6 +41,41 @@ if TYPE_CHECKING:
     from merge_models.manifolds.simplex import ProbabilitySimplex as ProbabilitySimplex
     from merge_models.manifolds.sphere import Sphere as Sphere
 
+MANIFOLDS = {
+    "euclidean": "euclidean.Euclidean",
+    "sphere": "sphere.Sphere",
+    "rotations": "rotations.SpecialOrthogonal",
+    "gaussians": "gaussians.BuresWasserstein",
+    "diagonal_gaussians": "gaussians.DiagonalBuresWasserstein",
+    "simplex": "simplex.ProbabilitySimplex",
+    "spd": "positive_definite.PositiveDefinite",
+    "stiefel": "stiefel.Stiefel",
+    "lorentz": "hyperbolic.Lorentz",
+    "poincare": "hyperbolic.PoincareBall",
+}
+"""Every manifold by the name that recipes have for it, and where it is."""
+
+
+def find_manifold(name: str) -> "type[AbstractManifold]":
+    """Returns the manifold class of a name; `UnknownManifoldError` where there is none.
+
+    >>> find_manifold("sphere").name
+    'Sphere'
+    """
+    if name not in MANIFOLDS:
+        import difflib
+
+        near = difflib.get_close_matches(name, MANIFOLDS, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(MANIFOLDS)}"
+        raise UnknownManifoldError(f"unknown manifold '{name}'; {hint}")
+    module, _, kind = MANIFOLDS[name].partition(".")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), kind)
+
+
+class UnknownManifoldError(ValueError):
+    """No manifold has that name; the text suggests the nearest."""
+
+
 _LAZY = {
     "AbstractManifold": "base",
     "CutLocusError": "base",
@@ -60,6 +95,9 @@ _LAZY = {
     "ProbabilitySimplex": "simplex",
     "Sphere": "sphere",
 }
+
+
+_LAZY |= {kind: module for module, _, kind in (place.partition(".") for place in MANIFOLDS.values())}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,14 +6,18 @@ logarithms that say where they are not unique, membership explained in words, an
 space that its Fréchet mean depends on.
 """
 
+from __future__ import annotations
+
 import abc
 import math
 import warnings
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from merge_models.manifolds.arcs import weighted_sum
+from merge_models.manifolds.lifting import Lifted
 
 with warnings.catch_warnings():
     # geoopt 0.5.1 scripts a helper at import, which newer torch reports as deprecated.
@@ -33,12 +37,46 @@ class CutLocusError(ValueError):
 
 
 class AbstractManifold(Manifold):
-    """A complete space of non-negative curvature, whose points are tensors `[..., *event]`.
+    """A complete space whose points are tensors `[..., *event]`; leading dimensions are a batch.
 
-    `ndim` is the number of event dimensions. Leading dimensions are a batch and broadcast.
+    - `ndim`: the number of event dimensions
+    - `event`: what the raw numbers of a point are: a `vector`, a `square` matrix, or a `tall` one
+    - `undefined`: what is wrong with raw numbers that no point is made of
     """
 
     ndim: int
+    event: ClassVar[str] = "vector"
+    undefined: ClassVar[str] = "holds NaN or Inf"
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...]) -> AbstractManifold:
+        """Returns the manifold for raw numbers of an event shape."""
+        del shape
+        return cls()
+
+    @classmethod
+    def accepts(cls, shape: tuple[int, ...]) -> str | None:
+        """Returns None if raw numbers of an event shape may be points, or else the reason in words."""
+        if cls.event == "vector":
+            return None if shape and shape[-1] >= 2 else "a point is a vector of two numbers or more"
+        if len(shape) != 2:
+            return f"a point is a matrix, not of {len(shape)} dimensions"
+        rows, columns = shape
+        if cls.event == "square" and rows != columns:
+            return f"a point is a square matrix, not {rows} x {columns}"
+        if cls.event == "tall" and rows <= columns:
+            return f"a point is a matrix with more rows than columns, not {rows} x {columns}"
+        return None
+
+    def lift(self, values: Tensor) -> Lifted:
+        """Returns raw numbers `[..., *event]` as points, with what the points leave out."""
+        finite = torch.isfinite(values).reshape(*values.shape[: values.dim() - self.ndim], -1).all(-1)
+        return Lifted(values, torch.zeros_like(finite, dtype=values.dtype), finite)
+
+    def lower(self, point: Tensor, rest: Tensor) -> Tensor:
+        """Returns the raw numbers of a point; `lower(*lift(x))` is x."""
+        del rest
+        return point
 
     @abc.abstractmethod
     def minimal_log(self, point: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,6 +99,14 @@ class AbstractManifold(Manifold):
 
     def mean_step(self, point: Tensor, logs: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
         """The tangent to follow from `point` toward the mean, given the mean of `logs`."""
+        del point, logs, weights
+        return gradient
+
+    def safe_step(self, point: Tensor, logs: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
+        """The tangent that never leads away from the mean: the mean of `logs` under curvature of 0 or more.
+
+        The Hessian of half the mean squared distance is then at most the identity.
+        """
         del point, logs, weights
         return gradient
 

@@ -1,9 +1,10 @@
 """One Fréchet mean for every manifold here, to machine precision, with its certificate.
 
 The mean minimises `sum_i w_i dist(m, x_i)^2 / 2`, whose gradient is minus the weighted mean of the logs.
-All carriers here have non-negative curvature, so the Hessian is at most the identity and following that
-mean of logs for unit time never increases the objective (Afsari, Tron, Vidal 2013). A manifold may offer a
-better step (the sphere has Newton's); it is dropped for any element whose residual it fails to reduce.
+Where curvature is not negative the Hessian is at most the identity, and following that mean of logs for unit
+time never increases the objective (Afsari, Tron, Vidal 2013); elsewhere a manifold's `safe_step` divides it
+by a bound of the Hessian. A manifold may offer a better step (the sphere has Newton's); it is dropped for any
+element whose residual it fails to reduce.
 """
 
 from __future__ import annotations
@@ -153,7 +154,8 @@ class _Search:
             here, logs, weights, gradient = here[going], logs[going], weights[going], gradient[going]
         better = manifold.mean_step(here, logs, weights, gradient)
         plain = self.plain[active].reshape(-1, *[1] * manifold.ndim)
-        self.point[active] = manifold.expmap(here, torch.where(plain, gradient, better))
+        safe = manifold.safe_step(here, logs, weights, gradient)
+        self.point[active] = manifold.expmap(here, torch.where(plain, safe, better))
 
     def reason(self, unique: Tensor) -> str:
         """What happened, in words, for the whole batch."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from merge_models.manifolds.arcs import weighted_sum
 from merge_models.manifolds.base import AbstractManifold
 from merge_models.manifolds.frechet import FrechetMean, frechet_mean
+from merge_models.manifolds.lifting import Lifted
 
 
 def covariance_root(covariance: Tensor) -> Tensor:
@@ -80,6 +81,18 @@ class BuresWasserstein(AbstractManifold):
     name = "BuresWasserstein"
     ndim = 2
     reversible = False
+    event = "square"
+    undefined = "is not symmetric positive semidefinite"
+
+    def lift(self, values: Tensor) -> Lifted:
+        """Takes matrices that are covariances to rounding; nothing is left out."""
+        scale = values.abs().amax(dim=(-2, -1))
+        slack = 16 * torch.finfo(torch.float32).eps * scale
+        even = (values - values.mT).abs().amax(dim=(-2, -1)) <= slack
+        finite = torch.isfinite(values).all(-1).all(-1)
+        least = torch.linalg.eigvalsh(torch.nan_to_num(values + values.mT))[..., 0] / 2
+        point = self.projx(torch.where(finite[..., None, None], values, torch.zeros_like(values)))
+        return Lifted(point, torch.zeros_like(scale), even & finite & (least >= -slack))
 
     def projx(self, x: Tensor) -> Tensor:
         values, vectors = torch.linalg.eigh((x + x.mT) / 2)
@@ -168,6 +181,12 @@ class DiagonalBuresWasserstein(AbstractManifold):
     name = "DiagonalBuresWasserstein"
     ndim = 1
     reversible = False
+    undefined = "has a negative variance"
+
+    def lift(self, values: Tensor) -> Lifted:
+        """Takes vectors of variances; nothing is left out."""
+        defined = (torch.isfinite(values) & (values >= 0)).all(-1)
+        return Lifted(values, torch.zeros_like(values[..., 0]), defined)
 
     def projx(self, x: Tensor) -> Tensor:
         return x.clamp_min(0)

@@ -4,12 +4,16 @@ geoopt's canonical Stiefel manifold calls a Cayley retraction its exponential ma
 both are the real ones, in the bi-invariant metric `<U, V> = tr(U^T V)`.
 """
 
+from __future__ import annotations
+
 import math
 
 import torch
 from torch import Tensor
 
 from merge_models.manifolds.base import AbstractManifold, CutLocusError
+from merge_models.manifolds.lifting import Lifted
+from merge_models.manifolds.polar import rotation_factors
 from merge_models.manifolds.procrustes import procrustes_from_moment
 
 
@@ -71,6 +75,19 @@ class SpecialOrthogonal(AbstractManifold):
 
     name = "SpecialOrthogonal"
     reversible = False
+    event = "square"
+    undefined = "has no full rank"
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...]) -> SpecialOrthogonal:
+        return cls(shape[-1])
+
+    def lift(self, values: Tensor) -> Lifted:
+        """Takes square matrices apart into a rotation and a symmetric factor, `X = R S`."""
+        return Lifted(*rotation_factors(values))
+
+    def lower(self, point: Tensor, rest: Tensor) -> Tensor:
+        return point @ rest
 
     def __init__(self, d: int, blocks: int | None = None) -> None:
         if d < 1 or (blocks is not None and blocks < 1):

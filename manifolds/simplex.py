@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from merge_models.manifolds.base import AbstractManifold
+from merge_models.manifolds.lifting import Lifted
 from merge_models.manifolds.sphere import Sphere, angle_between
 
 _SPHERE = Sphere()
@@ -27,6 +28,16 @@ class ProbabilitySimplex(AbstractManifold):
     name = "ProbabilitySimplex"
     ndim = 1
     reversible = False
+    undefined = "has a negative entry, or none above zero"
+
+    def lift(self, values: Tensor) -> Lifted:
+        """Takes vectors without negative entries apart into shares and their sum."""
+        total = values.sum(-1)
+        defined = (torch.isfinite(values) & (values >= 0)).all(-1) & (total > 0)
+        return Lifted(self.projx(values), total, defined)
+
+    def lower(self, point: Tensor, rest: Tensor) -> Tensor:
+        return rest.unsqueeze(-1) * point
 
     def projx(self, x: Tensor) -> Tensor:
         """Cut negative entries and normalise; the zero vector becomes uniform."""

@@ -1,9 +1,11 @@
 """The unit sphere as a geoopt manifold."""
 
+import torch
 from torch import Tensor
 
 from merge_models.manifolds.arcs import angle_between
 from merge_models.manifolds.base import AbstractManifold, GeooptSphere
+from merge_models.manifolds.lifting import Lifted
 from merge_models.manifolds.unit_sphere import UnitSphere
 
 
@@ -15,6 +17,15 @@ class Sphere(UnitSphere, AbstractManifold, GeooptSphere):
     """
 
     reversible = False
+    undefined = "is zero, which has no direction"
+
+    def lift(self, values: Tensor) -> Lifted:
+        """Takes vectors `[..., n]` apart into their direction and their norm."""
+        norm = values.norm(dim=-1)
+        return Lifted(self.projx(values), norm, torch.isfinite(norm) & (norm > 0))
+
+    def lower(self, point: Tensor, rest: Tensor) -> Tensor:
+        return rest.unsqueeze(-1) * point
 
     def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
         return self.proju(x, u)

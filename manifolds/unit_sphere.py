@@ -53,6 +53,11 @@ class UnitSphere:
     def magnitude(self, point: Tensor) -> Tensor:
         return point.new_ones(point.shape[:-1])
 
+    def safe_step(self, point: Tensor, logs: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
+        """The mean of the logs, which never leads away from the mean: curvature is positive."""
+        del point, logs, weights
+        return gradient
+
     def mean_start(self, points: Tensor, weights: Tensor) -> Tensor:
         """The normalised flat mean, or where that vanishes (antipodes) the heaviest point."""
         flat = weighted_sum(weights, points)

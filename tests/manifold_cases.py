@@ -1,5 +1,6 @@
 """The table of manifolds that the laws in `test_manifold_laws.py` run over."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,10 +8,14 @@ import torch
 from torch import Tensor
 
 from merge_models.manifolds.base import AbstractManifold
+from merge_models.manifolds.euclidean import Euclidean
 from merge_models.manifolds.gaussians import BuresWasserstein, DiagonalBuresWasserstein
+from merge_models.manifolds.hyperbolic import Lorentz, PoincareBall
+from merge_models.manifolds.positive_definite import PositiveDefinite
 from merge_models.manifolds.rotations import SpecialOrthogonal
 from merge_models.manifolds.simplex import ProbabilitySimplex
 from merge_models.manifolds.sphere import Sphere
+from merge_models.manifolds.stiefel import Stiefel
 
 torch.set_num_threads(1)
 
@@ -78,6 +83,38 @@ def turn_covariances(size: int) -> Callable[[torch.Generator], Callable[[Tensor]
         return lambda point: rotation.to(point) @ point @ rotation.mT.to(point)
 
     return make
+
+
+def turn_frames(size: int) -> Callable[[torch.Generator], Callable[[Tensor], Tensor]]:
+    def make(generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        rotation = random_rotation(generator, size)
+        return lambda point: rotation.to(point) @ point
+
+    return make
+
+
+def turn_hyperboloid(size: int) -> Callable[[torch.Generator], Callable[[Tensor], Tensor]]:
+    """A rotation of space, then a boost: both keep the Minkowski form."""
+
+    def make(generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        whole = torch.eye(size + 1, dtype=torch.float64)
+        whole[1:, 1:] = random_rotation(generator, size)
+        boost = torch.eye(size + 1, dtype=torch.float64)
+        boost[0, 0] = boost[1, 1] = math.cosh(0.5)
+        boost[0, 1] = boost[1, 0] = math.sinh(0.5)
+        return lambda point: point @ (whole @ boost).to(point)
+
+    return make
+
+
+def near_frame(noise: Tensor) -> Tensor:
+    """Frames near each other, as logarithms of far ones are not unique."""
+    rows, columns = noise.shape[-2:]
+    return torch.eye(rows)[:, :columns].to(noise) + 0.25 * noise
+
+
+def into_ball(noise: Tensor) -> Tensor:
+    return 0.9 * noise / (1 + noise.norm(dim=-1, keepdim=True))
 
 
 def permute_entries(size: int) -> Callable[[torch.Generator], Callable[[Tensor], Tensor]]:
@@ -159,5 +196,60 @@ CASES = [
             (torch.tensor([0.6, 0.6]), "a sum is off 1 by 0.2"),
         ),
         reach=0.1,
+    ),
+    Case("euclidean", Euclidean(), (5,), same, turn_vectors(5), ((NAN, "16 of 16 entries are NaN"),)),
+    Case(
+        "positive definite",
+        PositiveDefinite(),
+        (4, 4),
+        positive_definite,
+        turn_covariances(4),
+        (
+            (torch.zeros(4, 4), "an eigenvalue is not positive: 0"),
+            (torch.ones(4, 4).triu(), "not symmetric: off by 1"),
+            (torch.ones(4, 3), "square, not (4, 3)"),
+        ),
+    ),
+    Case(
+        "stiefel",
+        Stiefel(),
+        (7, 3),
+        near_frame,
+        turn_frames(7),
+        (
+            (2 * torch.eye(7)[:, :3], "U^T U is off I by 3"),
+            (torch.eye(3), "more rows than columns, not (3, 3)"),
+        ),
+        reach=0.7,
+        transports=False,
+    ),
+    Case(
+        "stiefel, nearly square",
+        Stiefel(),
+        (5, 4),
+        near_frame,
+        turn_frames(5),
+        (),
+        reach=0.7,
+        transports=False,
+    ),
+    Case(
+        "hyperboloid",
+        Lorentz(),
+        (6,),
+        same,
+        turn_hyperboloid(5),
+        (
+            (torch.ones(6), "off the hyperboloid by"),
+            (torch.ones(1), "length 2 or more"),
+        ),
+    ),
+    Case(
+        "poincare ball",
+        PoincareBall(),
+        (5,),
+        into_ball,
+        turn_vectors(5),
+        ((torch.ones(5), "a norm is 2.24, and the ball is open at 1"),),
     ),
 ]
