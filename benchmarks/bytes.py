@@ -52,7 +52,7 @@ KINDS = [
 ]
 BY_LIBRARIES = {
     "orthogonal", "wasserstein", "log_linear", "karcher", "unit_mean", "norm_mean", "slerp", "nuslerp",
-    "multislerp", "model_stock",
+    "multislerp", "model_stock", "frechet",
 }  # fmt: skip
 """Strategies that use BLAS, LAPACK or a vector library, whose last bits differ between processors."""
 

@@ -1,28 +1,17 @@
 """Geometry of the spaces that parameters live in: points, distances, shortest paths, means.
 
 Pure geometry on torch tensors. `span`, `arcs`, `unit_sphere`, `frechet` and `procrustes` need torch alone;
-the manifolds build on geoopt, which takes most of a second to import, so their names load on first use.
+the manifolds build on geoopt, which takes most of a second to import. All names load on first use.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from merge_models.manifolds.arcs import angle_between as angle_between
-from merge_models.manifolds.arcs import mean_coefficients as mean_coefficients
-from merge_models.manifolds.arcs import slerp_coefficients as slerp_coefficients
-from merge_models.manifolds.arcs import step_coefficients as step_coefficients
-from merge_models.manifolds.procrustes import NearRotation as NearRotation
-from merge_models.manifolds.procrustes import ProcrustesError as ProcrustesError
-from merge_models.manifolds.procrustes import SharedProcrustes as SharedProcrustes
-from merge_models.manifolds.procrustes import procrustes_from_moment as procrustes_from_moment
-from merge_models.manifolds.span import Embedding as Embedding
-from merge_models.manifolds.span import Gram as Gram
-from merge_models.manifolds.span import GramError as GramError
-from merge_models.manifolds.span import coefficients as coefficients
-from merge_models.manifolds.span import directions as directions
-from merge_models.manifolds.span import embed as embed
-
 if TYPE_CHECKING:
+    from merge_models.manifolds.arcs import angle_between as angle_between
+    from merge_models.manifolds.arcs import mean_coefficients as mean_coefficients
+    from merge_models.manifolds.arcs import slerp_coefficients as slerp_coefficients
+    from merge_models.manifolds.arcs import step_coefficients as step_coefficients
     from merge_models.manifolds.base import AbstractManifold as AbstractManifold
     from merge_models.manifolds.base import CutLocusError as CutLocusError
     from merge_models.manifolds.base import NotOnManifoldError as NotOnManifoldError
@@ -34,11 +23,21 @@ if TYPE_CHECKING:
     from merge_models.manifolds.gaussians import barycenter as barycenter
     from merge_models.manifolds.gaussians import covariance_root as covariance_root
     from merge_models.manifolds.gaussians import optimal_map as optimal_map
+    from merge_models.manifolds.procrustes import NearRotation as NearRotation
+    from merge_models.manifolds.procrustes import ProcrustesError as ProcrustesError
+    from merge_models.manifolds.procrustes import SharedProcrustes as SharedProcrustes
+    from merge_models.manifolds.procrustes import procrustes_from_moment as procrustes_from_moment
     from merge_models.manifolds.rotations import SpecialOrthogonal as SpecialOrthogonal
     from merge_models.manifolds.rotations import cayley as cayley
     from merge_models.manifolds.rotations import inverse_cayley as inverse_cayley
     from merge_models.manifolds.rotations import rotation_log as rotation_log
     from merge_models.manifolds.simplex import ProbabilitySimplex as ProbabilitySimplex
+    from merge_models.manifolds.span import Embedding as Embedding
+    from merge_models.manifolds.span import Gram as Gram
+    from merge_models.manifolds.span import GramError as GramError
+    from merge_models.manifolds.span import coefficients as coefficients
+    from merge_models.manifolds.span import directions as directions
+    from merge_models.manifolds.span import embed as embed
     from merge_models.manifolds.sphere import Sphere as Sphere
 
 MANIFOLDS = {
@@ -77,6 +76,20 @@ class UnknownManifoldError(ValueError):
 
 
 _LAZY = {
+    "angle_between": "arcs",
+    "mean_coefficients": "arcs",
+    "slerp_coefficients": "arcs",
+    "step_coefficients": "arcs",
+    "NearRotation": "procrustes",
+    "ProcrustesError": "procrustes",
+    "SharedProcrustes": "procrustes",
+    "procrustes_from_moment": "procrustes",
+    "Embedding": "span",
+    "Gram": "span",
+    "GramError": "span",
+    "coefficients": "span",
+    "directions": "span",
+    "embed": "span",
     "AbstractManifold": "base",
     "CutLocusError": "base",
     "NotOnManifoldError": "base",

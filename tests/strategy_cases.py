@@ -14,6 +14,7 @@ from merge_models.merge.strategies import (
     DareTies,
     Della,
     DellaLinear,
+    Frechet,
     Karcher,
     Linear,
     LogLinear,
@@ -128,6 +129,11 @@ CASES = (
     Case("wasserstein", Wasserstein(weight=(0.5, 0.3, 0.2)), identity=Wasserstein()),
     Case("wasserstein-base", Wasserstein(origin="base"), identity=Wasserstein(origin="base")),
     Case("wasserstein-full", Wasserstein(covariance="full"), identity=Wasserstein(covariance="full")),
+    Case("frechet", Frechet(weight=(0.5, 0.3, 0.2)), identity=Frechet()),
+    Case("frechet-row", Frechet(per="row", origin="base"), identity=Frechet(per="row", origin="base")),
+    Case("frechet-head", Frechet(per="head", heads=4, manifold="stiefel"), identity=Frechet(per="head")),
+    Case("frechet-rotations", Frechet(manifold="rotations", weight=(0.5, 0.3, 0.2)), identity=Frechet()),
+    Case("frechet-lorentz", Frechet(manifold="lorentz", per="row"), identity=Frechet(manifold="lorentz")),
     Case("ties", Ties(weight=(0.5, 0.3, 0.2)), identity=Ties()),
     Case("ties-trimmed", Ties(density=0.3), identity=Ties(), exact_equal=False),  # small deltas are dropped
     Case(

@@ -143,6 +143,7 @@ class Kernel:
             outputs.
         survey_bytes: memory that a survey of so many elements takes beyond its blocks.
         warm_up: loads what the kernel will use, so that it counts as the program's own memory.
+        note: what a plan tells of the tensor; empty where there is nothing to say.
     """
 
     write: Write | None
@@ -158,3 +159,4 @@ class Kernel:
     bytes_per_element: int = 0
     survey_bytes: Callable[[int], int] = no_bytes
     warm_up: Callable[[], None] | None = None
+    note: str = ""

@@ -53,12 +53,13 @@ def make_task(
     if strategy is None:
         return Task(case, refs, _TAKE.kernel(case), _TAKE, note, is_taken=True)
     try:
-        task = Task(case, refs, strategy.kernel(case), strategy, note)
+        kernel = strategy.kernel(case)
     except MissingRoleError as error:
         raise PlanError(
             f"tensor '{printable(name)}': {class_text(type(strategy))} needs inputs of the role"
             f" '{printable(error.role)}', and the recipe names none; name some, or choose another method"
         ) from None
+    task = Task(case, refs, kernel, strategy, note or kernel.note)
     _check_cuts(task)
     return task
 

@@ -20,6 +20,7 @@ from merge_models.merge.strategies.multislerp import MultiSlerp as MultiSlerp  #
 from merge_models.merge.strategies.model_stock import ModelStock as ModelStock  # isort: skip
 from merge_models.merge.strategies.log_linear import LogLinear as LogLinear  # isort: skip
 from merge_models.merge.strategies.wasserstein import Wasserstein as Wasserstein  # isort: skip
+from merge_models.merge.strategies.frechet import Frechet as Frechet  # isort: skip
 from merge_models.merge.strategies.ties import Ties as Ties  # isort: skip
 from merge_models.merge.strategies.dare import DareLinear as DareLinear  # isort: skip
 from merge_models.merge.strategies.dare import DareTies as DareTies  # isort: skip
