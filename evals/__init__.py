@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from merge_models.evals.inspect import inspect_parents as inspect_parents
     from merge_models.evals.repairs import repair as repair
     from merge_models.evals.repairs import repair_module as repair_module
+    from merge_models.evals.report import to_html as to_html
+    from merge_models.evals.report import to_markdown as to_markdown
     from merge_models.evals.weights import diagnose_weights as diagnose_weights
 
 _HOMES = {
@@ -22,6 +24,8 @@ _HOMES = {
     "evaluate": "merge_models.evals.evaluation",
     "inspect_parents": "merge_models.evals.inspect",
     "o_information": "merge_models.evals.information",
+    "to_html": "merge_models.evals.report",
+    "to_markdown": "merge_models.evals.report",
 }
 __all__ = [
     "diagnose_modules",
@@ -31,6 +35,8 @@ __all__ = [
     "o_information",
     "repair",
     "repair_module",
+    "to_html",
+    "to_markdown",
 ]
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from merge_models.evals.arguments import checked_models, checked_place, checked_weights
+from merge_models.merge.checkpoint.guard import read_json
 from merge_models.merge.checkpoint.lora import open_model
 from merge_models.merge.checkpoint.places import local_path
-from merge_models.merge.checkpoint.source import read_json
 from merge_models.merge.checkpoint.staging import MANIFEST
 from merge_models.merge.errors import MergeError, counted, printable
 

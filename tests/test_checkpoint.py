@@ -21,7 +21,7 @@ from torch import Tensor
 from merge_models.merge import CheckpointError
 from merge_models.merge.checkpoint import open_checkpoint, read_header
 from merge_models.merge.checkpoint.dtypes import BY_CODE
-from merge_models.merge.checkpoint.source import Checkpoint
+from merge_models.merge.checkpoint.stored import Checkpoint
 
 from .helpers import (
     CONFIG,

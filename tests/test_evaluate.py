@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from merge_models.evals.evaluation import evaluate
 from merge_models.evals.lineage import lineage, short_name
 from merge_models.evals.models import open_model
-from merge_models.evals.outlets import check_outlets, write_outlets
 from merge_models.evals.positions import most_positions
+from merge_models.evals.report.outlets import check_outlets, write_outlets
 from merge_models.evals.schema import Evaluation, Outcome, Verdict
 from merge_models.merge import merge, run_recipe
 from merge_models.merge.checkpoint.staging import MANIFEST

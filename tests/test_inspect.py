@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from merge_models.evals.inspect import inspect_parents
+from merge_models.evals.report import to_markdown
 from merge_models.evals.schema import Inspection
 from merge_models.merge.cli import main
 from merge_models.merge.errors import MergeError
@@ -60,7 +61,7 @@ def test_parents_that_fit_are_compatible_and_described(tmp_path: Path) -> None:
     assert found.tensors is not None and [t.name for t in found.tensors] == sorted(SHAPES)
     assert all(t.norm is None and t.cosine is not None for t in found.tensors)
     assert found.delta_norms is not None and found.sign_conflict is not None and found.curvature is not None
-    assert "m0" in found.to_markdown()
+    assert "m0" in to_markdown(found)
     assert Inspection.model_validate_json(found.to_json()) == found
 
 
@@ -239,7 +240,7 @@ def test_a_terminal_gets_no_markup(tmp_path: Path) -> None:
 
 def test_markdown_numbers_its_list(tmp_path: Path) -> None:
     states, base = family(3, 0.01)
-    listed = inspect_parents(states, base).to_markdown().split("### What fits")[1].split()
+    listed = to_markdown(inspect_parents(states, base)).split("### What fits")[1].split()
     assert [word for word in listed if re.fullmatch(r"\d\.", word)][:2] == ["1.", "2."]
 
 

@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 
 from merge_models.merge import PlanError, merge, prepare
-from merge_models.merge.checkpoint.source import Checkpoint
+from merge_models.merge.checkpoint.stored import Checkpoint
 from merge_models.merge.cli import main
 from merge_models.merge.recipes.recipe import recipe_of
 from merge_models.merge.running import scheduler
@@ -160,7 +160,7 @@ def test_parts_of_a_survey_do_not_pile_up(
     """While the first block of a survey is held up, the other workers wait with their parts."""
     paths = write_models(tmp_path, 3)
     monkeypatch.setattr("merge_models.merge.planning.task.BLOCK_ELEMENTS", 8)
-    monkeypatch.setattr("merge_models.merge.strategies.orthogonal._BLOCK_ELEMENTS", 8)
+    monkeypatch.setattr("merge_models.merge.strategies.families.rotation_side._BLOCK_ELEMENTS", 8)
     monkeypatch.setattr(scheduler, "SMALL_PARTS", 0)
     if sampled:  # parts that are listed, not added, need not wait
         monkeypatch.setattr("merge_models.merge.kernels.selection.samples.SAMPLE", sampled)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from merge_models.evals.report import charts
+from merge_models.evals.report import charts, to_html, to_markdown
 from merge_models.evals.report.comparison import compare
 from merge_models.evals.report.escape import block, line, markdown_code, markdown_prose, markdown_text
 from merge_models.evals.report.html import json_script, table, tag
@@ -163,7 +163,7 @@ def test_json_in_scripts_cannot_end_them() -> None:
 
 @over_cases
 def test_pages_are_whole_and_closed(case: str) -> None:
-    text = CASES[case]().to_html()
+    text = to_html(CASES[case]())
     reader = Reader(text)
     assert len(set(reader.ids())) == len(reader.ids())
     targets = [a["href"] for name, a in reader.elements if name == "a"]
@@ -179,7 +179,7 @@ def test_pages_are_whole_and_closed(case: str) -> None:
 
 @over_cases
 def test_the_policy_names_every_script_and_nothing_else(case: str) -> None:
-    text = CASES[case]().to_html()
+    text = to_html(CASES[case]())
     policy = html_module.unescape(re.findall(r'Content-Security-Policy" content="([^"]*)"', text)[0])
     assert policy.startswith("default-src 'none';") and "http" not in policy
     assert re.findall(r"script-src ([^;]*)", policy)[0].count("sha256-") == text.count("<script>")
@@ -187,14 +187,14 @@ def test_the_policy_names_every_script_and_nothing_else(case: str) -> None:
 
 @over_cases
 def test_headings_step_down_by_one(case: str) -> None:
-    levels = [int(n[1]) for n, _ in Reader(CASES[case]().to_html()).elements if re.fullmatch("h[1-6]", n)]
+    levels = [int(n[1]) for n, _ in Reader(to_html(CASES[case]())).elements if re.fullmatch("h[1-6]", n)]
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False))
 
 
 @over_cases
 def test_every_chart_has_data_words_and_a_table(case: str) -> None:
-    text = CASES[case]().to_html()
+    text = to_html(CASES[case]())
     reader = Reader(text)
     drawn = [a["data-chart"] for _, a in reader.elements if "data-chart" in a]
     if not drawn:
@@ -211,7 +211,7 @@ def test_every_chart_has_data_words_and_a_table(case: str) -> None:
 @over_cases
 def test_markdown_says_the_verdict_first(case: str) -> None:
     made = CASES[case]()
-    text = made.to_markdown()
+    text = to_markdown(made)
     assert text.startswith("## Evaluation of the merge\n\n") and text.endswith("\n")
     if made.verdict is not None:
         words = {"healthy": "✓ Healthy", "degraded": "▲ Degraded", "collapsed": "✕ Collapsed"}
@@ -227,7 +227,7 @@ def test_markdown_says_the_verdict_first(case: str) -> None:
 def test_findings_bring_evidence_threshold_source_and_remedy() -> None:
     made = CASES["collapsed"]()
     assert made.verdict is not None
-    words, text = Reader(made.to_html()).words, made.to_markdown()
+    words, text = Reader(to_html(made)).words, to_markdown(made)
     for finding in made.verdict.findings:
         evidence = finding.evidence.replace("`", "")
         assert evidence in words and evidence in Reader(MARKDOWN.render(text)).words
@@ -237,14 +237,14 @@ def test_findings_bring_evidence_threshold_source_and_remedy() -> None:
 
 
 def test_what_is_missing_is_said() -> None:
-    words = Reader(CASES["weights only"]().to_html()).words
+    words = Reader(to_html(CASES["weights only"]())).words
     for part in ("activations and predictions", "O-information", "tasks"):
         assert f"Not measured: {part}." in words
     assert "Activations by depth" not in words and "Activations were not asked for" in words
-    assert "no language-model head" in Reader(CASES["encoder"]().to_html()).words
+    assert "no language-model head" in Reader(to_html(CASES["encoder"]())).words
     assert (
         "NaN or Inf in the merge: model.layers.4.mlp.down_proj.weight"
-        in Reader(CASES["not finite"]().to_html()).words
+        in Reader(to_html(CASES["not finite"]())).words
     )
 
 
@@ -275,7 +275,7 @@ def test_nets_without_layers_keep_the_order_of_their_modules() -> None:
     made = made.model_copy(update={"activations": made.activations.model_copy(update={"sites": sites})})
     profile = charts.activation_profiles(made)[0]
     assert profile.depth == "module" and profile.positions == tuple(f"model.layers.{n}.mlp" for n in range(3))
-    assert "model.layers.1.mlp" in made.to_html()
+    assert "model.layers.1.mlp" in to_html(made)
 
 
 def test_many_kinds_of_tensor_fold_into_few_rows() -> None:
@@ -302,7 +302,7 @@ def test_a_page_of_a_large_model_is_made_quickly() -> None:
     import time
 
     start = time.process_time()
-    CASES["deep"]().to_html()
+    to_html(CASES["deep"]())
     assert time.process_time() - start < 3
 
 
@@ -331,12 +331,12 @@ def test_a_comparison_ranks_by_verdict_then_score() -> None:
 def test_a_comparison_in_every_format() -> None:
     made = compare([CASES[name]() for name in CASES])
     assert type(made).model_validate_json(made.to_json()) == made
-    reader = Reader(made.to_html())
+    reader = Reader(to_html(made))
     assert [a.get("data-chart") for _, a in reader.elements if "data-chart" in a] == [
         "variance_ratio",
         "effective_rank_ratio",
     ]
-    rendered = Reader(MARKDOWN.render(made.to_markdown()))
+    rendered = Reader(MARKDOWN.render(to_markdown(made)))
     assert sum(name == "tr" for name, _ in rendered.elements) == len(CASES) + 1
     assert {name for name, _ in rendered.elements} <= {
         *("h2", "table", "thead", "tbody", "tr", "th", "td", "code", "ul", "li", "p")
@@ -378,7 +378,7 @@ def test_an_inspection_as_tables() -> None:
     assert "Not compatible" in reader.words and "What fits" in reader.words
     assert {"script", "img", "a"}.isdisjoint(name for name, _ in reader.elements)
     alone = Inspection(models=parents, compatible=True)
-    assert "They can be merged as they are" in alone.to_markdown()
+    assert "They can be merged as they are" in to_markdown(alone)
 
 
 # What is included, and what is documented

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from merge_models.evals.report import to_html
 from merge_models.evals.report.comparison import compare
 from tests.browser import Browser, browser, find_chromium
 from tests.report_cases import CASES
@@ -41,7 +42,7 @@ UNDEFINED = """[document.body.innerText, ...[...document.querySelectorAll('svg')
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("pages")
-    pages = {name: make().to_html() for name, make in CASES.items()}
+    pages = {name: to_html(make()) for name, make in CASES.items()}
     pages["comparison"] = compare([make() for make in CASES.values()]).to_html()
     for name, text in pages.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")

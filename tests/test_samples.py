@@ -19,7 +19,7 @@ from merge_models.merge.contract.block import Block
 from merge_models.merge.contract.case import Case, Inputs, TensorSpec
 from merge_models.merge.kernels.selection.samples import RUN, run_starts, take_sample, thinned
 from merge_models.merge.planning.task import Ref, Task
-from merge_models.merge.running.options import Piece
+from merge_models.merge.running.pieces import Piece
 from merge_models.merge.running.reading import BlockReader, Buffers
 from merge_models.merge.strategies import Ties
 from merge_models.merge.strategies.families.blocks import copy_kernel

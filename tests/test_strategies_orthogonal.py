@@ -17,7 +17,7 @@ from merge_models.merge.checkpoint.dtypes import BY_CODE
 from merge_models.merge.contract.case import Case, Inputs, TensorSpec
 from merge_models.merge.contract.kernel import Kernel
 from merge_models.merge.planning import task
-from merge_models.merge.strategies import Orthogonal, Ties, orthogonal
+from merge_models.merge.strategies import Orthogonal, Ties
 
 from .helpers import assert_same_bits, read_folder, write_folder
 
@@ -460,7 +460,7 @@ def test_an_unchanged_tensor_has_nothing_to_explain(tmp_path: Path) -> None:
 
 def test_bytes_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task, "BLOCK_ELEMENTS", 1000)
-    monkeypatch.setattr(orthogonal, "_BLOCK_ELEMENTS", 4000)
+    monkeypatch.setattr("merge_models.merge.strategies.families.rotation_side._BLOCK_ELEMENTS", 4000)
     base, parents = family((707, 40), 0.05, count=2, dtype=torch.float32)
     for strategy in (Orthogonal(), Orthogonal(residual="ties", density=0.5)):
         first = merged(base, parents, strategy, threads=1)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from merge_models.evals.evaluation import judged, unique_names
+from merge_models.evals.report import to_html, to_markdown
 from merge_models.evals.schema import (
     ActivationDiagnosis,
     Calibration,
@@ -344,7 +345,7 @@ def test_what_could_not_be_compared_is_not_called_healthy(predictions: Head | No
     assert (found.verdict.status, found.verdict.score) == ("not judged", None)
     assert "--data" in found.verdict.summary and "--tasks" in found.verdict.summary
     assert Evaluation.from_json(found.to_json()) == found
-    assert "Not judged" in found.to_markdown() and "not-judged" in found.to_html()
+    assert "Not judged" in to_markdown(found) and "not-judged" in to_html(found)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from merge_models.evals.report import charts
-from merge_models.evals.report.charts import Panel, Profile, Role, Rule, Series
 from merge_models.evals.report.definitions import DEFINITIONS
 from merge_models.evals.report.escape import markdown_code, markdown_prose
 from merge_models.evals.report.facts import (
@@ -22,6 +21,7 @@ from merge_models.evals.report.markdown import table as markdown_table
 from merge_models.evals.report.numbers import number, percent
 from merge_models.evals.report.page import document
 from merge_models.evals.report.sections import Section, badge, figure, location
+from merge_models.evals.report.shapes import Panel, Profile, Role, Rule, Series
 from merge_models.evals.schema import SCHEMA_VERSION, Basis, Evaluation, Outcome, Record
 
 

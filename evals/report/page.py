@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import resources
 
-from merge_models.evals.report.charts import Chart, payload
 from merge_models.evals.report.escape import line
 from merge_models.evals.report.html import Html, json_script, tag
 from merge_models.evals.report.sections import Section, sections, verdict
+from merge_models.evals.report.shapes import Chart, payload
 from merge_models.evals.schema import Evaluation
 
 SCRIPTS = ("d3.min.js", "plot.umd.min.js", "report.js")

@@ -29,11 +29,12 @@ What `merge-models eval MERGE --report report.json` writes, `Evaluation.to_json(
 - In every list of one value a parent, parents stand in the order of `models`.
 
 ```python
+from merge_models.evals.report import to_html
 from merge_models.evals.schema import Evaluation
 
 report = Evaluation.from_json(open("report.json", encoding="utf-8").read())
 assert report.verdict.status != "collapsed"
-open("report.html", "w", encoding="utf-8").write(report.to_html())
+open("report.html", "w", encoding="utf-8").write(to_html(report))
 ```
 
 `report.html` is one file without network access: charts, data and libraries are inside. `report.md` is a

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 from merge_models.evals.schema.activations import ActivationDiagnosis
 from merge_models.evals.schema.information import InformationDiagnosis
 from merge_models.evals.schema.record import SCHEMA_VERSION, ModelRef, Record
@@ -58,15 +56,3 @@ class Evaluation(Record):
     def from_json(cls, text: str) -> Evaluation:
         """Reads ``to_json``'s text; raises ``pydantic.ValidationError`` for anything else."""
         return cls.model_validate_json(text)
-
-    def to_markdown(self) -> str:
-        """A section for a model card: the verdict, findings and main tables."""
-        from merge_models.evals.report.markdown import markdown
-
-        return markdown(cast(Any, self))  # one class, that type checkers meet under two paths
-
-    def to_html(self) -> str:
-        """One self-contained page: no network, charts inside."""
-        from merge_models.evals.report.page import page
-
-        return page(cast(Any, self))

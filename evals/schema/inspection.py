@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 from merge_models.evals.schema.record import SCHEMA_VERSION, ModelRef, Record
 from merge_models.evals.schema.weights import DepthWeights, TensorWeights
 
@@ -37,15 +35,3 @@ class Inspection(Record):
     def to_json(self) -> str:
         """The record as JSON."""
         return self.model_dump_json(indent=1)
-
-    def to_markdown(self) -> str:
-        """Tables for a card."""
-        from merge_models.evals.report.inspection import inspection_markdown
-
-        return inspection_markdown(cast(Any, self))
-
-    def to_text(self, width: int = 100) -> str:
-        """The same without markup, for a terminal of so many columns."""
-        from merge_models.evals.report.inspection import inspection_text
-
-        return inspection_text(cast(Any, self), width)

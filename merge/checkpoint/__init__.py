@@ -9,8 +9,8 @@ from merge_models.merge.checkpoint.header import read_header as read_header
 from merge_models.merge.checkpoint.layout import Layout as Layout
 from merge_models.merge.checkpoint.layout import OutputTensor as OutputTensor
 from merge_models.merge.checkpoint.layout import plan_layout as plan_layout
-from merge_models.merge.checkpoint.source import Checkpoint as Checkpoint
+from merge_models.merge.checkpoint.opening import open_checkpoint as open_checkpoint
 from merge_models.merge.checkpoint.source import Source as Source
 from merge_models.merge.checkpoint.source import StateDict as StateDict
-from merge_models.merge.checkpoint.source import open_checkpoint as open_checkpoint
 from merge_models.merge.checkpoint.staging import Staging as Staging
+from merge_models.merge.checkpoint.stored import Checkpoint as Checkpoint

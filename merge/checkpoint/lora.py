@@ -17,16 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merge_models.merge.checkpoint.dtypes import BY_CODE
+from merge_models.merge.checkpoint.guard import read_json
 from merge_models.merge.checkpoint.header import TensorInfo
 from merge_models.merge.checkpoint.hub import resolve
 from merge_models.merge.checkpoint.lora_reading import CONFIG, AdapterReading, Bias, Factors
-from merge_models.merge.checkpoint.source import (
-    Checkpoint,
-    DiskSource,
-    open_checkpoint,
-    open_weights,
-    read_json,
-)
+from merge_models.merge.checkpoint.opening import open_checkpoint, open_weights
+from merge_models.merge.checkpoint.source import DiskSource
+from merge_models.merge.checkpoint.stored import Checkpoint
 from merge_models.merge.checkpoint.wrapped import WrappedSource
 from merge_models.merge.errors import CheckpointError
 

@@ -11,7 +11,8 @@ from typing import Any
 from merge_models.merge.checkpoint.guard import is_simple
 from merge_models.merge.checkpoint.header import TensorInfo, printable
 from merge_models.merge.checkpoint.sidecars import resized_config
-from merge_models.merge.checkpoint.source import Checkpoint, DiskSource
+from merge_models.merge.checkpoint.source import DiskSource
+from merge_models.merge.checkpoint.stored import Checkpoint
 from merge_models.merge.checkpoint.tied import EMBEDDINGS, HEADS, untied
 from merge_models.merge.checkpoint.tied_head import TiedHead, tied_head
 from merge_models.merge.errors import CheckpointError

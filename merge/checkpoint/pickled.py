@@ -22,7 +22,7 @@ import numpy as np
 from merge_models.merge.checkpoint.archive import MAX_PICKLE, Archive, is_archive, read_archive
 from merge_models.merge.checkpoint.dtypes import BY_CODE, BY_TORCH_NAME
 from merge_models.merge.checkpoint.header import MAX_NAME, TensorInfo, printable, stamp
-from merge_models.merge.checkpoint.source import Checkpoint
+from merge_models.merge.checkpoint.stored import Checkpoint
 from merge_models.merge.errors import CheckpointError
 
 if TYPE_CHECKING:

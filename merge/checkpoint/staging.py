@@ -15,13 +15,13 @@ from typing import Any, cast
 import numpy as np
 
 from merge_models.merge.checkpoint.digest import digest_bytes, digest_range
+from merge_models.merge.checkpoint.guard import read_json
 from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.checkpoint.journal import Journal, binding_digest, differences
 from merge_models.merge.checkpoint.layout import Layout
 from merge_models.merge.checkpoint.lock import lock_file
 from merge_models.merge.checkpoint.publish import put_in_place, settle, sync_file, sync_tree
 from merge_models.merge.checkpoint.sidecars import first_foreign
-from merge_models.merge.checkpoint.source import read_json
 from merge_models.merge.errors import CheckpointError
 
 MANIFEST = "merge_manifest.json"

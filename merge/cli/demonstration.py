@@ -22,7 +22,7 @@ def demo(keep: Path | None, report: Path | None) -> None:
     """
     import tempfile
 
-    from merge_models.evals.outlets import check_outlets
+    from merge_models.evals.report.outlets import check_outlets
     from merge_models.merge.demo.run import overdo, run_demo
 
     check_outlets([report] if report else [])
@@ -36,8 +36,8 @@ def demo(keep: Path | None, report: Path | None) -> None:
 
 def _judge_demo(merges: Sequence[Path], scratch: Path, report: Path | None) -> None:
     from merge_models.evals.evaluation import evaluate
-    from merge_models.evals.outlets import write_outlets
     from merge_models.evals.report.comparison import compare
+    from merge_models.evals.report.outlets import write_outlets
     from merge_models.evals.tasks import TaskSettings
     from merge_models.merge.cli.verdicts import tell
     from merge_models.merge.demo.skills import SKILLS, demo_folder, held_out, solved

@@ -34,7 +34,7 @@ def eval_command(merges: tuple[str, ...], **options: Any) -> None:
     \b
     Example: merge-models eval ./merged --report report.html --fail-on collapsed
     """
-    from merge_models.evals.outlets import check_outlets, write_outlets
+    from merge_models.evals.report.outlets import check_outlets, write_outlets
 
     outlets, as_json = options.pop("report"), options.pop("as_json")
     quiet, fail_on = options.pop("quiet"), options.pop("fail_on")

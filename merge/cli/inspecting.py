@@ -28,9 +28,10 @@ def inspect_command(
     Example: merge-models inspect ./math ./code --base ./base
     """
     from merge_models.evals.inspect import inspect_parents
+    from merge_models.evals.report import to_text
 
     found = inspect_parents(models, base, headers_only=headers_only, **options)
     width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
-    click.echo(found.to_json() if as_json else found.to_text(width))
+    click.echo(found.to_json() if as_json else to_text(found, width))
     if not found.compatible:
         sys.exit(FAILED)

@@ -35,8 +35,8 @@ def repair_command(target: str, **options: Any) -> None:
     threads, saying = options.pop("threads"), (lambda line: None) if quiet else say
     with _interrupted("nothing was published: the same command begins again"):
         from merge_models.evals.lineage import lineage
-        from merge_models.evals.outlets import check_outlets
         from merge_models.evals.repairs import repair
+        from merge_models.evals.report.outlets import check_outlets
 
         check_outlets(outlets)
         family = lineage(target, options.pop("parents"), None, parse_weights(options.pop("weights")))
@@ -48,7 +48,7 @@ def repair_command(target: str, **options: Any) -> None:
         return
     with _interrupted(f"{out} is complete, its report is not written: merge-models eval {out} measures it"):
         from merge_models.evals.evaluation import evaluate
-        from merge_models.evals.outlets import write_outlets
+        from merge_models.evals.report.outlets import write_outlets
 
         depths = ("weights", "activations")
         found = evaluate(out, family.parents, measure=depths, threads=threads, progress=saying, **options)

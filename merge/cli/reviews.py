@@ -43,7 +43,7 @@ class Review:
     def __init__(
         self, data: str, outlets: Sequence[Path], fail_on: str | None, *, allow_pickle: bool, quiet: bool
     ) -> None:
-        from merge_models.evals.outlets import check_outlets
+        from merge_models.evals.report.outlets import check_outlets
 
         check_outlets(outlets)
         self._data, self._outlets, self._fail_on = data, outlets, fail_on
@@ -75,6 +75,8 @@ class Review:
         known = [share for share in shares if share is not None]
         named = list(zip(prepared.relatives, origins(prepared.plan), strict=True))
         ordered = [names for role in ("parent", "base") for own, names in named if own.role == role]
+        from merge_models.evals.report import to_markdown
+
         self._evaluation = evaluate(
             folder,
             _references(prepared, "parent"),
@@ -86,11 +88,11 @@ class Review:
             name=name,
             progress=(lambda line: None) if self._quiet else say,
         )
-        return self._evaluation.to_markdown()
+        return to_markdown(self._evaluation)
 
     def close(self) -> None:
         """Writes the reports, tells the verdict, and ends the process with 3 if it is too bad."""
-        from merge_models.evals.outlets import write_outlets
+        from merge_models.evals.report.outlets import write_outlets
 
         if self._evaluation is None:
             return

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from merge_models.merge.checkpoint.guard import read_json
 from merge_models.merge.checkpoint.layers import stacks
 from merge_models.merge.checkpoint.sidecars import output_config
-from merge_models.merge.checkpoint.source import read_json
 from merge_models.merge.checkpoint.stacked import stacked_config
 from merge_models.merge.checkpoint.staging import Staging
 from merge_models.merge.checkpoint.tied import untied

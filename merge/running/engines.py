@@ -14,7 +14,8 @@ from merge_models.merge.kernels.blocks import native_name
 from merge_models.merge.lazy import LazyModule
 from merge_models.merge.planning.plan import Plan
 from merge_models.merge.running.hands import Hands
-from merge_models.merge.running.options import RunOptions, Sink
+from merge_models.merge.running.options import RunOptions
+from merge_models.merge.running.pieces import Sink
 from merge_models.merge.running.reading import Buffers
 from merge_models.merge.running.scheduler import Scheduler, jobs_of, jobs_of_fits
 
@@ -87,8 +88,14 @@ def _work(scheduler: Scheduler, hands: Hands, uses_torch: bool) -> None:
         scheduler.fail(failure)
 
 
-def execute(plan: Plan, sink: Sink, options: RunOptions) -> dict[str, Figures]:
+def execute(plan: Plan, sink: Sink, options: RunOptions, engine: Engine | None = None) -> dict[str, Figures]:
     """Carries out a plan: its fits, then its tasks.
+
+    Args:
+        plan: what is done.
+        sink: where merged bytes go.
+        options: how.
+        engine: what performs the steps; threads of this process unless given.
 
     Returns:
         What is worth telling, by output tensor.
@@ -96,7 +103,7 @@ def execute(plan: Plan, sink: Sink, options: RunOptions) -> dict[str, Figures]:
     Raises:
         MergeError: an input cannot be read or holds NaN or Inf, or the output cannot be written.
     """
-    engine = options.engine or Threads(max(1, options.threads))
+    engine = engine or Threads(max(1, options.threads))
     hands, torch_too = Hands(plan, sink, options), needs_torch(plan)
     figures: dict[str, Figures] = {}
     with one_torch_thread() if torch_too else nullcontext():

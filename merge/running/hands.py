@@ -19,8 +19,9 @@ from merge_models.merge.kernels.rounding import is_narrow, rounding_key
 from merge_models.merge.lazy import LazyModule
 from merge_models.merge.planning.plan import Plan
 from merge_models.merge.planning.task import BLOCK_ELEMENTS, Task
-from merge_models.merge.running.options import Piece, RunOptions, Sink
+from merge_models.merge.running.options import RunOptions
 from merge_models.merge.running.outputs import BlockOutput
+from merge_models.merge.running.pieces import Piece, Sink
 from merge_models.merge.running.reading import BlockReader, Buffers
 from merge_models.merge.running.survival import EVERY
 

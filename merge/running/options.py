@@ -1,75 +1,14 @@
-"""What the loop works with: pieces of tasks, where merged bytes go, and how a plan is carried out."""
+"""How a plan is carried out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from merge_models.merge.contract.block import Block
-from merge_models.merge.contract.case import Inputs
-from merge_models.merge.contract.kernel import Figures, Grain
-from merge_models.merge.contract.span import Span
 from merge_models.merge.planning.task import Task
 from merge_models.merge.running.held import HOLD_BYTES
-
-if TYPE_CHECKING:
-    from merge_models.merge.running.engines import Engine
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One block of one task.
-
-    Attributes:
-        task: the task.
-        number: the block's place among those that share its survey.
-        start, stop: its elements in the task's flattened domain.
-    """
-
-    task: Task
-    number: int
-    start: int
-    stop: int
-
-    @property
-    def count(self) -> int:
-        """Number of elements."""
-        return self.stop - self.start
-
-    @property
-    def place(self) -> tuple[str, int]:
-        """What tells it from all other pieces."""
-        return self.task.name, self.start
-
-    def block(self, spans: Inputs[Span]) -> Block:
-        """Returns what a kernel sees of it, given its inputs."""
-        whole_rows = self.task.kernel.grain is not Grain.ELEMENT
-        case = self.task.case
-        shape = case.result if case.inputs.parents else self.task.domain
-        return Block(spans, self.start, case, self.number, shape.columns if whole_rows else None)
-
-    def sample(self, spans: Inputs[Span], places: np.ndarray) -> Block:
-        """Returns the same of a sample of it: runs that begin at some places."""
-        return Block(spans, self.start, self.task.case, self.number, None, places)
-
-
-class Sink(Protocol):
-    """Where merged bytes go."""
-
-    def buffer(self, name: str, start: int, stop: int, scratch: np.ndarray) -> np.ndarray:
-        """Memory for bytes ``start`` to ``stop`` of a tensor: the place itself, or ``scratch``."""
-        ...
-
-    def write(self, name: str, start: int, data: np.ndarray) -> None:
-        """Takes bytes that were put into ``buffer``."""
-        ...
-
-    def finish(self, task: Task, figures: dict[str, Figures]) -> None:
-        """Hears that all outputs of a task have been written, and what is to be told of each."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -85,7 +24,6 @@ class RunOptions:
         finished: names of tensors that are there already and are not written again.
         watch: called, from any worker, with a task, the number of one of its inputs, and the place and
             bytes of a part of that input as it was read; once for each part of what is written.
-        engine: what runs the steps; threads of this process unless given.
     """
 
     threads: int = 1
@@ -95,4 +33,3 @@ class RunOptions:
     held_bytes: int = HOLD_BYTES
     finished: frozenset[str] = frozenset()
     watch: Callable[[Task, int, int, np.ndarray], None] | None = None
-    engine: Engine | None = None

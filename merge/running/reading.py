@@ -14,7 +14,7 @@ from merge_models.merge.contract.span import Span
 from merge_models.merge.kernels.selection.samples import RUN, run_starts, thinned
 from merge_models.merge.planning.task import Ref, Task
 from merge_models.merge.running.held import HeldBlocks
-from merge_models.merge.running.options import Piece
+from merge_models.merge.running.pieces import Piece
 
 Watch = Callable[[Task, int, int, np.ndarray], None]
 

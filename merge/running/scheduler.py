@@ -17,7 +17,8 @@ from merge_models.merge.contract.kernel import Figures, Pass
 from merge_models.merge.errors import MergeError
 from merge_models.merge.planning.task import Fit, Task
 from merge_models.merge.running.hands import Done, Hands, Step
-from merge_models.merge.running.options import Piece, RunOptions, Sink
+from merge_models.merge.running.options import RunOptions
+from merge_models.merge.running.pieces import Piece, Sink
 from merge_models.merge.running.sending import check_sendable
 from merge_models.merge.running.survival import Survival
 

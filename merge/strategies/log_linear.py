@@ -14,6 +14,7 @@ from merge_models.merge.contract.strategy import AbstractStrategy, BaseModel
 from merge_models.merge.kernels.mixing import pieces
 from merge_models.merge.lazy import LazyModule
 from merge_models.merge.strategies.families.blocks import torch_kernel
+from merge_models.merge.strategies.families.votes import ROUNDING, sign_of_sum
 from merge_models.merge.strategies.families.weights import base_under_origin, shares_of
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch")
 
-_ROUNDING = 1e-12
 _FLOOR = 1e-290
 
 
@@ -95,20 +95,11 @@ class LogLinear(AbstractStrategy):
             equal &= x == first
         if self.zeros == "skip":
             logs /= weight.clamp_min_(_FLOOR)
-        tied = vote.abs() <= _ROUNDING
+        tied = vote.abs() <= ROUNDING
         if bool(tied.any()):
-            vote = torch.where(tied, _sign_of_sum(offsets), vote)
+            vote = torch.where(tied, sign_of_sum(offsets), vote)
         merged = logs.exp_().mul_(vote.sign_()).mul_(alive)
         if base is not None:
             merged += base
         # Logarithms round; parents that agree need none.
         return torch.where(equal, first, merged.to(first.dtype))
-
-
-def _sign_of_sum(offsets: Sequence[tuple[float, Tensor]]) -> Tensor:
-    """The sign of ``sum_i w_i x_i``; what rounding leaves of a sum that cancels is none."""
-    total, mass = (torch.zeros_like(offsets[0][1], dtype=torch.float64) for _ in range(2))
-    for share, offset in offsets:
-        total.add_(offset, alpha=share)
-        mass.add_(offset.abs(), alpha=share)
-    return total.masked_fill_(total.abs() <= _ROUNDING * mass, 0.0).sign_()

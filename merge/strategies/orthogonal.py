@@ -16,9 +16,6 @@ from merge_models.merge.strategies.families.rotation_merge import RotationMerge,
 from merge_models.merge.strategies.families.rotation_side import RotationSide
 from merge_models.merge.strategies.families.weights import normalised
 
-_BLOCK_ELEMENTS = 1 << 21
-"""A block of rows has so many elements at least: its moments are as large as the rotated side squared."""
-
 
 @dataclass(frozen=True)
 class Orthogonal(AbstractStrategy):
@@ -98,14 +95,11 @@ class Orthogonal(AbstractStrategy):
             scale=self.lambda_,
             density=self.density,
         )
-        least = 1
-        if side is not None:
-            least = case.rows if side.output else _BLOCK_ELEMENTS // max(case.columns, 1)
         return torch_kernel(
             case,
             merge.combine,
             grain=Grain.ROW,
-            least_rows=least,
+            least_rows=1 if side is None else side.least_rows(case),
             survey=merge.survey if case.count and merge.is_surveyed else None,
             figures=_figures,
             survey_bytes=merge.survey_bytes,

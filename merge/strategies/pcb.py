@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 from merge_models.merge.contract.block import Block
 from merge_models.merge.contract.case import Case
-from merge_models.merge.contract.kernel import Figures, Kernel, Mixer, Moments, Pass, Survey
+from merge_models.merge.contract.kernel import Figures, Kernel, Mixer, Survey
 from merge_models.merge.contract.parameters import parameter
 from merge_models.merge.contract.span import Span
 from merge_models.merge.contract.strategy import AbstractStrategy, BaseModel
 from merge_models.merge.kernels.competition import Range, compete_into, scores
-from merge_models.merge.kernels.keys import keys_of
 from merge_models.merge.kernels.selection.cuts import Cut, Totals
 from merge_models.merge.kernels.selection.select import largest, sample_of, selection_bytes
 from merge_models.merge.strategies.families.blocks import mixing_kernel
-from merge_models.merge.strategies.families.trimming import deltas_of, magnitude
-
-_TAIL = 1e-4
-"""Share of each task vector's elements at either end whose size is clamped."""
-
-_LARGEST = 0x7F7FFFFF
-"""The key of the largest finite number."""
+from merge_models.merge.strategies.families.size_ranges import ranges_of_sizes
+from merge_models.merge.strategies.families.trimming import magnitude
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,7 @@ class Pcb(AbstractStrategy):
 
     def _survey(self, elements: int) -> Survey:
         sample = yield from sample_of(elements)
-        sizes = yield from self._sizes(elements, sample)
+        sizes = yield from ranges_of_sizes(len(self._weights), elements, sample)
         best = yield from largest(len(sizes), partial(_scored, sizes), self._score_ranks, elements, sample)
         return Ranges(sizes, tuple((_score(least), _score(most)) for least, most in best))
 
@@ -84,18 +77,6 @@ class Pcb(AbstractStrategy):
         assert isinstance(self.weight, tuple)
         return self.weight
 
-    def _sizes(self, elements: int, sample: Block | None) -> Generator[Pass, Moments, tuple[Range, ...]]:
-        """Each parent's range of sizes without its extremes."""
-        parents, extreme = range(len(self._weights)), int(_TAIL * elements)
-        if not extreme:
-            (ends,) = yield Pass(_ends)
-            return tuple((_size(least), _size(most)) for least, most in ends.keys)
-        ranks = [[elements - extreme, extreme + 1]] * len(parents)
-        found = yield from largest(
-            len(parents), partial(deltas_of, parents), lambda _: ranks, elements, sample
-        )
-        return tuple((_size(low.key), _size(high.key)) for low, high in found)
-
     def _score_ranks(self, totals: Totals) -> list[list[int]]:
         return [[max(1, math.ceil(self.ratio * totals.elements)), 1]] * len(totals.positive)
 
@@ -106,31 +87,6 @@ def _scored(sizes: tuple[Range, ...], block: Block) -> tuple[list[Span], None]:
 
 def _least_scores(survey: Ranges) -> Figures:
     return {f"least score of parent {i}": least for i, (least, _) in enumerate(survey.scores)}
-
-
-def _ends(block: Block) -> Moments:
-    return (_Ends(block),)
-
-
-class _Ends:
-    """The least and the largest key of each task vector, over blocks that are added."""
-
-    nbytes = 0
-    """Next to nothing: no worker need wait with it."""
-
-    def __init__(self, block: Block) -> None:
-        found = [keys_of(span, block.base_span) for span in block.spans]
-        self.keys = [(int(keys.min()), int(keys.max())) for keys in found]
-
-    def __iadd__(self, later: _Ends) -> _Ends:
-        pairs = zip(self.keys, later.keys, strict=True)
-        self.keys = [(min(low, other[0]), max(high, other[1])) for (low, high), other in pairs]
-        return self
-
-
-def _size(key: int) -> float:
-    """NaN and Inf, which stop a merge where they are met, are as large as any number till then."""
-    return magnitude(min(key, _LARGEST))
 
 
 def _score(cut: Cut) -> float:

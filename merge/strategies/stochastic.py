@@ -11,16 +11,16 @@ import numpy as np
 
 from merge_models.merge.contract.block import Block
 from merge_models.merge.contract.case import Case
-from merge_models.merge.contract.kernel import Grain, Kernel, Mixer, Moments, Pass, Survey
+from merge_models.merge.contract.kernel import Grain, Kernel, Mixer, Pass, Survey
 from merge_models.merge.contract.parameters import parameter
 from merge_models.merge.contract.span import NOT_FINITE, OVERFLOW, Span
 from merge_models.merge.contract.strategy import AbstractStrategy
 from merge_models.merge.errors import RecipeError
-from merge_models.merge.kernels.blocks import is_finite, weighted_sum
-from merge_models.merge.kernels.task_vectors import checksum
+from merge_models.merge.kernels.blocks import is_finite
 from merge_models.merge.kernels.terms import Key
 from merge_models.merge.kernels.words import words
 from merge_models.merge.strategies.families.blocks import mixing_kernel
+from merge_models.merge.strategies.families.drawn import checksums, copy, copy_rows
 from merge_models.merge.strategies.families.keyed_random import identity_keys, parent_keys
 
 
@@ -60,9 +60,9 @@ class Stochastic(AbstractStrategy):
         def mix(out: Span) -> int:
             sources = [span.first(out.count) for span in block.spans]
             if len(drawn) == 1:
-                _copy(sources[drawn[0]], out)
+                copy(sources[drawn[0]], out)
             else:
-                _copy_rows(sources, drawn, columns, out)
+                copy_rows(sources, drawn, columns, out)
             if all(map(is_finite, sources)):
                 return 0 if is_finite(out) else OVERFLOW
             return NOT_FINITE
@@ -80,7 +80,7 @@ class Stochastic(AbstractStrategy):
 
     def _draw_tensor(self, case: Case, elements: int) -> Survey:
         del elements
-        (sums,) = yield Pass(_checksums)
+        (sums,) = yield Pass(checksums)
         keys = identity_keys(case, 0, [(a, b) for a, b in sums.tolist()], self._own)
         return int(self._drawn(keys, 1)[0])
 
@@ -97,32 +97,3 @@ class Stochastic(AbstractStrategy):
                 drawn = words(count, key).view(np.int32).astype(np.float64)
                 clock[:] = np.log((drawn + (2.0**31 + 0.5)) * 2.0**-32) / -weight
         return clocks.argmin(0)
-
-
-def _copy(source: Span, out: Span) -> None:
-    """A source's elements, in the dtype of ``out``."""
-    if source.dtype == out.dtype:
-        out.data[:] = source.data
-    else:
-        weighted_sum([source], [1.0], out)
-
-
-def _copy_rows(sources: Sequence[Span], drawn: np.ndarray, columns: int, out: Span) -> None:
-    """Each row, of so many elements, from the source that was drawn; the last one may be cut short."""
-    element = np.dtype(f"u{out.dtype.size}")
-    copy = Span(np.empty_like(out.data), out.dtype)
-    for number, source in enumerate(sources):
-        _copy(source, copy)
-        taken = np.repeat(drawn == number, columns)[: out.count]
-        np.copyto(out.data.view(element), copy.data.view(element), where=taken)
-
-
-def _checksums(block: Block) -> Moments:
-    """int64 ``[N, 2]`` sums, which wrap around, of what each parent holds."""
-    place = 2 * block.number + 1
-    sums = [[a, b * place] for a, b in map(checksum, block.spans)]
-    return (np.array([[_wrapped(word) for word in pair] for pair in sums], dtype=np.int64),)
-
-
-def _wrapped(word: int) -> int:
-    return (word + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from merge_models.merge.checkpoint.source import DiskSource, read_json
+from merge_models.merge.checkpoint.guard import read_json
+from merge_models.merge.checkpoint.source import DiskSource
 from merge_models.merge.errors import RecipeError, did_you_mean, printable
 
 FILE = "chat_template.jinja"

@@ -172,6 +172,6 @@ def planned(strategy: AbstractStrategy, inputs: Inputs[Tensor], name: str = "w",
 
 def carried_out(plan: Plan, **options: Any) -> dict[str, Tensor]:
     """Runs a plan in memory."""
-    sink = MemorySink(plan)
-    execute(plan, sink, RunOptions(**options))
+    sink, engine = MemorySink(plan), options.pop("engine", None)
+    execute(plan, sink, RunOptions(**options), engine)
     return sink.tensors

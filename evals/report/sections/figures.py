@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from merge_models.evals.report import charts
-from merge_models.evals.report.charts import Chart, Dots, Heat, Profile
 from merge_models.evals.report.html import Html, details, name, table, tag
 from merge_models.evals.report.numbers import UNDEFINED, number
+from merge_models.evals.report.shapes import Chart, Dots, Heat, Profile
 
 
 class Section(NamedTuple):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from merge_models.evals.report import charts
-from merge_models.evals.report.charts import Heat
 from merge_models.evals.report.definitions import DEFINITIONS
 from merge_models.evals.report.html import Html, name, table, tag
 from merge_models.evals.report.numbers import UNDEFINED, number, percent
 from merge_models.evals.report.sections.figures import Section, figure
+from merge_models.evals.report.shapes import Heat
 from merge_models.evals.schema import (
     Evaluation,
 )

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_BLOCK_ELEMENTS = 1 << 21
+"""A block of rows has so many elements at least: its moments are as large as the rotated side squared."""
+
+
 @dataclass(frozen=True)
 class RotationSide:
     """How an ``[out, in]`` matrix is cut for rotations of its input side, or of its output side.
@@ -50,6 +54,10 @@ class RotationSide:
                 f" its {what} side of {length}; choose a divisor, or 0 to rotate it whole"
             )
         return RotationSide(output, length // max(size, 1), size)
+
+    def least_rows(self, case: Case) -> int:
+        """Returns the rows that a block of the matrix has at least; all, where the output side is rotated."""
+        return case.rows if self.output else _BLOCK_ELEMENTS // max(case.columns, 1)
 
     @property
     def bytes(self) -> int:

@@ -6,22 +6,20 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
+from merge_models.evals.report import to_html, to_markdown
+from merge_models.evals.report.comparison import Comparison
+from merge_models.evals.schema import Evaluation
 from merge_models.merge.errors import MergeError, printable
 
-
-class Reportable(Protocol):
-    """An evaluation, a comparison or an inspection."""
-
-    def to_json(self) -> str: ...
-
-    def to_markdown(self) -> str: ...
-
-    def to_html(self) -> str: ...
+Report = Evaluation | Comparison
 
 
-_FORMATS = {".json": "to_json", ".md": "to_markdown", ".html": "to_html"}
+def _json(record: Report) -> str:
+    return record.to_json()
+
+
+_FORMATS = {".json": _json, ".md": to_markdown, ".html": to_html}
 
 
 def check_outlets(files: Sequence[Path]) -> None:
@@ -38,10 +36,10 @@ def check_outlets(files: Sequence[Path]) -> None:
             raise MergeError(f"report '{shown}': its folder cannot be written")
 
 
-def write_outlets(report: Reportable, files: Sequence[Path]) -> None:
+def write_outlets(report: Report, files: Sequence[Path]) -> None:
     """Writes each file in the format that its name ends in."""
     for file in files:
-        text: str = getattr(report, _FORMATS[file.suffix])()
+        text = _FORMATS[file.suffix](report)
         try:
             with tempfile.NamedTemporaryFile(
                 "w", encoding="utf-8", dir=file.parent, prefix=".report-", delete=False

@@ -1,0 +1,137 @@
+"""A safetensors checkpoint on disk: its headers, and its bytes by block."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from merge_models.merge.checkpoint.header import (
+    TensorInfo,
+    printable,
+    stamp,
+)
+from merge_models.merge.errors import ChangedError, CheckpointError
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A safetensors checkpoint on disk: its headers, and its bytes by block.
+
+    Attributes:
+        label: what the user typed.
+        path: the folder or file.
+        files: the weight files.
+        tensors: every tensor by name, in the files' order.
+        config: config.json's content, ``{}`` where there is none.
+        metadata: the first file's header metadata.
+        stamps: what each file was when its header was read.
+    """
+
+    label: str
+    path: Path
+    files: tuple[Path, ...]
+    tensors: dict[str, TensorInfo]
+    config: dict[str, Any]
+    metadata: dict[str, str]
+    stamps: dict[Path, tuple[int, ...]]
+    _descriptors: dict[Path, int] = field(default_factory=dict, repr=False, compare=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    @property
+    def folder(self) -> Path:
+        """The folder with config and tokenizer (that of the file, where one file was named)."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        return self.folder
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that reading keeps in memory: none."""
+        return 0
+
+    def read(self, info: TensorInfo, start: int, stop: int, buffer: np.ndarray) -> np.ndarray:
+        """Reads bytes ``start`` to ``stop`` of a tensor into ``buffer``.
+
+        Raises:
+            CheckpointError: the file cannot be read there (it may have shrunk since it was opened).
+        """
+        view = memoryview(cast("Any", buffer[: stop - start]))
+        position, done = info.offset + start, 0
+        descriptor = self._descriptor(info.file)
+        while done < len(view):
+            try:
+                got = os.preadv(descriptor, [view[done:]], position + done)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{info.file}: tensor '{printable(info.name)}' cannot be read: {error.strerror};"
+                    " check the disk, or copy the file again"
+                ) from None
+            if got == 0:
+                raise ChangedError(
+                    f"{info.file}: ended inside tensor '{printable(info.name)}': it changed meanwhile;"
+                    " run it again when it is complete"
+                )
+            done += got
+        return buffer[: stop - start]
+
+    def stored(self, info: TensorInfo) -> tuple[TensorInfo, ...]:
+        return (info,)
+
+    def _descriptor(self, file: Path) -> int:
+        with self._lock:
+            if file not in self._descriptors:
+                try:
+                    self._descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+                except FileNotFoundError:
+                    raise ChangedError(f"{file}: has changed: it is no longer there; run it again") from None
+                except OSError as error:
+                    raise CheckpointError(f"{file}: cannot be opened: {error.strerror}") from None
+                if stamp(self._descriptors[file]) != self.stamps[file]:
+                    raise ChangedError(f"{file}: has changed since its header was read; run it again")
+            return self._descriptors[file]
+
+    def check_unchanged(self) -> None:
+        """Checks that every file is the one whose header was read, under its name and where it was read.
+
+        Raises:
+            ChangedError: one was cut, rewritten, replaced or removed.
+        """
+        for file, seen in self.stamps.items():
+            places: list[int | Path] = [file]
+            with self._lock:
+                places += [self._descriptors[file]] if file in self._descriptors else []
+            for place in places:
+                try:
+                    same = stamp(place) == seen
+                except OSError:
+                    same = False
+                if not same:
+                    raise ChangedError(
+                        f"{file}: has changed while it was read; run it again when it is complete"
+                    )
+
+    def close(self) -> None:
+        """Closes the files that reading has opened."""
+        with self._lock:
+            for descriptor in self._descriptors.values():
+                os.close(descriptor)
+            self._descriptors.clear()
