@@ -52,9 +52,9 @@ def measure(folder: Path, tokens: int, threads: int, plain: bool) -> None:
     import torch
     from transformers import AutoTokenizer
 
-    from merge_models.evals.activations import ActivationProbe
-    from merge_models.evals.calibration import calibration_batches
-    from merge_models.evals.models import open_model
+    from merge_models.evals.inputs.calibration import calibration_batches
+    from merge_models.evals.inputs.models import open_model
+    from merge_models.evals.measures.activations import ActivationProbe
     from merge_models.evals.schema import ModelRef, Role
 
     torch.set_num_threads(threads)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.bytes_features import FEATURES
 from merge_models.merge import merge
-from tests.strategy_cases import CASES, Case
+from tests.merge.strategies.cases import CASES, Case
 
 TABLE = Path(__file__).parent.parent / "tests" / "data" / "bytes.json"
 SHAPES: dict[str, tuple[int, ...]] = {

@@ -29,8 +29,8 @@ import numpy as np
 from benchmarks.damage_cases import Case, cases
 from benchmarks.small_nets import LANGUAGES, Language, losses, make_family, tokenizer
 from merge_models.evals.evaluation import evaluate, judged
+from merge_models.evals.judgement.score import drift_score
 from merge_models.evals.schema import Evaluation, SiteActivations, WeightDiagnosis
-from merge_models.evals.score import drift_score
 
 FAMILIES = ("llama", "gpt2")
 MEASURED = ("weights", "activations")

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from benchmarks import models, speed
-from merge_models.merge.checkpoint.staging import MANIFEST
+from merge_models.merge.checkpoint.outputs.staging import MANIFEST
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "linear": {},

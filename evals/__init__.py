@@ -6,24 +6,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from merge_models.evals.activations import diagnose_modules as diagnose_modules
     from merge_models.evals.evaluation import evaluate as evaluate
-    from merge_models.evals.information import o_information as o_information
     from merge_models.evals.inspect import inspect_parents as inspect_parents
+    from merge_models.evals.measures.activations import diagnose_modules as diagnose_modules
+    from merge_models.evals.measures.information import o_information as o_information
+    from merge_models.evals.measures.weights import diagnose_weights as diagnose_weights
     from merge_models.evals.repairs import repair as repair
     from merge_models.evals.repairs import repair_module as repair_module
     from merge_models.evals.report import to_html as to_html
     from merge_models.evals.report import to_markdown as to_markdown
-    from merge_models.evals.weights import diagnose_weights as diagnose_weights
 
 _HOMES = {
-    "diagnose_modules": "merge_models.evals.activations",
+    "diagnose_modules": "merge_models.evals.measures.activations",
     "repair": "merge_models.evals.repairs",
     "repair_module": "merge_models.evals.repairs",
-    "diagnose_weights": "merge_models.evals.weights",
+    "diagnose_weights": "merge_models.evals.measures.weights",
     "evaluate": "merge_models.evals.evaluation",
     "inspect_parents": "merge_models.evals.inspect",
-    "o_information": "merge_models.evals.information",
+    "o_information": "merge_models.evals.measures.information",
     "to_html": "merge_models.evals.report",
     "to_markdown": "merge_models.evals.report",
 }

@@ -10,17 +10,17 @@ from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Literal
 
-from merge_models.evals.arguments import checked_count
-from merge_models.evals.lineage import Lineage, lineage, short_name
-from merge_models.evals.positions import LENGTH, fitting_length
+from merge_models.evals.inputs.arguments import checked_count
+from merge_models.evals.inputs.lineage import Lineage, lineage, short_name
+from merge_models.evals.inputs.positions import LENGTH, fitting_length
 from merge_models.evals.schema import Evaluation, ModelRef, Role
 from merge_models.merge.errors import MergeError, printable
 
 if TYPE_CHECKING:
-    from merge_models.evals.calibration import Batches
-    from merge_models.evals.models import Loaded
-    from merge_models.evals.probes import Probe
-    from merge_models.evals.tasks import TaskProbe, TaskSettings
+    from merge_models.evals.inputs.calibration import Batches
+    from merge_models.evals.inputs.models import Loaded
+    from merge_models.evals.measures.probes import Probe
+    from merge_models.evals.measures.tasks import TaskProbe, TaskSettings
 
 Measure = Literal["weights", "activations", "information", "tasks"]
 MEASURES: tuple[Measure, ...] = ("weights", "activations", "information", "tasks")
@@ -92,7 +92,7 @@ def evaluate(
     batches = _batches(family, data, tokens, length, seed, device, allow_pickle) if models else None
     task_probe = _task_probe(batches, tasks, measure, seed) if batches else None
     if "weights" in measure:
-        from merge_models.evals.weights import diagnose_weights
+        from merge_models.evals.measures.weights import diagnose_weights
 
         progress("weights")
         found = diagnose_weights(
@@ -106,7 +106,7 @@ def evaluate(
         )
         evaluation = evaluation.model_copy(update={"weights": found})
     if batches is not None:
-        from merge_models.evals.models import open_model
+        from merge_models.evals.inputs.models import open_model
 
         opened = partial(open_model, device=device, allow_pickle=allow_pickle)
         evaluation = _run_models(evaluation, family, measure, batches, task_probe, seed, opened, progress)
@@ -115,7 +115,7 @@ def evaluate(
 
 def judged(evaluation: Evaluation) -> Evaluation:
     """The evaluation with its verdict, made from what the evaluation holds."""
-    from merge_models.evals.verdict import foreign_text, judge
+    from merge_models.evals.judgement.verdict import foreign_text, judge
 
     notes = tuple(dict.fromkeys((*evaluation.notes, *foreign_text(evaluation))))
     return evaluation.model_copy(update={"verdict": judge(evaluation), "notes": notes})
@@ -159,8 +159,12 @@ def _batches(
     allow_pickle: bool,
 ) -> Batches:
     """The calibration text: read, and tried on every tokenizer, before anything is measured."""
-    from merge_models.evals.calibration import calibration_batches, check_same_tokenizer, read_calibration
-    from merge_models.evals.models import check_device
+    from merge_models.evals.inputs.calibration import (
+        calibration_batches,
+        check_same_tokenizer,
+        read_calibration,
+    )
+    from merge_models.evals.inputs.models import check_device
 
     check_device(device)
     text = read_calibration(data)
@@ -176,7 +180,7 @@ def _task_probe(
 ) -> TaskProbe | None:
     if "tasks" not in measure:
         return None
-    from merge_models.evals.tasks import TaskProbe, TaskSettings
+    from merge_models.evals.measures.tasks import TaskProbe, TaskSettings
 
     # Loss by domain comes with the activations: perplexity through a window would cost as much again.
     with_activations = bool({"activations", "information"} & set(measure))
@@ -194,7 +198,7 @@ def _run_models(
     opened: Callable[[str], AbstractContextManager[Loaded]],
     progress: Callable[[str], None],
 ) -> Evaluation:
-    from merge_models.evals.activations import ActivationProbe
+    from merge_models.evals.measures.activations import ActivationProbe
 
     folders = [*family.parents, *([family.base] if family.base else []), family.merged]
     wants_activations = bool({"activations", "information"} & set(measure))
@@ -210,7 +214,7 @@ def _run_models(
     if activation is not None:
         update["activations"] = activation.finish()
         if "information" in measure:
-            from merge_models.evals.information import diagnose_information
+            from merge_models.evals.measures.information import diagnose_information
 
             progress("information")
             update["information"] = diagnose_information(activation.samples(), family.weights)

@@ -16,6 +16,9 @@ from torch import Tensor
 from merge_models.merge import MergeResult, merge
 from merge_models.merge.strategies import AbstractStrategy
 
+ROOT = Path(__file__).parent.parent
+"""The project's folder."""
+
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",

@@ -32,8 +32,16 @@ from merge_models.merge.checkpoint.tokenizers import load_tokenizer
 from merge_models.merge.recipes.strict_yaml import MAX_VALUES as MAX_RECIPE_VALUES
 from merge_models.merge.recipes.strict_yaml import parse_yaml
 from merge_models.merge.strategies import Linear, TaskArithmetic
-
-from .helpers import entry, listing, merge_folders, tensors, write_folder, write_json, write_models, write_raw
+from tests.helpers import (
+    entry,
+    listing,
+    merge_folders,
+    tensors,
+    write_folder,
+    write_json,
+    write_models,
+    write_raw,
+)
 
 TRICKS = "\x1b[31m\x07\x00\r\u202e\u2066\u200b\u2028\ufeff\U000e0041"
 

@@ -14,8 +14,8 @@ from merge_models.merge import load_recipes, run_recipes
 from merge_models.merge.api.methods_page import methods_page
 from merge_models.merge.strategies import STRATEGIES
 from tests.helpers import write_folder
-from tests.test_recipe_shapes import llava
-from tests.test_tokenizers import _tokenizer
+from tests.merge.checkpoint.test_stacked import llava
+from tests.merge.tokenizer.test_alignment import _tokenizer
 
 DOCS = Path(__file__).parent.parent / "docs"
 RECIPES = re.findall(r"```yaml\n(.*?)```", (DOCS / "recipes.md").read_text(encoding="utf-8"), re.DOTALL)

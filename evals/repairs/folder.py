@@ -15,9 +15,9 @@ from merge_models.evals.schema import RepairReport
 from merge_models.merge.checkpoint import OutputTensor, Staging, plan_layout
 from merge_models.merge.checkpoint.guard import read_json
 from merge_models.merge.checkpoint.header import TensorInfo
+from merge_models.merge.checkpoint.outputs.staging import MANIFEST
 from merge_models.merge.checkpoint.sidecars import find_sidecars
-from merge_models.merge.checkpoint.source import DiskSource
-from merge_models.merge.checkpoint.staging import MANIFEST
+from merge_models.merge.checkpoint.sources.source import DiskSource
 from merge_models.merge.errors import CheckpointError
 
 REPORT = "repair.json"

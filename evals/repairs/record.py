@@ -12,8 +12,6 @@ from typing import Any
 from merge_models.evals.schema import RepairReport
 from merge_models.merge.checkpoint import Layout, Staging
 from merge_models.merge.checkpoint.digest import FAST, STRONG, digest_bytes, digest_file, digest_stored
-from merge_models.merge.checkpoint.journal import binding_digest
-from merge_models.merge.checkpoint.lora import open_model
 from merge_models.merge.checkpoint.manifest import (
     MANIFEST_FORMAT,
     Part,
@@ -24,8 +22,10 @@ from merge_models.merge.checkpoint.manifest import (
     version,
     versions,
 )
-from merge_models.merge.checkpoint.source import DiskSource
-from merge_models.merge.checkpoint.staging import MANIFEST
+from merge_models.merge.checkpoint.outputs.journal import binding_digest
+from merge_models.merge.checkpoint.outputs.staging import MANIFEST
+from merge_models.merge.checkpoint.sources.lora import open_model
+from merge_models.merge.checkpoint.sources.source import DiskSource
 from merge_models.merge.checkpoint.text import code_span
 from merge_models.merge.checkpoint.threads import default_threads
 

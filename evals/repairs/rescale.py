@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from merge_models.evals.activations.sites import first_tensor
+from merge_models.evals.measures.activations.sites import first_tensor
 from merge_models.merge.checkpoint.layers import place_of
 
 Run = Callable[[nn.Module], Any]

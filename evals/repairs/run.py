@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from merge_models.evals.activations.head import body_of
-from merge_models.evals.arguments import checked_batches, checked_count, checked_models, checked_shares
-from merge_models.evals.calibration import Batches, calibration_batches, check_same_tokenizer
-from merge_models.evals.lineage import lineage, short_name
-from merge_models.evals.models import Loaded, kind_of, open_model
-from merge_models.evals.positions import LENGTH, fitting_length
+from merge_models.evals.inputs.arguments import checked_batches, checked_count, checked_models, checked_shares
+from merge_models.evals.inputs.calibration import Batches, calibration_batches, check_same_tokenizer
+from merge_models.evals.inputs.lineage import lineage, short_name
+from merge_models.evals.inputs.models import Loaded, kind_of, open_model
+from merge_models.evals.inputs.positions import LENGTH, fitting_length
+from merge_models.evals.measures.activations.head import body_of
 from merge_models.evals.repairs.folder import stored_names, write_repaired
 from merge_models.evals.repairs.record import Origins
 from merge_models.evals.repairs.rescale import (
@@ -33,10 +33,10 @@ from merge_models.evals.repairs.rescale import (
     unfold,
 )
 from merge_models.evals.schema import LayerRepair, RepairReport
-from merge_models.merge.checkpoint.lora import open_model as open_source
+from merge_models.merge.checkpoint.outputs.staging import check_target
 from merge_models.merge.checkpoint.places import local_path
-from merge_models.merge.checkpoint.source import DiskSource
-from merge_models.merge.checkpoint.staging import check_target
+from merge_models.merge.checkpoint.sources.lora import open_model as open_source
+from merge_models.merge.checkpoint.sources.source import DiskSource
 from merge_models.merge.errors import MergeError
 
 Name = str | os.PathLike[str]
@@ -125,7 +125,7 @@ def repair_module(
     Raises:
         MergeError: there is no parent, or no linear module that runs in all of them.
     """
-    from merge_models.evals.activations.modules import call, in_eval_mode
+    from merge_models.evals.measures.activations.modules import call, in_eval_mode
 
     parents, batches = checked_models(parents), checked_batches(batches)
     if not parents or not batches:

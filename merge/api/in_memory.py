@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Union
 
 from merge_models.merge.checkpoint.header import printable
-from merge_models.merge.checkpoint.opening import why_no_model
-from merge_models.merge.checkpoint.source import StateDict
+from merge_models.merge.checkpoint.sources.opening import why_no_model
+from merge_models.merge.checkpoint.sources.source import StateDict
 from merge_models.merge.contract.strategy import AbstractStrategy, BaseModel
 from merge_models.merge.errors import PlanError, RecipeError, did_you_mean
 from merge_models.merge.lazy import LazyModule

@@ -12,10 +12,10 @@ from typing import Any
 from merge_models.merge.api.several import run_recipes
 from merge_models.merge.checkpoint.digest import digest_stored
 from merge_models.merge.checkpoint.header import TensorInfo, printable, read_header
-from merge_models.merge.checkpoint.hub import resolve
 from merge_models.merge.checkpoint.manifest import version, versions
+from merge_models.merge.checkpoint.outputs.staging import MANIFEST
 from merge_models.merge.checkpoint.places import local_path
-from merge_models.merge.checkpoint.staging import MANIFEST
+from merge_models.merge.checkpoint.sources.hub import resolve
 from merge_models.merge.errors import CheckpointError, MergeError
 from merge_models.merge.publishing.card import REVIEW_MARK
 from merge_models.merge.publishing.verify import files_under, read_manifest

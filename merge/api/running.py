@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union, overload
 
 from merge_models.merge.api.in_memory import InMemory, merge_in_memory
 from merge_models.merge.checkpoint.digest import FAST, STRONG, Kinds
-from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE
+from merge_models.merge.checkpoint.outputs.layout import DEFAULT_SHARD_SIZE
+from merge_models.merge.checkpoint.outputs.staging import check_target
 from merge_models.merge.checkpoint.places import local_path
-from merge_models.merge.checkpoint.staging import check_target
 from merge_models.merge.checkpoint.threads import workers
 from merge_models.merge.contract.kernel import Figures
 from merge_models.merge.errors import RecipeError, did_you_mean, printable

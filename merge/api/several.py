@@ -18,11 +18,11 @@ import numpy as np
 from merge_models.merge.api.running import Earlier, MergeResult, PathLike, folder_path, write_recipe
 from merge_models.merge.checkpoint.guard import read_json
 from merge_models.merge.checkpoint.header import TensorInfo
-from merge_models.merge.checkpoint.journal import binding_digest
-from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE
-from merge_models.merge.checkpoint.lora import Places
-from merge_models.merge.checkpoint.source import DiskSource
-from merge_models.merge.checkpoint.staging import MANIFEST, check_target, sweep
+from merge_models.merge.checkpoint.outputs.journal import binding_digest
+from merge_models.merge.checkpoint.outputs.layout import DEFAULT_SHARD_SIZE
+from merge_models.merge.checkpoint.outputs.staging import MANIFEST, check_target, sweep
+from merge_models.merge.checkpoint.sources.lora import Places
+from merge_models.merge.checkpoint.sources.source import DiskSource
 from merge_models.merge.checkpoint.threads import workers
 from merge_models.merge.errors import CheckpointError
 from merge_models.merge.publishing.identity import Names

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from merge_models.merge.checkpoint.guard import MAX_JSON, read_json
-from merge_models.merge.checkpoint.layout import OutputTensor, plan_layout
-from merge_models.merge.checkpoint.pickled import is_pickled
+from merge_models.merge.checkpoint.outputs.layout import OutputTensor, plan_layout
 from merge_models.merge.checkpoint.sidecars import find_sidecars, is_tokenizer_file
-from merge_models.merge.checkpoint.source import DiskSource
-from merge_models.merge.checkpoint.stored import Checkpoint
+from merge_models.merge.checkpoint.sources.pickled import is_pickled
+from merge_models.merge.checkpoint.sources.source import DiskSource
+from merge_models.merge.checkpoint.sources.stored import Checkpoint
 from merge_models.merge.errors import CheckpointError
 from merge_models.merge.sizes import shown_size
 

@@ -27,8 +27,8 @@ import numpy as np
 from blake3 import blake3
 from xxhash import xxh3_128_digest
 
-from merge_models.merge.checkpoint.archive import is_archive, read_archive
 from merge_models.merge.checkpoint.header import TensorInfo, printable
+from merge_models.merge.checkpoint.sources.archive import is_archive, read_archive
 from merge_models.merge.errors import CheckpointError
 
 PIECE = 1 << 18

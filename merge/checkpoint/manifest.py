@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from merge_models.merge.checkpoint.digest import digest_bytes, digest_file, digest_header
-from merge_models.merge.checkpoint.hub import hub_repositories, hub_revision
-from merge_models.merge.checkpoint.lora import split_adapter
-from merge_models.merge.checkpoint.pickled import is_pickled
+from merge_models.merge.checkpoint.outputs.staging import MANIFEST
 from merge_models.merge.checkpoint.sidecars import MAX_SIDECAR, WANTED
-from merge_models.merge.checkpoint.source import DiskSource
-from merge_models.merge.checkpoint.staging import MANIFEST
+from merge_models.merge.checkpoint.sources.hub import hub_repositories, hub_revision
+from merge_models.merge.checkpoint.sources.lora import split_adapter
+from merge_models.merge.checkpoint.sources.pickled import is_pickled
+from merge_models.merge.checkpoint.sources.source import DiskSource
 
 MANIFEST_FORMAT = 2
 PICKLE = "torch.save"

@@ -11,7 +11,7 @@ from typing import Any
 
 from merge_models.merge.checkpoint.clean import lay_out_tokenizer
 from merge_models.merge.checkpoint.header import printable
-from merge_models.merge.checkpoint.source import DiskSource
+from merge_models.merge.checkpoint.sources.source import DiskSource
 from merge_models.merge.errors import CheckpointError
 
 MAX_ROWS = 1 << 24

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import click
 
-from merge_models.merge.cli.checking import reproduce, verify
-from merge_models.merge.cli.demonstration import demo
-from merge_models.merge.cli.evaluating import eval_command
+from merge_models.merge.cli.demo import demo
+from merge_models.merge.cli.eval import eval_command
 from merge_models.merge.cli.failures import Group
-from merge_models.merge.cli.inspecting import inspect_command
-from merge_models.merge.cli.listing import methods
-from merge_models.merge.cli.merging import merge, run
-from merge_models.merge.cli.planning import plan
-from merge_models.merge.cli.repairing import repair_command
+from merge_models.merge.cli.inspect import inspect_command
+from merge_models.merge.cli.merge import merge
+from merge_models.merge.cli.methods import methods
+from merge_models.merge.cli.plan import plan
+from merge_models.merge.cli.repair import repair_command
+from merge_models.merge.cli.reproduce import reproduce
+from merge_models.merge.cli.run import run
+from merge_models.merge.cli.verify import verify
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -64,3 +66,12 @@ def _range(middle: float, least: float, most: float) -> str:
 
 def _short(value: Any, digits: int = 4) -> str:
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
+def conclude(problems: Sequence[str], verdict: str) -> None:
+    """Prints what was found wrong and exits 1, or that nothing was."""
+    for line in problems:
+        click.echo(line)
+    if problems:
+        sys.exit(1)
+    click.echo(printable(verdict, 2000))

@@ -52,12 +52,12 @@ class Review:
 
     def check(self, prepared: Prepared) -> None:
         """Raises ``MergeError`` for text or tokenizers that would stop the evaluation after the merge."""
-        from merge_models.evals.calibration import (
+        from merge_models.evals.inputs.calibration import (
             calibration_batches,
             check_same_tokenizer,
             read_calibration,
         )
-        from merge_models.evals.positions import LENGTH, fitting_length
+        from merge_models.evals.inputs.positions import LENGTH, fitting_length
 
         models = [*_references(prepared, "parent"), *_references(prepared, "base")]
         text = read_calibration(self._data)

@@ -8,9 +8,9 @@ from typing import Any
 
 from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.checkpoint.layers import depth, place_of, stacks
-from merge_models.merge.checkpoint.source import Source
+from merge_models.merge.checkpoint.sources.source import Source
+from merge_models.merge.checkpoint.sources.tied import find_tensor
 from merge_models.merge.checkpoint.stacked import Stack
-from merge_models.merge.checkpoint.tied import find_tensor
 from merge_models.merge.contract.case import Inputs
 from merge_models.merge.contract.parameters import parameters_of
 from merge_models.merge.contract.strategy import BaseModel

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from merge_models.merge.checkpoint.tied import is_head
+from merge_models.merge.checkpoint.sources.tied import is_head
 from merge_models.merge.planning.plan import Plan
 from merge_models.merge.planning.task import Task
 from merge_models.merge.recipes.mergekit import METHODS

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from merge_models.merge.checkpoint.header import printable
 from merge_models.merge.checkpoint.layers import place_of, stacks
-from merge_models.merge.checkpoint.source import Source
+from merge_models.merge.checkpoint.sources.source import Source
+from merge_models.merge.checkpoint.sources.tied import EMBEDDINGS, HEADS, find_tensor
 from merge_models.merge.checkpoint.stacked import layer_counts
-from merge_models.merge.checkpoint.tied import EMBEDDINGS, HEADS, find_tensor
 from merge_models.merge.errors import PlanError
 
 Shape = tuple[int, ...]

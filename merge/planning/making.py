@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from merge_models.merge.checkpoint.dtypes import BY_CODE, DType, widest
 from merge_models.merge.checkpoint.header import TensorInfo, printable
-from merge_models.merge.checkpoint.source import Source
-from merge_models.merge.checkpoint.tied import EMBEDDINGS, HEADS, find_tensor
+from merge_models.merge.checkpoint.sources.source import Source
+from merge_models.merge.checkpoint.sources.tied import EMBEDDINGS, HEADS, find_tensor
 from merge_models.merge.contract.case import Case, Inputs, TensorSpec
 from merge_models.merge.contract.kernel import Grain
 from merge_models.merge.contract.strategy import AbstractStrategy, class_text

@@ -11,10 +11,10 @@ from typing import Any
 
 from merge_models.merge.checkpoint.dtypes import DType
 from merge_models.merge.checkpoint.header import printable
-from merge_models.merge.checkpoint.layout import OutputTensor
-from merge_models.merge.checkpoint.source import Source
+from merge_models.merge.checkpoint.outputs.layout import OutputTensor
+from merge_models.merge.checkpoint.sources.source import Source
+from merge_models.merge.checkpoint.sources.tied import is_head, says_tied
 from merge_models.merge.checkpoint.stacked import Stack
-from merge_models.merge.checkpoint.tied import is_head, says_tied
 from merge_models.merge.errors import PlanError
 from merge_models.merge.planning.assembly import Assembly
 from merge_models.merge.planning.fitting import Made, fitting_donor

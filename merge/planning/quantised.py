@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from merge_models.merge.checkpoint.header import printable
-from merge_models.merge.checkpoint.source import Source
+from merge_models.merge.checkpoint.sources.source import Source
 from merge_models.merge.errors import PlanError
 
 _SCALE = re.compile(

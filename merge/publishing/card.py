@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from merge_models.merge.checkpoint.digest import digest_bytes
-from merge_models.merge.checkpoint.layout import Layout
 from merge_models.merge.checkpoint.manifest import (
     MANIFEST_FORMAT,
     described,
@@ -18,7 +17,8 @@ from merge_models.merge.checkpoint.manifest import (
     version,
     versions,
 )
-from merge_models.merge.checkpoint.source import DiskSource
+from merge_models.merge.checkpoint.outputs.layout import Layout
+from merge_models.merge.checkpoint.sources.source import DiskSource
 from merge_models.merge.checkpoint.text import code_span, fenced, visible
 from merge_models.merge.contract.kernel import Figures
 from merge_models.merge.kernels import native_name

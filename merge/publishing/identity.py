@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from merge_models.merge.checkpoint.digest import digest_bytes, digest_file, digest_header
-from merge_models.merge.checkpoint.layout import Layout
 from merge_models.merge.checkpoint.manifest import Part, parts_of, small_files, version, versions
+from merge_models.merge.checkpoint.outputs.layout import Layout
 from merge_models.merge.checkpoint.sidecars import Sidecars
-from merge_models.merge.checkpoint.source import DiskSource
+from merge_models.merge.checkpoint.sources.source import DiskSource
 from merge_models.merge.contract.parameters import parameters_of
 from merge_models.merge.errors import CheckpointError
 from merge_models.merge.kernels import native_name

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from merge_models.merge.checkpoint.digest import digest_file
 from merge_models.merge.checkpoint.guard import is_file
-from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE, plan_layout
-from merge_models.merge.checkpoint.lora import Places, open_model
-from merge_models.merge.checkpoint.naming import with_names_of_first
+from merge_models.merge.checkpoint.outputs.layout import DEFAULT_SHARD_SIZE, plan_layout
 from merge_models.merge.checkpoint.sentence_modules import PICKLED_WEIGHTS, module_weights
 from merge_models.merge.checkpoint.sidecars import MAX_SIDECAR, Sidecars, find_sidecars
-from merge_models.merge.checkpoint.source import DiskSource
+from merge_models.merge.checkpoint.sources.lora import Places, open_model
+from merge_models.merge.checkpoint.sources.naming import with_names_of_first
+from merge_models.merge.checkpoint.sources.source import DiskSource
 from merge_models.merge.planning.assembly import assemble
 from merge_models.merge.planning.differences import Case, differences
 from merge_models.merge.planning.plan import make_plan

@@ -7,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from merge_models.merge.checkpoint.layout import DEFAULT_SHARD_SIZE, Layout
+from merge_models.merge.checkpoint.outputs.layout import DEFAULT_SHARD_SIZE, Layout
+from merge_models.merge.checkpoint.outputs.staging import Staging
 from merge_models.merge.checkpoint.sidecars import Sidecars
-from merge_models.merge.checkpoint.source import DiskSource
-from merge_models.merge.checkpoint.staging import Staging
+from merge_models.merge.checkpoint.sources.source import DiskSource
 from merge_models.merge.planning.parentage import Relative, relatives
 from merge_models.merge.planning.plan import Plan
 from merge_models.merge.publishing.identity import Names, binding

@@ -11,8 +11,8 @@ import numpy as np
 
 from merge_models.merge.checkpoint.digest import Kinds, TensorDigest, digest_stored, kind_of
 from merge_models.merge.checkpoint.header import TensorInfo
-from merge_models.merge.checkpoint.source import DiskSource
-from merge_models.merge.checkpoint.staging import Staging
+from merge_models.merge.checkpoint.outputs.staging import Staging
+from merge_models.merge.checkpoint.sources.source import DiskSource
 from merge_models.merge.contract.kernel import Figures
 from merge_models.merge.planning.plan import Plan
 from merge_models.merge.planning.task import Task

@@ -7,10 +7,10 @@ from typing import Any
 
 from merge_models.merge.checkpoint.guard import read_json
 from merge_models.merge.checkpoint.layers import stacks
+from merge_models.merge.checkpoint.outputs.staging import Staging
 from merge_models.merge.checkpoint.sidecars import output_config
+from merge_models.merge.checkpoint.sources.tied import untied
 from merge_models.merge.checkpoint.stacked import stacked_config
-from merge_models.merge.checkpoint.staging import Staging
-from merge_models.merge.checkpoint.tied import untied
 from merge_models.merge.publishing.prepared import Prepared
 
 GENERATION, TOKENIZER = "generation_config.json", "tokenizer_config.json"

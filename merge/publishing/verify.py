@@ -12,11 +12,11 @@ from typing import Any
 from merge_models.merge.checkpoint.digest import digest_file, digest_header, digest_stored, kind_of
 from merge_models.merge.checkpoint.guard import read_json
 from merge_models.merge.checkpoint.header import TensorInfo, printable, read_header
-from merge_models.merge.checkpoint.hub import cached
 from merge_models.merge.checkpoint.manifest import MANIFEST_FORMAT, PICKLE, SEAL, sealed
-from merge_models.merge.checkpoint.pickled import read_pickled
+from merge_models.merge.checkpoint.outputs.staging import MANIFEST
 from merge_models.merge.checkpoint.places import local_path
-from merge_models.merge.checkpoint.staging import MANIFEST
+from merge_models.merge.checkpoint.sources.hub import cached
+from merge_models.merge.checkpoint.sources.pickled import read_pickled
 from merge_models.merge.checkpoint.threads import workers
 from merge_models.merge.errors import CheckpointError, MergeError
 

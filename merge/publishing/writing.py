@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from merge_models.merge.checkpoint.digest import Kinds, digest_bytes, digest_file
-from merge_models.merge.checkpoint.journal import binding_digest
 from merge_models.merge.checkpoint.manifest import described, sealed
-from merge_models.merge.checkpoint.staging import MANIFEST, Staging, free_space, staged_bytes
+from merge_models.merge.checkpoint.outputs.journal import binding_digest
+from merge_models.merge.checkpoint.outputs.staging import MANIFEST, Staging, free_space, staged_bytes
 from merge_models.merge.contract.kernel import Figures
 from merge_models.merge.errors import ChangedError, MergeError, PlanError, RecipeError
 from merge_models.merge.publishing.card import REVIEW_MARK, manifest, model_card

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from merge_models.merge.checkpoint.source import Source
+from merge_models.merge.checkpoint.sources.source import Source
 from merge_models.merge.contract.block import Block
 from merge_models.merge.contract.case import Inputs
 from merge_models.merge.contract.span import Span

@@ -19,10 +19,10 @@ import numpy as np
 
 from merge_models.merge.checkpoint.header import TensorInfo, printable
 from merge_models.merge.checkpoint.layers import place_of
-from merge_models.merge.checkpoint.rows import MEAN, ZERO, GatheredRows, RowMap
 from merge_models.merge.checkpoint.sidecars import resized_config
-from merge_models.merge.checkpoint.source import DiskSource
-from merge_models.merge.checkpoint.tied import EMBEDDINGS, HEADS, find_tensor, untied
+from merge_models.merge.checkpoint.sources.rows import MEAN, ZERO, GatheredRows, RowMap
+from merge_models.merge.checkpoint.sources.source import DiskSource
+from merge_models.merge.checkpoint.sources.tied import EMBEDDINGS, HEADS, find_tensor, untied
 from merge_models.merge.checkpoint.tokenizers import LoadedTokenizer, load_tokenizer
 from merge_models.merge.errors import PlanError, RecipeError, did_you_mean
 from merge_models.merge.tokenizer.build import union, with_tokens

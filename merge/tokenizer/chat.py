@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from merge_models.merge.checkpoint.guard import read_json
-from merge_models.merge.checkpoint.source import DiskSource
+from merge_models.merge.checkpoint.sources.source import DiskSource
 from merge_models.merge.errors import RecipeError, did_you_mean, printable
 
 FILE = "chat_template.jinja"

@@ -34,7 +34,7 @@ from unittest import mock
 
 import torch
 
-from merge_models.merge.checkpoint import publish
+from merge_models.merge.checkpoint.outputs import publish
 from tests.crash.families import FAMILIES, Family, recipe_file, run_family, write_inputs
 from tests.helpers import kept, listing, write_folder
 

@@ -27,7 +27,7 @@ from unittest import mock
 import torch
 from blake3 import blake3
 
-from merge_models.merge.checkpoint import publish
+from merge_models.merge.checkpoint.outputs import publish
 from tests.crash.families import Family, run_family, write_inputs
 from tests.crash.kill import content
 from tests.helpers import kept, write_folder

@@ -12,7 +12,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from ..helpers import tensors, write_folder, write_json
+from tests.helpers import tensors, write_folder, write_json
+
 from .mutate import (
     REPLACEMENTS,
     SECRET,

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from merge_models.merge.checkpoint.header import TensorInfo
-from merge_models.merge.checkpoint.source import StateDict
-from merge_models.merge.checkpoint.wrapped import WrappedSource
+from merge_models.merge.checkpoint.sources.source import StateDict
+from merge_models.merge.checkpoint.sources.wrapped import WrappedSource
 from merge_models.merge.contract.block import Block
 from merge_models.merge.contract.case import Case, Inputs, TensorSpec
 from merge_models.merge.contract.kernel import Grain, Kernel, Moments, Output, Pass, Survey

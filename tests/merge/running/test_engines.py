@@ -20,9 +20,9 @@ from merge_models.merge.running.hands import Hands
 from merge_models.merge.running.reading import Buffers
 from merge_models.merge.running.scheduler import Scheduler
 from merge_models.merge.strategies.families.blocks import torch_kernel
+from tests.merge.strategies.cases import CASES
+from tests.merge.strategies.cases import Case as StrategyCase
 from tests.merge.toys import carried_out, planned
-from tests.strategy_cases import CASES
-from tests.strategy_cases import Case as StrategyCase
 
 T = TypeVar("T")
 

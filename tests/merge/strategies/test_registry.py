@@ -18,9 +18,9 @@ from merge_models.merge import RecipeError, merge
 from merge_models.merge.api.methods import describe_all
 from merge_models.merge.strategies import STRATEGIES, Linear, registry
 from merge_models.merge.strategies.registry import find_strategy, strategy_name
-from tests.helpers import read_folder, write_models
+from tests.helpers import ROOT, read_folder, write_models
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "own_strategy"
+EXAMPLE = ROOT / "examples" / "own_strategy"
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,0 @@
-"""Activations and predictions of a merge against its parents', on the same tokens."""
-
-from merge_models.evals.activations.diagnosis import TokenSamples as TokenSamples
-from merge_models.evals.activations.modules import diagnose_modules as diagnose_modules
-from merge_models.evals.activations.probe import ActivationProbe as ActivationProbe

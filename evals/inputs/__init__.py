@@ -1,0 +1,1 @@
+"""What measures take: text, models, their positions and lineage, checked before anything is measured."""

@@ -1,0 +1,1 @@
+"""What the numbers mean: a score, findings, a verdict, advice."""

@@ -1,0 +1,1 @@
+"""What is measured: weights, activations, information, tasks."""

@@ -1,6 +1,0 @@
-"""What a model can do: perplexity, questions, greedy answers, degenerate text, and an external harness."""
-
-from merge_models.evals.tasks.probe import TaskProbe as TaskProbe
-from merge_models.evals.tasks.settings import TaskSettings as TaskSettings
-
-__all__ = ["TaskProbe", "TaskSettings"]

@@ -1,0 +1,1 @@
+"""Where tensors go: shards laid out beforehand, a journal, one rename."""

@@ -1,0 +1,1 @@
+"""Where tensors come from: folders, files, pickles, adapters, and views of them."""
