@@ -120,10 +120,14 @@ def _leave(word: str, interruption: KeyboardInterrupt, code: int) -> NoReturn:
     try:
         _fail(f"{word}; {interruption}" if interruption.args else word, code)
     finally:
-        if threading.active_count() > 1:
+        if _has_other_threads():
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
+
+
+def _has_other_threads() -> bool:
+    return threading.active_count() > 1
 
 
 def _fail_usage(error: click.UsageError) -> NoReturn:

@@ -42,6 +42,12 @@ from tests.helpers import (
 )
 
 
+@pytest.fixture(autouse=True)
+def process_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that are called in this process must not end it, whatever threads other tests have left."""
+    monkeypatch.setattr("merge_models.merge.cli.failures._has_other_threads", lambda: False)
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with siblings m0, m1, m2 in it."""
