@@ -1,6 +1,7 @@
 """Symmetric positive definite matrices with the affine-invariant metric."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,9 +17,8 @@ def _symmetric(matrix: Tensor) -> Tensor:
     return (matrix + matrix.mT) / 2
 
 
-def _of_eigenvalues(matrix: Tensor, function: object) -> Tensor:
+def _of_eigenvalues(matrix: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     values, vectors = torch.linalg.eigh(_symmetric(matrix))
-    assert callable(function)
     return (vectors * function(values).unsqueeze(-2)) @ vectors.mT
 
 

@@ -60,7 +60,9 @@ def named_models(
         for number, model in enumerate(models)
     )
     named = dict(zip(names, models, strict=True))
-    return NamedModels(named if base is None else {**named, "base": base}, names, base and "base")
+    return NamedModels(
+        named if base is None else {**named, "base": base}, names, None if base is None else "base"
+    )
 
 
 def merge_in_memory(recipe: Recipe, models: Mapping[str, InMemory], options: RunOptions) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import shutil
 from collections import namedtuple
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -612,7 +612,7 @@ def test_outlets_replace_a_file_whole(tmp_path: Path) -> None:
         to_markdown = to_html = to_json
 
     with pytest.raises(RuntimeError):
-        write_outlets(Broken(), [file])
+        write_outlets(cast("Evaluation", Broken()), [file])
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
     with pytest.raises(MergeError, match="is a folder"):
         (tmp_path / "x.md").mkdir()

@@ -20,7 +20,7 @@ from merge_models.merge.contract.case import Case, Inputs, TensorSpec
 from merge_models.merge.contract.kernel import Grain, Kernel, Moments, Output, Pass, Survey
 from merge_models.merge.contract.parameters import parameter
 from merge_models.merge.contract.strategy import AbstractStrategy
-from merge_models.merge.planning.assembly import Assembly, Assignment
+from merge_models.merge.planning.assembly import Assembly, Assignment, Place
 from merge_models.merge.planning.plan import Plan, make_plan
 from merge_models.merge.running.engines import execute
 from merge_models.merge.running.memory_sink import MemorySink
@@ -158,13 +158,12 @@ class Stored(StateDict):
     paths, files, metadata, nbytes, kept_bytes = (), (), {}, 0, 0
 
 
-def planned(strategy: AbstractStrategy, inputs: Inputs[Tensor], name: str = "w", base: Any = None) -> Plan:
+def planned(strategy: AbstractStrategy, inputs: Inputs[Tensor], name: str = "w") -> Plan:
     """Returns a plan of one task, whose inputs are models of one tensor each."""
-    del base
     models = list(inputs)
     sources = [Stored({"w": tensor}, f"model {number}") for number, tensor in enumerate(models)]
     numbers = iter(range(len(models)))
-    places = inputs.map(lambda _: (next(numbers), "w"))
+    places: Inputs[Place] = inputs.map(lambda _: (next(numbers), "w"))
     resolved = strategy.resolved(len(inputs.parents))
     donors = sources or [Stored({}, "nothing")]
     return make_plan(donors, Assembly((Assignment(name, places, resolved),), 0))

@@ -14,7 +14,7 @@ def band(change: Array, density: float, gamma: float) -> Array:
     count = change.size
     kept, outliers = int(density * count), int(gamma * count)
     small = max(0, count - kept - outliers)
-    return np.where(largest(change, count - small) & ~largest(change, count - small - kept), change, 0.0)
+    return np.where(largest(change, count - small) > largest(change, count - small - kept), change, 0.0)
 
 
 @pytest.mark.parametrize(("density", "gamma"), [(0.5, 0.1), (0.9, 0.01), (0.3, 0.9)])

@@ -22,9 +22,8 @@ def test_it_is_the_weighted_mean(normalize: bool) -> None:
 def test_narrow_results_are_float64_sums_rounded_once() -> None:
     _, parents = siblings(rows=50, columns=40)
     states = [{"w": torch.from_numpy(parent).bfloat16()} for parent in parents]
-    wanted = (
-        sum(w * state["w"].double() for w, state in zip((0.5, 0.3, 0.2), states, strict=True))
-    ).bfloat16()
+    scaled = [share * state["w"].double() for share, state in zip((0.5, 0.3, 0.2), states, strict=True)]
+    wanted = torch.stack(scaled).sum(0).bfloat16()
     assert torch.equal(soup(states, weights=(5, 3, 2))["w"], wanted)
 
 
