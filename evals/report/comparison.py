@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from merge_models.evals.diagnostics.diagnostic import Diagnostic
+from merge_models.evals.diagnostics.drawing import RatioByDepth
+from merge_models.evals.diagnostics.registry import shown
 from merge_models.evals.report import charts
-from merge_models.evals.report.definitions import DEFINITIONS
 from merge_models.evals.report.escape import markdown_code, markdown_prose
 from merge_models.evals.report.facts import (
     SEVERITY,
@@ -21,7 +23,7 @@ from merge_models.evals.report.markdown import table as markdown_table
 from merge_models.evals.report.numbers import number, percent
 from merge_models.evals.report.page import document
 from merge_models.evals.report.sections import Section, badge, figure, location
-from merge_models.evals.report.shapes import Panel, Profile, Role, Rule, Series
+from merge_models.evals.report.shapes import Panel, Profile, Role, Series
 from merge_models.evals.schema import SCHEMA_VERSION, Basis, Evaluation, Outcome, Record
 
 
@@ -234,21 +236,19 @@ def _summaries(comparison: Comparison) -> Section | None:
 
 
 def _profiles(comparison: Comparison) -> Section | None:
-    drawn = [
-        chart
-        for key, title in (
-            ("variance_ratio", "Activation variance"),
-            ("effective_rank_ratio", "Effective rank of activations"),
-        )
-        if (chart := _overlay(comparison, key, title)) is not None
-    ]
+    overlaid = (
+        _overlay(comparison, diagnostic, diagnostic.drawing)
+        for diagnostic in shown("site")
+        if isinstance(diagnostic.drawing, RatioByDepth)
+    )
+    drawn = [chart for chart in overlaid if chart is not None]
     if not drawn:
         return None
-    body = [figure(chart, DEFINITIONS[chart.key].text) for chart in drawn]
+    body = [figure(chart) for chart in drawn]
     return Section("profiles", "Profiles by depth", body, drawn)
 
 
-def _overlay(comparison: Comparison, key: str, title: str) -> Profile | None:
+def _overlay(comparison: Comparison, diagnostic: Diagnostic, drawing: RatioByDepth) -> Profile | None:
     """One line a merge; merges of different depths lie on their own layers' numbers."""
     depths = [charts.depth_of(e.activations.sites) if e.activations else None for e in comparison.evaluations]
     labels = tuple(dict.fromkeys(label for depth in depths if depth for label in depth.labels))
@@ -257,7 +257,7 @@ def _overlay(comparison: Comparison, key: str, title: str) -> Profile | None:
         series = []
         for n, (row, depth) in enumerate(zip(comparison.ranking, depths, strict=True)):
             if depth is not None and kind in depth.sites:
-                values, low, high = charts.estimates(depth.sites[kind], key)
+                values, low, high = charts.estimates(depth.sites[kind], diagnostic.key)
                 place = {label: at for at, label in enumerate(depth.labels)}
                 spread = [
                     tuple(column[place[label]] if label in place else None for label in labels)
@@ -268,15 +268,6 @@ def _overlay(comparison: Comparison, key: str, title: str) -> Profile | None:
         if series:
             panels.append(Panel(charts.SITES[kind], tuple(series)))
     named = any(depth.named for depth in depths if depth)
-    chart = Profile(
-        key,
-        title,
-        "ratio to the parents' mean",
-        labels,
-        tuple(panels),
-        (Rule(1.0, "parents' mean"),),
-        depth="module" if named else "layer",
-        low=0.0,
-        span=charts.RATIO_SPAN,
-    )
+    word = "module" if named else "layer"
+    chart = charts.ratio_profile(diagnostic, drawing, labels, tuple(panels), word)
     return chart if charts.defined(chart) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from merge_models.evals.diagnostics.diagnostic import Diagnostic
 from merge_models.evals.schema import Estimate
 
 UNDEFINED = "–"
@@ -38,6 +39,16 @@ def percent(value: float | None) -> str:
     if 0 < abs(scaled) < 0.05:
         return "< 0.1 %"
     return _sign(f"{scaled:.1f} %" if 0 < abs(scaled) < 9.95 else f"{scaled:.0f} %")
+
+
+def value_of(diagnostic: Diagnostic, value: float | Estimate | tuple[int, ...] | None) -> str:
+    """Returns a value in the diagnostic's unit: shares as percentages, lists of units counted, others as
+    numbers."""
+    if isinstance(value, tuple):
+        return count(len(value), "unit") if value else "none"
+    if diagnostic.unit == "share":
+        return percent(value.value if isinstance(value, Estimate) else value)
+    return measured(value) if isinstance(value, Estimate) else number(value)
 
 
 def interval(estimate: Estimate | None) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from merge_models.evals.diagnostics.record import SCHEMA_VERSION, ModelRef, Record
 from merge_models.evals.schema.activations import ActivationDiagnosis
 from merge_models.evals.schema.information import InformationDiagnosis
-from merge_models.evals.schema.record import SCHEMA_VERSION, ModelRef, Record
 from merge_models.evals.schema.repair import RepairReport
 from merge_models.evals.schema.tasks import TaskDiagnosis
 from merge_models.evals.schema.verdict import Verdict

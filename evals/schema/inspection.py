@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from merge_models.evals.schema.record import SCHEMA_VERSION, ModelRef, Record
+from merge_models.evals.diagnostics.record import SCHEMA_VERSION, ModelRef, Record
 from merge_models.evals.schema.weights import DepthWeights, TensorWeights
 
 

@@ -20,13 +20,13 @@ class Section(NamedTuple):
     charts: Sequence[Chart] = ()
 
 
-def figure(chart: Chart, caption: object = None) -> Html:
+def figure(chart: Chart) -> Html:
     """A chart's place, its words for those who do not see it, and its table."""
     told, alternative = _told(chart)
     return tag(
         "figure",
         tag("h3", chart.title),
-        tag("figcaption", caption) if caption else None,
+        tag("figcaption", chart.caption) if chart.caption else None,
         tag("p", told, class_="sr"),
         tag("div", class_="chart", data_chart=chart.key),
         details("Values as a table", alternative, class_="data"),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from merge_models.evals.report import charts
-from merge_models.evals.report.definitions import DEFINITIONS
 from merge_models.evals.report.html import tag
 from merge_models.evals.report.numbers import number
 from merge_models.evals.report.sections.figures import Section, figure
+from merge_models.evals.report.terms import REPAIR
 from merge_models.evals.schema import (
     Evaluation,
 )
@@ -30,6 +30,6 @@ def repair(evaluation: Evaluation) -> Section | None:
         )
     body = [
         loss,
-        figure(chart, DEFINITIONS["repair"].text) if chart else tag("p", DEFINITIONS["repair"].text),
+        figure(chart) if chart else tag("p", REPAIR.definition),
     ]
     return Section("repair", "Repair", body, [chart] if chart else [])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from merge_models.evals.report.definitions import DEFINITIONS
+from merge_models.evals.diagnostics.registry import shown
 from merge_models.evals.report.html import Html, details, name, table, tag
-from merge_models.evals.report.numbers import UNDEFINED, interval, number, percent
+from merge_models.evals.report.numbers import UNDEFINED, interval, number, percent, value_of
 from merge_models.evals.report.sections.figures import Section
+from merge_models.evals.report.terms import GENERATION, RECOVERY
 from merge_models.evals.schema import (
     Evaluation,
     Generation,
@@ -36,7 +37,7 @@ def _recovery_line(found: TaskDiagnosis) -> Html | None:
         tag("b", percent(found.least_recovery)),
         least,
         ". ",
-        DEFINITIONS["recovery"].text,
+        RECOVERY.definition,
     )
 
 
@@ -90,17 +91,10 @@ def generation(evaluation: Evaluation) -> Section | None:
     if not found:
         return None
     counters = table(
-        DEFINITIONS["generation"].text,
-        ["Model", "Continuations", "Empty", "Looping", "Low distinct-2", "Mean distinct-2"],
+        GENERATION.definition,
+        ["Model", "Continuations", *(one.heading for one in shown("text"))],
         [
-            [
-                name(g.model),
-                f"{g.n:,}",
-                percent(g.empty),
-                percent(g.looping),
-                percent(g.low_distinct),
-                number(g.distinct2),
-            ]
+            [name(g.model), f"{g.n:,}", *(value_of(one, getattr(g, one.key)) for one in shown("text"))]
             for g in found
         ],
         label="Generated text",

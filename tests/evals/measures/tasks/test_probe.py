@@ -16,11 +16,12 @@ import pytest
 import torch
 from torch import nn
 
+from merge_models.evals.diagnostics.tasks.degenerate import distinct2, is_looping, words
 from merge_models.evals.inputs.calibration import calibration_batches
 from merge_models.evals.inputs.models import open_model
 from merge_models.evals.measures.tasks import TaskProbe, TaskSettings, likelihood
 from merge_models.evals.measures.tasks.choice import choose, mark
-from merge_models.evals.measures.tasks.degenerate import count_degenerate, distinct2, is_looping, words
+from merge_models.evals.measures.tasks.degenerate import count_degenerate
 from merge_models.evals.measures.tasks.exact import is_right
 from merge_models.evals.measures.tasks.greedy import continuations
 from merge_models.evals.measures.tasks.harness import run_harness
