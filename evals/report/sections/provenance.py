@@ -90,18 +90,21 @@ def _definitions(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     diagnostic."""
     if evaluation.verdict and evaluation.verdict.score is not None:
         yield SCORE
-    places: list[Place] = []
-    if evaluation.activations is not None:
-        places += ["site", "statistics"]
-        places += ["head", "divergence"] if evaluation.activations.head is not None else []
-        places += ["sentence"] if evaluation.activations.sentences else []
-    if evaluation.tasks is not None:
+    activations, tasks = evaluation.activations, evaluation.tasks
+    if tasks is not None:
         yield from (RECOVERY, GENERATION)
-        places += ["text"] if evaluation.tasks.generation else []
-    if evaluation.weights is not None:
-        places.append("tensor")
     if evaluation.information is not None:
         yield O_INFORMATION
+    measured: dict[Place, object] = {
+        "site": activations,
+        "statistics": activations,
+        "head": activations and activations.head,
+        "divergence": activations and activations.head,
+        "sentence": activations and activations.sentences,
+        "text": tasks and tasks.generation,
+        "tensor": evaluation.weights,
+    }
+    places = [place for place, part in measured.items() if part]
     used = [diagnostic for place in places for diagnostic in shown(place)]
     labels = [diagnostic.label for diagnostic in used]
     for diagnostic in used:
