@@ -7,10 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from merge_models.evals.evaluation import unique_names
 from merge_models.evals.inputs.arguments import checked_models, checked_weights
 from merge_models.evals.inputs.compatibility import Finding, compare_headers
-from merge_models.evals.inputs.lineage import short_name
+from merge_models.evals.inputs.lineage import short_name, unique_names
 from merge_models.evals.judgement.advice import advise
 from merge_models.evals.measures.weights.family import normalised_weights, open_model
 from merge_models.evals.schema import Inspection, ModelRef, WeightDiagnosis
@@ -67,7 +66,7 @@ def inspect_parents(
     )
     if headers_only or any(finding.blocks_measuring for finding in findings):
         return inspection
-    from merge_models.evals.measures.weights import diagnose_parents
+    from merge_models.evals.measures.weights.diagnose import diagnose_parents
 
     found = diagnose_parents(parents, base, shares, threads=threads, allow_pickle=allow_pickle)
     copies = () if remarks else tuple(_same_weights(refs, found))

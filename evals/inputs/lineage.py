@@ -42,6 +42,20 @@ def short_name(model: Name) -> str:
     return "+".join(Path(part.rstrip("/")).name or part for part in parts)
 
 
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Returns the names with numbers behind repeated ones: ``a, a, b`` become ``a, a (2), b``."""
+    taken: set[str] = set()
+    out = []
+    for name in names:
+        n, candidate = 1, name
+        while candidate in taken:
+            n += 1
+            candidate = f"{name} ({n})"
+        taken.add(candidate)
+        out.append(candidate)
+    return out
+
+
 def lineage(
     merged: Name,
     parents: Sequence[Name],

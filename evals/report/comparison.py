@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from merge_models.evals.diagnostics.diagnostic import Diagnostic
 from merge_models.evals.diagnostics.drawing import RatioByDepth
 from merge_models.evals.diagnostics.registry import shown
+from merge_models.evals.inputs.lineage import unique_names
 from merge_models.evals.report import charts
 from merge_models.evals.report.escape import markdown_code, markdown_prose
 from merge_models.evals.report.facts import (
@@ -89,23 +90,12 @@ def compare(evaluations: Sequence[Evaluation]) -> Comparison:
     if not evaluations:
         raise ValueError("nothing to compare: give at least one evaluation")
     ordered = sorted(evaluations, key=_key)
-    labels = _unique(evaluation.merge.name for evaluation in ordered)
+    labels = unique_names([evaluation.merge.name for evaluation in ordered])
     ranking: list[Ranked] = []
     for n, (label, evaluation) in enumerate(zip(labels, ordered, strict=True)):
         tied = n > 0 and _key(evaluation) == _key(ordered[n - 1])
         ranking.append(_ranked(ranking[-1].rank if tied else n + 1, label, evaluation))
     return Comparison(ranking=tuple(ranking), evaluations=tuple(ordered))
-
-
-def _unique(names: Iterable[str]) -> list[str]:
-    labels: list[str] = []
-    for given in names:
-        label, n = given, 1
-        while label in labels:
-            n += 1
-            label = f"{given} ({n})"
-        labels.append(label)
-    return labels
 
 
 def _key(evaluation: Evaluation) -> tuple[int, bool, float]:

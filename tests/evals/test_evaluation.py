@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from merge_models.evals.evaluation import evaluate
+from merge_models.evals import Activations, Merged, Running, TextSample, Weights, evaluate
 from merge_models.evals.inputs.lineage import lineage, short_name
 from merge_models.evals.inputs.models import open_model
 from merge_models.evals.inputs.positions import most_positions
@@ -34,7 +34,12 @@ from tests.merge.tokenizer.test_alignment import _tokenizer
 
 EXPERTS = [demo_folder(name) for name in SKILLS]
 BASE = demo_folder("base")
-QUICK: dict[str, Any] = {"measure": ("weights", "activations"), "tokens": 1536, "length": 32}
+QUICK = (Weights(), Activations(information=False))
+
+
+def quick(text: Path, tokens: int = 1536, length: int = 32) -> TextSample:
+    """Little of a text."""
+    return TextSample(text, tokens, length)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +72,7 @@ def mean(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_mean_of_the_experts_is_healthy_and_finds_its_parents_itself(mean: Path, text: Path) -> None:
-    found = evaluate(mean, data=text, **QUICK)
+    found = evaluate(mean, measures=QUICK, text=quick(text))
     assert found.verdict is not None
     assert found.verdict.status == "healthy", found.verdict.summary
     assert [p.name for p in found.parents] == list(SKILLS)
@@ -78,7 +83,7 @@ def test_mean_of_the_experts_is_healthy_and_finds_its_parents_itself(mean: Path,
 def test_equal_parents_measure_as_equal(tmp_path: Path, text: Path) -> None:
     out = tmp_path / "merged"
     merge([EXPERTS[0], EXPERTS[0]], Linear(), out=out)
-    found = evaluate(out, data=text, **QUICK)
+    found = evaluate(out, measures=QUICK, text=quick(text))
     assert found.verdict is not None and found.verdict.score == pytest.approx(0, abs=1e-12)
     assert found.activations is not None and found.activations.head is not None
     for divergence in found.activations.head.divergences:
@@ -91,7 +96,7 @@ def test_equal_parents_measure_as_equal(tmp_path: Path, text: Path) -> None:
 def test_added_up_too_strongly_is_collapsed_and_says_by_how_much(tmp_path: Path, text: Path) -> None:
     out = tmp_path / "merged"
     merge(EXPERTS, TaskArithmetic(lambda_=4.0), base=BASE, out=out)
-    found = evaluate(out, EXPERTS, BASE, data=text, **QUICK)
+    found = evaluate(out, EXPERTS, BASE, measures=QUICK, text=quick(text))
     assert found.verdict is not None and found.verdict.status == "collapsed"
     divergence = next(f for f in found.verdict.findings if f.cause == "divergence from all")
     assert "multiply lambda" in divergence.remedy
@@ -113,7 +118,7 @@ def test_soup_with_a_permuted_copy_collapses_and_names_layers(tmp_path: Path, te
     copy = edited(EXPERTS[1], tmp_path / "copy", permute)
     out = tmp_path / "merged"
     merge([EXPERTS[1], copy], Linear(), out=out)
-    found = evaluate(out, data=text, **QUICK)
+    found = evaluate(out, measures=QUICK, text=quick(text))
     assert found.verdict is not None and found.verdict.status != "healthy"
     variance = next(f for f in found.verdict.findings if f.cause == "variance collapse")
     assert variance.layers and "layer" in variance.where
@@ -185,7 +190,7 @@ def test_predictions_decide(
         return value + noise * value.std() * torch.randn(value.shape, generator=generator)
 
     out = edited(folders[0], tmp_path / "merged", disturb)
-    found = evaluate(out, [folders[0]], data=file, measure=("activations",), tokens=1024, length=30)
+    found = evaluate(out, [folders[0]], measures=[Activations(information=False)], text=quick(file, 1024, 30))
     assert found.verdict is not None
     assert found.verdict.status in status, found.verdict.summary
     assert set(found.verdict.by_skill) == {"low", "high"}
@@ -204,7 +209,7 @@ def test_nan_is_a_verdict_not_a_crash(tmp_path: Path, text: Path) -> None:
         return value * float("nan") if "layers.1.mlp.up" in name else value
 
     out = edited(EXPERTS[0], tmp_path / "merged", poison)
-    found = evaluate(out, EXPERTS[:2], data=text, **QUICK)
+    found = evaluate(out, EXPERTS[:2], measures=QUICK, text=quick(text))
     assert found.verdict is not None and found.verdict.status == "collapsed"
     assert "not finite" in {f.cause for f in found.verdict.findings}
     Evaluation.from_json(found.to_json())
@@ -215,15 +220,15 @@ def test_stacked_layers_that_do_nothing_are_not_healthy(
 ) -> None:
     """Another depth: no layer is comparable, so text that the parent knows decides; without it, nothing."""
     (parent, _), known = speakers
-    out, quick = tmp_path / "merged", {"measure": ("activations",), "tokens": 1024, "length": 30}
+    out, activations = tmp_path / "merged", Activations(information=False)
     for layers, status in (((2, 0, 1, 0), "collapsed"), ((0, 1, 2), "healthy")):
         slices = [{"sources": [{"model": str(parent), "layer_range": [n, n + 1]}]} for n in layers]
         run_recipe(parse_recipe({"merge_method": "passthrough", "slices": slices}), out, overwrite=True)
-        found = evaluate(out, data=known, **quick)
+        found = evaluate(out, measures=activations, text=quick(known, 1024, 30))
         assert found.verdict is not None
         assert found.verdict.status == status, found.verdict.summary
         if len(layers) > 3:
-            found = evaluate(out, data=text, **quick)
+            found = evaluate(out, measures=activations, text=quick(text, 1024, 30))
             assert found.verdict is not None and found.verdict.status == "not judged"
             assert any("no better than guessing" in note for note in found.notes)
 
@@ -269,7 +274,7 @@ def test_layers_are_compared_with_those_that_they_came_from(case: str, four_laye
     runs = STACKS[case]
     out = stack(four_layers, *runs)
     scales = [scale for _, start, stop, scale in runs for _ in range(start, stop)]
-    found = evaluate(out, measure=("weights",))
+    found = evaluate(out, measures=Weights())
     assert found.weights is not None and found.verdict is not None
     layers = [t for t in found.weights.tensors if t.layer is not None]
     assert [t.norm_ratio for t in layers] == pytest.approx(scales)
@@ -278,7 +283,7 @@ def test_layers_are_compared_with_those_that_they_came_from(case: str, four_laye
     (out / MANIFEST).unlink()
     parents = [four_layers / name for name in dict.fromkeys(name for name, *_ in runs)]
     if len(scales) != 4:
-        found = evaluate(out, parents, measure=("weights",))
+        found = evaluate(out, parents, measures=Weights())
         assert found.weights is not None and found.verdict is not None
         assert all(t.norm_ratio is None for t in found.weights.tensors if t.layer is not None)
         if min(scales) == 1:  # else the head tells
@@ -295,7 +300,7 @@ def test_slices_of_several_models_are_compared_layer_by_layer(four_layers: Path)
     ]
     recipe = {"merge_method": "linear", "slices": slices, "parameters": {"weight": 1}}
     run_recipe(parse_recipe(recipe), four_layers / "merged")
-    found = evaluate(four_layers / "merged", measure=("weights",)).weights
+    found = evaluate(four_layers / "merged", measures=Weights()).weights
     assert found is not None and found.parent_share == pytest.approx((0.5, 0.5))
     assert all(t.parent_share == pytest.approx((0.5, 0.5)) for t in found.tensors)
     assert found.unexplained is not None and found.unexplained < 1e-12
@@ -374,7 +379,7 @@ def test_weights_only_needs_no_model_that_runs(mean: Path, tmp_path: Path) -> No
     out = tmp_path / "merged"
     shutil.copytree(mean, out)
     (out / "config.json").write_text("{}")
-    found = evaluate(out, EXPERTS, BASE, measure=("weights",))
+    found = evaluate(out, EXPERTS, BASE, measures=Weights())
     assert found.verdict is not None and found.verdict.basis == "weights"
 
 
@@ -566,7 +571,7 @@ def test_a_slerp_at_its_first_model_is_measured_against_both(tmp_path: Path, tex
     found = []
     for number, base in enumerate((None, ONE)):
         run_recipe(_recipe("slerp", base, BOTH, {"t": 0.01}), tmp_path / str(number))
-        found.append(evaluate(tmp_path / str(number), data=text, name="merge", **QUICK))
+        found.append(evaluate(Merged(tmp_path / str(number), "merge"), measures=QUICK, text=quick(text)))
     alone, based = (e.model_copy(update={"created": "", "weights": None, "activations": None}) for e in found)
     assert alone == based
     assert alone.verdict is not None and alone.verdict.score is not None and alone.verdict.score < 0.1
@@ -662,12 +667,12 @@ def test_parents_with_adapters_and_pickled_parents_count_as_what_they_are(tmp_pa
     done = CliRunner().invoke(main, [*call, "--eval", "--report", str(tmp_path / "report.json")])
     assert done.exit_code == 0, done.output
     merge([tmp_path / "sum", EXPERTS[0]], Linear(), out=tmp_path / "plain", dtype="float32")
-    plain = evaluate(tmp_path / "plain", data=text, **QUICK)
-    of_manifest = evaluate(out, data=text, allow_pickle=True, **QUICK)
+    plain = evaluate(tmp_path / "plain", measures=QUICK, text=quick(text))
+    of_manifest = evaluate(out, measures=QUICK, text=quick(text), running=Running(allow_pickle=True))
     assert_measured_alike(of_manifest, plain)
     assert [p.name for p in of_manifest.parents] == ["base+adapter", "pickled"]
     with pytest.raises(MergeError, match="pickled.*--allow-pickle"):
-        evaluate(out, data=text, **QUICK)
+        evaluate(out, measures=QUICK, text=quick(text))
     assert not list(tmp_path.glob("merge-models-*"))
 
 
@@ -710,6 +715,6 @@ def test_a_merge_of_two_vocabularies_is_judged(tmp_path: Path) -> None:
     models = [str(tmp_path / name) for name in "AB"]
     recipe = {"merge_method": "linear", "models": models, "tokenizer_source": "union"}
     run_recipe(parse_recipe(recipe), tmp_path / "out")
-    found = evaluate(tmp_path / "out", measure="activations", tokens=1024)
+    found = evaluate(tmp_path / "out", measures=Activations(information=False), text=TextSample(tokens=1024))
     assert found.activations is not None and found.activations.head is not None
     assert found.activations.head.predictions > 500

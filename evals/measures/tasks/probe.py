@@ -34,7 +34,7 @@ Key = tuple[str, str]
 
 
 class TaskProbe:
-    """Scores models on tasks, one at a time (``evals.probes.Probe``).
+    """Scores models on tasks, one at a time (``evals.measures.measure.Measurement``).
 
     Perplexity of the calibration text by domain and counters of degenerate continuations of it; multiple
     choice and exact match of the files' items; tasks of the external harness. Models that predict no next

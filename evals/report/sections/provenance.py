@@ -104,7 +104,7 @@ def _definitions(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
         "text": tasks and tasks.generation,
         "tensor": evaluation.weights,
     }
-    places = [place for place, part in measured.items() if part]
+    places: list[Place] = [place for place, part in measured.items() if part]
     used = [diagnostic for place in places for diagnostic in shown(place)]
     labels = [diagnostic.label for diagnostic in used]
     for diagnostic in used:

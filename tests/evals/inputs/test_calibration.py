@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from merge_models.evals.evaluation import evaluate
+from merge_models.evals import Weights, evaluate
 from merge_models.evals.inputs import jsonl
 from merge_models.evals.inputs.calibration import (
     SEPARATOR,
@@ -288,7 +288,7 @@ def test_a_model_without_a_tokenizer_is_named(tmp_path: Path) -> None:
         MergeError, match="has no tokenizer; add its files, or measure weights alone: --weigh"
     ):
         evaluate(other, [demo_folder("base")])
-    assert evaluate(other, [demo_folder("base")], measure=("weights",)).weights is not None
+    assert evaluate(other, [demo_folder("base")], measures=Weights()).weights is not None
     arguments = ["merge", str(other), str(demo_folder("base")), "--eval", "-o", str(tmp_path / "out")]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2 and "has no tokenizer; add its files, or leave out --eval" in result.stderr

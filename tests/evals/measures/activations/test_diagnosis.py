@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from merge_models.evals.diagnostics.activations.cka import linear_cka
 from merge_models.evals.inputs.calibration import Batches, Text
-from merge_models.evals.measures.activations import ActivationProbe, diagnose_modules, probe
+from merge_models.evals.measures.activations import probe
+from merge_models.evals.measures.activations.modules import diagnose_modules
+from merge_models.evals.measures.activations.probe import ActivationProbe
 from merge_models.evals.measures.activations.sites import find_sites
 from merge_models.evals.schema import ActivationDiagnosis, Calibration, ModelRef, SiteActivations
 from merge_models.merge.errors import MergeError

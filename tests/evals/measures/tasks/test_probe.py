@@ -19,7 +19,7 @@ from torch import nn
 from merge_models.evals.diagnostics.tasks.degenerate import distinct2, is_looping, words
 from merge_models.evals.inputs.calibration import calibration_batches
 from merge_models.evals.inputs.models import open_model
-from merge_models.evals.measures.tasks import TaskProbe, TaskSettings, likelihood
+from merge_models.evals.measures.tasks import likelihood
 from merge_models.evals.measures.tasks.choice import choose, mark
 from merge_models.evals.measures.tasks.degenerate import count_degenerate
 from merge_models.evals.measures.tasks.exact import is_right
@@ -28,7 +28,9 @@ from merge_models.evals.measures.tasks.harness import run_harness
 from merge_models.evals.measures.tasks.items import Choice, read_tasks
 from merge_models.evals.measures.tasks.likelihood import log_likelihoods, windows
 from merge_models.evals.measures.tasks.perplexity import perplexity, perplexity_texts
+from merge_models.evals.measures.tasks.probe import TaskProbe
 from merge_models.evals.measures.tasks.resample import Marks, recovery, wilson
+from merge_models.evals.measures.tasks.settings import TaskSettings
 from merge_models.evals.schema import ModelRef
 from merge_models.merge.demo.skills import SKILLS, demo_folder, held_out, score
 from merge_models.merge.errors import MergeError

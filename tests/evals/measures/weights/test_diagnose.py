@@ -15,7 +15,7 @@ from torch import Tensor
 
 from merge_models.evals.diagnostics.weights.hyperspherical import NEURONS
 from merge_models.evals.diagnostics.weights.subspace import subspace_overlap
-from merge_models.evals.measures.weights import diagnose_parents, diagnose_weights
+from merge_models.evals.measures.weights.diagnose import diagnose_parents, diagnose_weights
 from merge_models.evals.measures.weights.family import Stored
 from merge_models.evals.measures.weights.spectrum import Spectrum, spectrum
 from merge_models.evals.schema import TensorWeights, WeightDiagnosis
