@@ -37,7 +37,7 @@ class Lineage:
 
 
 def short_name(model: Name) -> str:
-    """The last part of a model's path or Hub id; of a model with an adapter, both."""
+    """Returns the last part of a model's path or Hub id; of a model with an adapter, both."""
     parts = os.fspath(model).split("+")
     return "+".join(Path(part.rstrip("/")).name or part for part in parts)
 

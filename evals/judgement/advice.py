@@ -46,7 +46,8 @@ CLOSER = 0.2
 
 
 def advise(found: WeightDiagnosis, different_tokens: bool = False) -> tuple[Advice, ...]:
-    """Strategies that fit, best first, each with the reason; a pair is its name and a sentence or two.
+    """Returns strategies that fit, best first, each with the reason; a pair is its name and a sentence or
+    two.
 
     Args:
         found: the parents' geometry.

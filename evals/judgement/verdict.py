@@ -41,7 +41,7 @@ _ORDER: tuple[Status, ...] = ("healthy", "degraded", "collapsed")
 
 
 def judge(evaluation: Evaluation) -> Verdict:
-    """The verdict on what was measured; fields that are None are not held against the merge."""
+    """Returns the verdict on what was measured; fields that are None are not held against the merge."""
     activations = evaluation.activations
     scores = domain_scores(activations, evaluation.parents) if activations else []
     decided = bool(scores)
@@ -77,7 +77,8 @@ def judged(evaluation: Evaluation) -> Evaluation:
 
 
 def foreign_text(evaluation: Evaluation) -> Iterator[str]:
-    """A note on the domains of the calibration text that no parent knows; they are left out of the score."""
+    """Returns a note on the domains of the calibration text that no parent knows; they are left out of the
+    score."""
     activations = evaluation.activations
     if activations is None or activations.head is None:
         return
@@ -108,7 +109,7 @@ def _guessing(evaluation: Evaluation, head: Head, foreign: Sequence[str]) -> Ite
 
 
 def worst(statuses: Iterator[Status]) -> Status:
-    """The worst of some statuses; healthy where there are none."""
+    """Returns the worst of some statuses; healthy where there are none."""
     return _ORDER[max(map(_ORDER.index, statuses), default=0)]
 
 

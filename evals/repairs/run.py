@@ -106,7 +106,7 @@ def repair_module(
     weights: Sequence[float] | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
 ) -> tuple[LayerRepair, ...]:
-    """REPAIR of a module in memory: its weights and biases are changed in place.
+    """Repairs a module in memory (REPAIR): its weights and biases are changed in place.
 
     Args:
         model, parents: modules of one architecture; they are run in eval mode and stay in the mode that they

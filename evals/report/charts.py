@@ -52,14 +52,14 @@ def _ratio(value: float | None, mean: float | None) -> float | None:
 
 
 def weighted_mean(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
-    """Mean of what is defined, by weight; None when nothing is."""
+    """Returns the mean of what is defined, by weight; None when nothing is."""
     known = [(v, w) for v, w in zip(values, weights, strict=True) if v is not None]
     total = sum(w for _, w in known)
     return sum(v * w for v, w in known) / total if total else None
 
 
 def parent_weights(evaluation: Evaluation) -> list[float]:
-    """The parents' weights, equal where they are not told."""
+    """Returns the parents' weights, equal where they are not told."""
     weights = [parent.weight for parent in evaluation.parents]
     return [1.0 if w is None else w for w in weights] if any(weights) else [1.0] * len(weights)
 
@@ -102,7 +102,7 @@ def depth_of(sites: Iterable[SiteActivations]) -> Depth:
 
 
 def estimates(row: Sequence[SiteActivations | None], field: str) -> tuple[Values, Values, Values]:
-    """Values, lower and upper ends of an estimate along a row of sites."""
+    """Returns values, lower and upper ends of an estimate along a row of sites."""
     found: list[Estimate | None] = [getattr(site, field) if site else None for site in row]
     return (
         tuple(e.value if e else None for e in found),
@@ -307,7 +307,7 @@ def divergence_charts(evaluation: Evaluation) -> list[Dots]:
 
 
 def short_kind(kind: str) -> str:
-    """A kind without what says nothing: the ``.weight`` at its end."""
+    """Returns a kind without what says nothing: the ``.weight`` at its end."""
     return kind.removesuffix(".weight")
 
 
@@ -319,7 +319,8 @@ def _fold(tensors: Sequence[TensorWeights]) -> Callable[[str], str]:
 
 
 def weight_heats(evaluation: Evaluation) -> list[Heat]:
-    """One map a diagnostic that has values, of the tensors that lie in layers."""
+    """Returns a map of each drawn diagnostic of tensors that has values, of the tensors that lie in
+    layers."""
     if evaluation.weights is None:
         return []
     tensors = [t for t in evaluation.weights.tensors if t.layer is not None]
@@ -365,7 +366,7 @@ def _heat(
 
 
 def information_profile(evaluation: Evaluation) -> Profile | None:
-    """O-information by depth: between parents and merge with its null, and within each model."""
+    """Returns O-information by depth: between parents and merge with its null, and within each model."""
     found = evaluation.information
     if found is None:
         return None
@@ -426,7 +427,7 @@ def _system(
 
 
 def repair_profile(evaluation: Evaluation) -> Profile | None:
-    """Variance ratio of each repaired module, before and after."""
+    """Returns the variance ratio of each repaired module, before and after."""
     report = evaluation.repair
     if report is None or not report.layers:
         return None
@@ -448,7 +449,8 @@ def repair_profile(evaluation: Evaluation) -> Profile | None:
 
 
 def describe(chart: Profile) -> str:
-    """The chart in a sentence, for those who do not see it: each panel's first line, its range and where."""
+    """Returns the chart in a sentence, for those who do not see it: each panel's first line, its range and
+    where."""
     parts = []
     for panel in chart.panels:
         for series in panel.series:
@@ -467,7 +469,7 @@ def describe(chart: Profile) -> str:
 
 
 def coverage(heat: Heat) -> str:
-    """A heat map in a sentence."""
+    """Returns a heat map in a sentence."""
     known = [v for row in heat.values for v in row if v is not None]
     off = sum(1 for v in known if not 0.85 <= v <= 1.18) / len(known)
     told = f"; {percent(off)} of the tensors are more than 15 % off 1" if heat.scale.middle == 1 else ""

@@ -66,15 +66,15 @@ class Comparison(Record):
     """In the order of the ranking."""
 
     def to_json(self) -> str:
-        """The record as JSON."""
+        """Returns the record as JSON."""
         return self.model_dump_json(indent=1)
 
     def to_markdown(self) -> str:
-        """The ranked table, and what is wrong with each merge that is not healthy."""
+        """Returns the ranked table, and what is wrong with each merge that is not healthy."""
         return comparison_markdown(self)
 
     def to_html(self) -> str:
-        """One self-contained page with the table and overlaid profiles."""
+        """Returns one self-contained page with the table and overlaid profiles."""
         return comparison_page(self)
 
 
@@ -149,7 +149,7 @@ def _columns(comparison: Comparison) -> list[tuple[str, list[str]]]:
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """Ranked table and summaries."""
+    """Returns the ranked table and summaries."""
     columns = _columns(comparison)
     rows = [
         [
@@ -169,7 +169,7 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 
 def comparison_page(comparison: Comparison) -> str:
-    """The page: the table first, then profiles over each other."""
+    """Returns the page: the table first, then profiles over each other."""
     best = comparison.ranking[0]
     count = len(comparison.ranking)
     opening = tag(

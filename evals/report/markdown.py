@@ -16,7 +16,7 @@ MOST_LAYERS = 16
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """The report as Markdown, headings from the second level on, ending in a line break.
+    """Returns the report as Markdown, headings from the second level on, ending in a line break.
 
     Every name and text of the input is escaped: it cannot become markup, a link, a mention or another cell.
     """
@@ -36,7 +36,7 @@ def markdown(evaluation: Evaluation) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: Collection[int] = (0,)) -> str:
-    """A table whose columns ``words`` are text and the others numbers. Cells are Markdown already."""
+    """Returns a table whose columns ``words`` are text and the others numbers. Cells are Markdown already."""
     rule = ["---" if n in words else "---:" for n in range(len(head))]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
 

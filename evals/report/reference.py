@@ -48,12 +48,12 @@ DIVIDER = "\\|"
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema of ``report.json``."""
+    """Returns the JSON Schema of ``report.json``."""
     return Evaluation.model_json_schema()
 
 
 def reference() -> str:
-    """The schema in Markdown: a section a record, with what its docstring says of each field."""
+    """Returns the schema in Markdown: a section a record, with what its docstring says of each field."""
     whole = schema()
     records = [("Evaluation", whole), *whole["$defs"].items()]
     sections = [_record(name, record) for name, record in records]

@@ -49,7 +49,7 @@ class Evaluation(Record):
         return next((model for model in self.models if model.role == "base"), None)
 
     def to_json(self) -> str:
-        """The record as JSON, fields in a fixed order; ``Evaluation.from_json`` reads it back."""
+        """Returns the record as JSON, fields in a fixed order; ``Evaluation.from_json`` reads it back."""
         return self.model_dump_json(indent=1)
 
     @classmethod

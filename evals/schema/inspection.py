@@ -33,5 +33,5 @@ class Inspection(Record):
     advice: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> str:
-        """The record as JSON."""
+        """Returns the record as JSON."""
         return self.model_dump_json(indent=1)

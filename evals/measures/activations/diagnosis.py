@@ -60,7 +60,7 @@ class TokenSamples:
         return len(self.sequences)
 
     def read(self, site: SiteSpec) -> dict[str, np.ndarray]:
-        """Activations at one site by model name: float32 [tokens, units].
+        """Returns activations at one site by model name: float32 [tokens, units].
 
         Units that are massive in a parent are left out for all models. Values may be NaN where a model's are.
         """

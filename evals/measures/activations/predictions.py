@@ -29,7 +29,7 @@ def compare_predictions(
     sequences: int,
     drawn: np.ndarray,
 ) -> Head | None:
-    """The head's record; models whose logits are not finite are left out.
+    """Compares the models' predictions; models whose logits are not finite are left out.
 
     Args:
         found: each model's predictions, by name.
@@ -77,7 +77,7 @@ def compare_predictions(
 
 
 def parent_pairs(refs: Sequence[ModelRef]) -> list[tuple[str, str]]:
-    """Pairs of parents: all of them up to four parents, each with the next beyond."""
+    """Returns pairs of parents: all of them up to four parents, each with the next beyond."""
     names = [ref.name for ref in refs if ref.role == "parent"]
     if len(names) <= _ALL_PAIRS:
         return list(combinations(names, 2))
@@ -85,7 +85,7 @@ def parent_pairs(refs: Sequence[ModelRef]) -> list[tuple[str, str]]:
 
 
 def estimate_of(values: np.ndarray, group: np.ndarray, drawn: np.ndarray) -> Estimate:
-    """Mean of one number a token, with the interval over draws of groups."""
+    """Returns the mean of one number a token, with the interval over draws of groups."""
     total = np.bincount(group, values, minlength=drawn.shape[1])
     count = np.bincount(group, minlength=drawn.shape[1])
     again = drawn @ count

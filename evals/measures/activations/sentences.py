@@ -18,7 +18,7 @@ from merge_models.evals.schema import ModelRef, SentenceDrift
 def compare_sentences(
     vectors: Mapping[str, Tensor], refs: Sequence[ModelRef], drawn: np.ndarray
 ) -> tuple[SentenceDrift, ...]:
-    """The merge against every other model.
+    """Compares the merge with every other model.
 
     Args:
         vectors: by model, [sentences, width]: the mean of the last hidden states of a sequence's tokens.

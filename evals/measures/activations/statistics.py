@@ -42,7 +42,8 @@ class Sample:
         return self.sums.finite
 
     def variances(self, drawn: Tensor | None = None) -> Tensor:
-        """Variance over tokens of each kept unit; [draws, units] where groups are drawn so often each."""
+        """Returns the variance over tokens of each kept unit; [draws, units] where groups are drawn so often
+        each."""
         sums = self.sums
         count = sums.count.sum() if drawn is None else (drawn @ sums.count)[:, None]
         total = sums.total.sum(0) if drawn is None else drawn @ sums.total
@@ -65,7 +66,7 @@ class Spectrum:
     count: Tensor | None = None
 
     def effective_ranks(self, drawn: Tensor) -> np.ndarray:
-        """Effective rank of each draw, [draws].
+        """Returns the effective rank of each draw, [draws].
 
         Eigenvectors stay those of the whole sample: eigenvalues are then right to first order in how much a
         draw's covariance differs.
@@ -79,7 +80,8 @@ class Spectrum:
 
 
 def samples_of(store: Store, sums: Sequence[SiteSums], parents: Sequence[int]) -> list[Sample]:
-    """Every model's sample at one site, with the same units left out: those that are massive in a parent."""
+    """Returns every model's sample at one site, with the same units left out: those that are massive in a
+    parent."""
     values = [torch.from_numpy(store.read(site.sample)) for site in sums]
     massive = [_massive(site, value) for site, value in zip(sums, values, strict=True)]
     kept = torch.ones(values[0].shape[1], dtype=torch.bool)
@@ -105,7 +107,8 @@ def _massive(sums: SiteSums, values: Tensor) -> Tensor:
 
 
 def spectrum(sample: Sample, groups: bool) -> Spectrum:
-    """Eigenvalues of the centred covariance, through the smaller of the two Gram matrices, in float64.
+    """Returns eigenvalues of the centred covariance, through the smaller of the two Gram matrices, in
+    float64.
 
     Args:
         sample: n tokens of d units: the covariance matrix where d <= n, else the tokens' Gram matrix.
@@ -230,7 +233,7 @@ class SiteOfAll:
         return [self._values(1 + n) for n in range(len(self.weights))]
 
     def variances(self, drawn: bool = False) -> tuple[Tensor, list[Tensor]]:
-        """Returns variances of each unit of the merge and of each parent, [units] or [draws, units]."""
+        """Returns the variances of each unit of the merge and of each parent, [units] or [draws, units]."""
         groups = self.drawn if drawn else None
         merge, *parents = (one.variances(groups) for one in self.samples[: 1 + len(self.weights)])
         return merge, parents

@@ -68,7 +68,7 @@ def diagnose_parents(
     threads: int | None = None,
     allow_pickle: bool = False,
 ) -> WeightDiagnosis:
-    """The same before a merge: the parents' geometry, with every field of the merge empty."""
+    """Measures parents before a merge: their geometry, with every field of the merge empty."""
     if not parents:
         raise MergeError("there are no parents; give one or more")
     return _diagnose(None, parents, base, weights, None, threads, allow_pickle)

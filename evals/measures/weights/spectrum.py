@@ -80,7 +80,7 @@ class Spectrum:
 def spectrum(
     tensor: Stored, minus: Stored | None, norm: float | None, seed: int, *, leading: bool = False
 ) -> Spectrum | None:
-    """The spectrum of a tensor (less another), as a matrix of its first dimension's rows.
+    """Returns the spectrum of a tensor (less another), as a matrix of its first dimension's rows.
 
     Args:
         tensor, minus: with two dimensions or more; of one shape.

@@ -13,7 +13,7 @@ from merge_models.evals.schema import (
 
 
 def activations(evaluation: Evaluation) -> Section | None:
-    """Depth profiles."""
+    """Returns the section of depth profiles; None where activations were not measured."""
     drawn = charts.activation_profiles(evaluation)
     if not drawn:
         return None
@@ -61,7 +61,7 @@ def _absolute(evaluation: Evaluation) -> Html | None:
 
 
 def predictions(evaluation: Evaluation) -> Section | None:
-    """Loss and divergences at the head."""
+    """Returns the section on loss and divergences at the head; None for models without one."""
     head = evaluation.activations.head if evaluation.activations else None
     if head is None:
         return None
@@ -110,7 +110,7 @@ def predictions(evaluation: Evaluation) -> Section | None:
 
 
 def sentences(evaluation: Evaluation) -> Section | None:
-    """Likeness of an encoder's sentence vectors."""
+    """Returns the section on sentence vectors; None for models that are no encoders."""
     found = evaluation.activations.sentences if evaluation.activations else ()
     if not found:
         return None

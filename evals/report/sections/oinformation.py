@@ -12,7 +12,7 @@ from merge_models.evals.schema import (
 
 
 def information(evaluation: Evaluation) -> Section | None:
-    """O-information by depth."""
+    """Returns the section on O-information by depth; None where none was measured."""
     chart = charts.information_profile(evaluation)
     if chart is None or evaluation.information is None:
         return None

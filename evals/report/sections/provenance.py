@@ -23,7 +23,7 @@ from merge_models.evals.schema import (
 
 
 def method(evaluation: Evaluation) -> Section:
-    """Models, calibration, seeds, versions, definitions, and what is missing."""
+    """Returns the section on models, calibration, seeds, versions, definitions, and what is missing."""
     lacking = [*missing(evaluation), *refusals(evaluation), *evaluation.notes]
     broken = not_finite(evaluation)
     if broken:

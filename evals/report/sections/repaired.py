@@ -13,7 +13,7 @@ from merge_models.evals.schema import (
 
 
 def repair(evaluation: Evaluation) -> Section | None:
-    """Before and after."""
+    """Returns the section on what a repair changed; None where there was none."""
     report = evaluation.repair
     if report is None:
         return None

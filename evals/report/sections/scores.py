@@ -42,7 +42,7 @@ def _recovery_line(found: TaskDiagnosis) -> Html | None:
 
 
 def score_rows(found: TaskDiagnosis) -> list[tuple[TaskScore, dict[str, TaskScore], Recovery | None]]:
-    """(any score of the task, scores by model, recovery) for each task and metric, in order."""
+    """Returns (any score of the task, scores by model, recovery) for each task and metric, in order."""
     grouped: dict[tuple[str, str], dict[str, TaskScore]] = {}
     for score in found.scores:
         grouped.setdefault((score.task, score.metric), {})[score.model] = score
@@ -51,7 +51,7 @@ def score_rows(found: TaskDiagnosis) -> list[tuple[TaskScore, dict[str, TaskScor
 
 
 def score_table(evaluation: Evaluation, found: TaskDiagnosis) -> Html:
-    """A row a task; the best model of each row in bold."""
+    """Returns a table with a row a task; the best model of each row in bold."""
     rows = []
     for first, by_model, recovery in score_rows(found):
         values = {model: score.score.value for model, score in by_model.items()}
@@ -86,7 +86,7 @@ def _meter(share: float | None) -> Html:
 
 
 def generation(evaluation: Evaluation) -> Section | None:
-    """Counters of degenerate text, and samples to read."""
+    """Returns the section on degenerate text, with samples to read; None where nothing was continued."""
     found = evaluation.tasks.generation if evaluation.tasks else ()
     if not found:
         return None

@@ -13,7 +13,8 @@ from merge_models.evals.schema import (
 
 
 def weights(evaluation: Evaluation) -> Section | None:
-    """Heat maps of tensor kind by depth, the whole model's figures, tensors outside the stack."""
+    """Returns the section on weights: maps of tensor kind by depth, the whole model's figures, tensors
+    outside the stack."""
     found = evaluation.weights
     if found is None:
         return None
