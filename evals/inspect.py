@@ -32,6 +32,10 @@ def inspect_parents(
 ) -> Inspection:
     """Looks at models that are to be merged.
 
+    >>> import torch
+    >>> inspect_parents([{"w": torch.eye(4)}, {"w": 2 * torch.eye(4)}]).compatible
+    True
+
     Headers, configs and tokenizers say whether they can be merged as they are: that takes a second, and no
     torch is loaded for folders. The weights themselves, streamed, say how far apart they are; from that
     follows which strategies fit (``advice.py`` has the rules and their sources).
@@ -109,7 +113,7 @@ def _same_files(refs: Sequence[ModelRef], models: Sequence[Source]) -> Iterator[
 
 
 def _same_weights(refs: Sequence[ModelRef], found: WeightDiagnosis) -> Iterator[str]:
-    """The same of copies."""
+    """What is said of models whose weights are those of another, or multiples of them."""
     names = [ref.name for ref in refs if ref.role == "parent"]
     for name, norm in zip(names, found.delta_norms or (), strict=False):
         if norm == 0:

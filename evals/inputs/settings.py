@@ -27,6 +27,9 @@ class Merged:
         name: what reports call it [default: its folder's name].
         origins: for each parent, and then the base, which of its tensors those of the merge came from, by
             name [default: the manifest's, where layers were put together anew; else those of the same name].
+
+    >>> Merged("runs/merged", name="soup").name
+    'soup'
     """
 
     place: Name

@@ -62,6 +62,10 @@ def o_information(
 ) -> OInformation:
     """Measures the O-information of blocks of columns.
 
+    >>> noise = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    >>> o_information(noise, [[0], [1], [2]], what="noise", bootstrap=0).reading
+    'indistinguishable'
+
     Args:
         x: [samples, columns].
         blocks: two or more, without common columns; columns in none of them are left out.

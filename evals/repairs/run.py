@@ -56,6 +56,9 @@ def repair(
 ) -> RepairReport:
     """Writes a copy of a merge whose activations have the scale of its parents' (REPAIR).
 
+    >>> repair("runs/merged", out="runs/repaired").loss_after  # doctest: +SKIP
+    2.31
+
     Three quarters of the text are what scales are taken from, and what chooses how far to go: all the way,
     half, or not at all. The losses of the report are on the other quarter.
 
@@ -107,6 +110,10 @@ def repair_module(
     forward: Callable[[nn.Module, Any], Any] | None = None,
 ) -> tuple[LayerRepair, ...]:
     """Repairs a module in memory (REPAIR): its weights and biases are changed in place.
+
+    >>> parent, merge = nn.Sequential(nn.Linear(4, 3)), nn.Sequential(nn.Linear(4, 3))
+    >>> [layer.module for layer in repair_module(merge, [parent], [torch.randn(64, 4)])]
+    ['0']
 
     Args:
         model, parents: modules of one architecture; they are run in eval mode and stay in the mode that they

@@ -45,6 +45,11 @@ def diagnose_modules(
 ) -> ActivationDiagnosis:
     """Measures activations of a merged module against its parents', on the same batches.
 
+    >>> parent = nn.Sequential(nn.Linear(4, 3))
+    >>> diagnosis = diagnose_modules(parent, [parent], batches=[torch.randn(64, 4)])
+    >>> diagnosis.sites[0].variance_ratio.value
+    1.0
+
     Args:
         merge, parents, base: modules of one architecture. They are run in eval mode, on their devices, and
             left as they were.

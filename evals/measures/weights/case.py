@@ -72,7 +72,7 @@ class Case:
 
     @cached_property
     def delta_norms(self) -> list[float | None]:
-        """The same of their differences from the base."""
+        """Norms of their differences from the base; None where not finite."""
         return self.moments.delta_norms()
 
     @property
@@ -176,7 +176,7 @@ class GroupedCase:
 
     @property
     def delta_norms(self) -> list[float | None]:
-        """The same of the differences from the base."""
+        """The parents' mean norm of differences from the base, then the merge's."""
         return self._means(Moments.delta_norms)
 
     def _means(self, norms_of: Callable[[Moments], list[float | None]]) -> list[float | None]:

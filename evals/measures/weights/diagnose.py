@@ -41,6 +41,10 @@ def diagnose_weights(
 
     Checkpoints on disk are read a block at a time: memory does not grow with the model.
 
+    >>> import torch
+    >>> diagnose_weights({"w": torch.eye(4) / 2}, [{"w": torch.eye(4)}]).norm_ratio
+    0.5
+
     Args:
         merged: the merge: folder, ``.safetensors`` file, Hub id, state dict or module.
         parents: its parents, likewise.
