@@ -95,13 +95,13 @@ def _diagnose(
     root = None if base is None else opened(base, "the base")
     try:
         families, problems = align(merge, sources, root, origins)
-        found = _measure_all(families, shares, threads)
+        measured_tensors = _measure_all(families, shares, threads)
     finally:
         _close([*sources, *([merge] if merge else []), *([root] if root else [])])
-    for one in found:
+    for one in measured_tensors:
         problems += one.problems
-    tensors = tuple(one.record for one in found)
-    whole = _whole(found, shares, base=root is not None, merged=merge is not None)
+    tensors = tuple(one.record for one in measured_tensors)
+    whole = _whole(measured_tensors, shares, base=root is not None, merged=merge is not None)
     return WeightDiagnosis(
         tensors=tensors,
         depth=_depth(tensors),
@@ -139,12 +139,12 @@ def _measure_all(
     with torch_workers(count) as pool:
         jobs = [pool.submit(_measure, family, shares, prefixes > 1) for family in by_size]
         try:
-            found = [job.result() for job in jobs]
+            measured_tensors = [job.result() for job in jobs]
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    order = sorted(range(len(found)), key=lambda i: by_size[i].index)
-    return [found[i] for i in order]
+    order = sorted(range(len(measured_tensors)), key=lambda i: by_size[i].index)
+    return [measured_tensors[i] for i in order]
 
 
 def _measure(family: TensorFamily, shares: Sequence[float], several_stacks: bool) -> _Measured:
@@ -196,11 +196,11 @@ def _depth(tensors: Sequence[TensorWeights]) -> tuple[DepthWeights, ...]:
 
 
 def _whole(
-    found: Sequence[_Measured], shares: Sequence[float], *, base: bool, merged: bool
+    measured_tensors: Sequence[_Measured], shares: Sequence[float], *, base: bool, merged: bool
 ) -> dict[str, Any]:
     """The numbers of the whole model: its tensors that are finite in every model, as one long vector."""
     parts: dict[tuple[int, ...], Moments] = {}
-    for one in found:
+    for one in measured_tensors:
         if one.moments is not None and one.about_base == base:
             parts[one.whose] = parts[one.whose] + one.moments if one.whose in parts else one.moments
     everyone = tuple(range(len(shares)))
