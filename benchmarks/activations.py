@@ -54,7 +54,7 @@ def measure(folder: Path, tokens: int, threads: int, plain: bool) -> None:
 
     from merge_models.evals.inputs.calibration import calibration_batches
     from merge_models.evals.inputs.models import open_model
-    from merge_models.evals.measures.activations import ActivationProbe
+    from merge_models.evals.measures.activations.probe import ActivationProbe
     from merge_models.evals.schema import ModelRef, Role
 
     torch.set_num_threads(threads)

@@ -28,12 +28,13 @@ import numpy as np
 
 from benchmarks.damage_cases import Case, cases
 from benchmarks.small_nets import LANGUAGES, Language, losses, make_family, tokenizer
-from merge_models.evals.evaluation import evaluate, judged
+from merge_models.evals import Activations, TextSample, Weights, evaluate
 from merge_models.evals.judgement.score import drift_score
+from merge_models.evals.judgement.verdict import judged
 from merge_models.evals.schema import Evaluation, SiteActivations, WeightDiagnosis
 
 FAMILIES = ("llama", "gpt2")
-MEASURED = ("weights", "activations")
+MEASURED = (Weights(), Activations(information=False))
 HARMLESS, DESTROYED = 0.03, 0.7
 
 
@@ -140,10 +141,8 @@ def _outcome(
         out,
         [folders[p] for p in case.parents],
         folders[case.base] if case.base else None,
-        measure=MEASURED,
-        data=text,
-        tokens=4096,
-        length=64,
+        measures=MEASURED,
+        text=TextSample(text, tokens=4096, length=64),
     )
     blind = without_predictions(evaluation)
     assert evaluation.verdict and blind.verdict
@@ -183,7 +182,8 @@ def measures(evaluation: Evaluation) -> dict[str, float | None]:
 
 
 def _of_weights(weights: WeightDiagnosis) -> dict[str, float | None]:
-    cosines = [c for i, row in enumerate(weights.cosine or ()) for c in row[:i]]
+    rows: Sequence[Sequence[float | None]] = weights.cosine or ()
+    cosines = [c for i, row in enumerate(rows) for c in row[:i]]
     return {
         "weights: norm ratio, |log|": _log(weights.norm_ratio),
         "weights: delta norm ratio, |log|": _log(weights.delta_norm_ratio),

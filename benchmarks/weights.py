@@ -21,7 +21,7 @@ from benchmarks import models
 LIMITS = {"1b": (60.0, 1000.0)}  # seconds, MB
 _CALL = """
 import json, sys, time
-from merge_models.evals.measures.weights import diagnose_weights
+from merge_models.evals.measures.weights.diagnose import diagnose_weights
 merged, base, threads, *parents = sys.argv[1:]
 began = time.perf_counter()
 found = diagnose_weights(merged, parents, base, threads=int(threads))

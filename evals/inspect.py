@@ -7,10 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from merge_models.evals.evaluation import unique_names
 from merge_models.evals.inputs.arguments import checked_models, checked_weights
 from merge_models.evals.inputs.compatibility import Finding, compare_headers
-from merge_models.evals.inputs.lineage import short_name
+from merge_models.evals.inputs.lineage import short_name, unique_names
 from merge_models.evals.judgement.advice import advise
 from merge_models.evals.measures.weights.family import normalised_weights, open_model
 from merge_models.evals.schema import Inspection, ModelRef, WeightDiagnosis
@@ -32,6 +31,10 @@ def inspect_parents(
     allow_pickle: bool = False,
 ) -> Inspection:
     """Looks at models that are to be merged.
+
+    >>> import torch
+    >>> inspect_parents([{"w": torch.eye(4)}, {"w": 2 * torch.eye(4)}]).compatible
+    True
 
     Headers, configs and tokenizers say whether they can be merged as they are: that takes a second, and no
     torch is loaded for folders. The weights themselves, streamed, say how far apart they are; from that
@@ -67,31 +70,31 @@ def inspect_parents(
     )
     if headers_only or any(finding.blocks_measuring for finding in findings):
         return inspection
-    from merge_models.evals.measures.weights import diagnose_parents
+    from merge_models.evals.measures.weights.diagnose import diagnose_parents
 
-    found = diagnose_parents(parents, base, shares, threads=threads, allow_pickle=allow_pickle)
-    copies = () if remarks else tuple(_same_weights(refs, found))
-    return _with_geometry(inspection, found, findings, copies)
+    geometry = diagnose_parents(parents, base, shares, threads=threads, allow_pickle=allow_pickle)
+    copies = () if remarks else tuple(_same_weights(refs, geometry))
+    return _with_geometry(inspection, geometry, findings, copies)
 
 
 def _with_geometry(
-    inspection: Inspection, found: WeightDiagnosis, findings: Sequence[Finding], copies: Sequence[str]
+    inspection: Inspection, geometry: WeightDiagnosis, findings: Sequence[Finding], copies: Sequence[str]
 ) -> Inspection:
-    bad = [line for line in found.problems if line.endswith("has NaN or Inf")]
+    bad = [line for line in geometry.problems if line.endswith("has NaN or Inf")]
     fixes = [f"{line}; repair or replace that model" for line in bad]
-    matrices = [t.mean_norm_ratio for t in found.tensors if len(t.shape) >= 2]
+    matrices = [t.mean_norm_ratio for t in geometry.tensors if len(t.shape) >= 2]
     gaps = [1 - kept for kept in matrices if kept is not None]
     return inspection.model_copy(
         update={
             "compatible": inspection.compatible and not bad,
             "problems": (*inspection.problems, *fixes, *copies),
-            "tensors": found.tensors,
-            "depth": found.depth,
-            "cosine": found.cosine,
-            "delta_norms": found.delta_norms,
-            "sign_conflict": found.sign_conflict,
+            "tensors": geometry.tensors,
+            "depth": geometry.depth,
+            "cosine": geometry.cosine,
+            "delta_norms": geometry.delta_norms,
+            "sign_conflict": geometry.sign_conflict,
             "curvature": max(0.0, *gaps) if gaps else None,
-            "advice": advise(found, any(finding.vocabulary for finding in findings)),
+            "advice": advise(geometry, any(finding.vocabulary for finding in findings)),
         }
     )
 
@@ -109,16 +112,16 @@ def _same_files(refs: Sequence[ModelRef], models: Sequence[Source]) -> Iterator[
             seen[files] = ref.name
 
 
-def _same_weights(refs: Sequence[ModelRef], found: WeightDiagnosis) -> Iterator[str]:
-    """The same of copies."""
+def _same_weights(refs: Sequence[ModelRef], geometry: WeightDiagnosis) -> Iterator[str]:
+    """What is said of models whose weights are those of another, or multiples of them."""
     names = [ref.name for ref in refs if ref.role == "parent"]
-    for name, norm in zip(names, found.delta_norms or (), strict=False):
+    for name, norm in zip(names, geometry.delta_norms or (), strict=False):
         if norm == 0:
             yield f"{name} has the weights of its base: it adds nothing to a merge"
-    for i, row in enumerate(found.cosine or ()):
+    for i, row in enumerate(geometry.cosine or ()):
         for j, cosine in enumerate(row[:i]):
             if cosine is not None and cosine > 1 - ALIKE:
-                what = "changes from the base" if found.delta_norms else "weights"
+                what = "changes from the base" if geometry.delta_norms else "weights"
                 yield f"{names[j]} and {names[i]} have the same {what}, or multiples of them: is one a copy?"
 
 

@@ -10,7 +10,7 @@ from merge_models.merge.errors import MergeError, counted, printable
 
 
 def checked_place(value: Any, what: str) -> str:
-    """A model's folder or Hub id.
+    """Returns a model's folder or Hub id.
 
     Raises:
         MergeError: it is something else, such as a module.
@@ -23,7 +23,7 @@ def checked_place(value: Any, what: str) -> str:
 
 
 def checked_models(values: Any, what: str = "parents") -> tuple[Any, ...]:
-    """Models one by one.
+    """Returns models one by one.
 
     Raises:
         MergeError: it is one model, not several.
@@ -35,7 +35,7 @@ def checked_models(values: Any, what: str = "parents") -> tuple[Any, ...]:
 
 
 def checked_weights(values: Any) -> tuple[float, ...] | None:
-    """The parents' weights as numbers, or None.
+    """Returns the parents' weights as numbers, or None.
 
     Raises:
         MergeError: one is no number.
@@ -52,7 +52,7 @@ def checked_weights(values: Any) -> tuple[float, ...] | None:
 
 
 def checked_count(value: Any, what: str, least: int = 0) -> int:
-    """A whole number, of Python's or numpy's.
+    """Returns a whole number, of Python's or numpy's.
 
     Raises:
         MergeError: it is none, or too small.
@@ -64,7 +64,7 @@ def checked_count(value: Any, what: str, least: int = 0) -> int:
 
 
 def checked_batches(values: Any) -> tuple[Any, ...]:
-    """Batches one by one.
+    """Returns batches one by one.
 
     Raises:
         MergeError: it is one batch, not several.
@@ -75,7 +75,7 @@ def checked_batches(values: Any) -> tuple[Any, ...]:
 
 
 def checked_shares(values: Any, count: int) -> tuple[float, ...]:
-    """The parents' weights, of which none is negative and one is positive; equal ones for None.
+    """Returns the parents' weights, of which none is negative and one is positive; equal ones for None.
 
     Raises:
         MergeError: they are others, or not one for each parent.

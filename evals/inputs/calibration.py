@@ -76,14 +76,15 @@ class Batches:
         return next(iter(self.ids.values())).shape[1]
 
     def batches(self, size: int = 8) -> Iterator[tuple[str, np.ndarray]]:
-        """The sequences in order, at most ``size`` of one domain at a time: (domain, [<= size, length])."""
+        """Yields the sequences in order, at most ``size`` of one domain at a time: (domain, [<= size,
+        length])."""
         for domain, ids in self.ids.items():
             for start in range(0, len(ids), size):
                 yield domain, ids[start : start + size]
 
 
 def read_calibration(source: str | os.PathLike[str] = BUILT_IN) -> Text:
-    """The documents of the built-in text or of a user's file.
+    """Returns the documents of the built-in text or of a user's file.
 
     Raises:
         MergeError: the file cannot be read or is not what this module's docstring says.

@@ -20,11 +20,12 @@ class Encoder:
         self.suffix = whole[start + len(bare) :]
 
     def bare(self, text: str) -> list[int]:
-        """Ids of the text alone."""
+        """Returns ids of the text alone."""
         return self._ids(text, False)
 
     def opened(self, text: str) -> list[int]:
-        """Ids of a text that may go on: with the special tokens before it, without those behind it."""
+        """Returns ids of a text that may go on: with the special tokens before it, without those behind
+        it."""
         return [*self.prefix, *self.bare(text)]
 
     def _ids(self, text: str, special: bool) -> list[int]:

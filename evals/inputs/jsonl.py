@@ -26,22 +26,22 @@ class Row:
     fields: dict[str, Any]
 
     def error(self, problem: str) -> MergeError:
-        """A ``MergeError`` that names file and line."""
+        """Returns a ``MergeError`` that names file and line."""
         return _bad_line(self.file, self.line, problem)
 
     def text(self, *names: str) -> str:
-        """The text of the first of these fields that is there; one must be, and hold something."""
+        """Returns the text of the first of these fields that is there; one must be, and hold something."""
         name = next((name for name in names if name in self.fields), None)
         if name is None:
             raise self.error(f"has no field {_either(names)}; its fields: {_shown(self.fields)}")
         return self._checked(self.fields[name], f"'{name}'")
 
     def optional(self, name: str, default: str) -> str:
-        """The text of a field, or ``default`` where the row lacks it."""
+        """Returns the text of a field, or ``default`` where the row lacks it."""
         return self._checked(self.fields[name], f"'{name}'") if name in self.fields else default
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """A field that holds a list of texts."""
+        """Returns a field that holds a list of texts."""
         value = self.fields.get(name)
         if not isinstance(value, list):
             raise self.error(f"'{name}' must be a list of texts; its fields: {_shown(self.fields)}")
@@ -60,7 +60,7 @@ class Row:
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
-    """The objects of a JSONL file, one a line; blank lines are skipped.
+    """Returns the objects of a JSONL file, one a line; blank lines are skipped.
 
     Raises:
         MergeError: it cannot be read, exceeds the bounds, or a line is no JSON object in UTF-8.
@@ -73,7 +73,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """A whole text file in UTF-8, line ends as ``\\n``.
+    """Reads a whole text file in UTF-8, line ends as ``\\n``.
 
     Raises:
         MergeError: it cannot be read, is larger than ``MAX_FILE``, or is not UTF-8.

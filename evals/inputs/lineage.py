@@ -37,9 +37,23 @@ class Lineage:
 
 
 def short_name(model: Name) -> str:
-    """The last part of a model's path or Hub id; of a model with an adapter, both."""
+    """Returns the last part of a model's path or Hub id; of a model with an adapter, both."""
     parts = os.fspath(model).split("+")
     return "+".join(Path(part.rstrip("/")).name or part for part in parts)
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Returns the names with numbers behind repeated ones: ``a, a, b`` become ``a, a (2), b``."""
+    taken: set[str] = set()
+    out = []
+    for name in names:
+        n, candidate = 1, name
+        while candidate in taken:
+            n += 1
+            candidate = f"{name} ({n})"
+        taken.add(candidate)
+        out.append(candidate)
+    return out
 
 
 def lineage(

@@ -102,7 +102,7 @@ def open_model(
 
 
 def kind_of(model: Any) -> Kind:
-    """What a module is: by what transformers says of it, ``module`` for anything else."""
+    """Returns what a module is: by what transformers says of it, ``module`` for anything else."""
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):

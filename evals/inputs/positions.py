@@ -23,7 +23,7 @@ _BEHIND_PADDING = frozenset(
 
 
 def most_positions(config: Mapping[str, Any]) -> int | None:
-    """Most tokens that a model reads, by its config.json; None where that does not say."""
+    """Returns the most tokens that a model reads, by its config.json; None where that does not say."""
     parts = [config, *(config[key] for key in _PARTS if isinstance(config.get(key), dict))]
     said = [part.get(key) for part in parts for key in _KEYS]
     found = [n for n in said if isinstance(n, int) and not isinstance(n, bool) and n > 0]
@@ -35,7 +35,8 @@ def most_positions(config: Mapping[str, Any]) -> int | None:
 def fitting_length(
     models: Sequence[str | os.PathLike[str]], length: int, *, allow_pickle: bool = False
 ) -> tuple[int, tuple[str, ...]]:
-    """The length of sequences that all models take, and what is to be told where it is less than asked for.
+    """Returns the length of sequences that all models take, and what is to be told where it is less than
+    asked for.
 
     Args:
         models: folders or Hub ids.

@@ -45,18 +45,19 @@ CLOSER = 0.2
 """By how much a parent's mean cosine to the others falls below the median one to be an outlier."""
 
 
-def advise(found: WeightDiagnosis, different_tokens: bool = False) -> tuple[Advice, ...]:
-    """Strategies that fit, best first, each with the reason; a pair is its name and a sentence or two.
+def advise(geometry: WeightDiagnosis, different_tokens: bool = False) -> tuple[Advice, ...]:
+    """Returns strategies that fit, best first, each with the reason; a pair is its name and a sentence or
+    two.
 
     Args:
-        found: the parents' geometry.
+        geometry: how far apart the parents are, as ``diagnose_parents`` measures it.
         different_tokens: whether their vocabularies differ, so that embeddings were left out.
     """
-    count = len(found.cosine or ())
-    if count < 2 or found.mean_norm_ratio is None:
+    count = len(geometry.cosine or ())
+    if count < 2 or geometry.mean_norm_ratio is None:
         return ()
-    lost = max(0.0, 1 - found.mean_norm_ratio)
-    rules = _with_base(found, lost, count) if found.delta_norms else _without_base(found, lost)
+    lost = max(0.0, 1 - geometry.mean_norm_ratio)
+    rules = _with_base(geometry, lost, count) if geometry.delta_norms else _without_base(geometry, lost)
     advice = list(rules)[:MOST]
     if different_tokens and advice:
         name, why = advice[0]
@@ -64,14 +65,14 @@ def advise(found: WeightDiagnosis, different_tokens: bool = False) -> tuple[Advi
     return tuple(advice)
 
 
-def _off_diagonal(found: WeightDiagnosis) -> list[float]:
-    rows = found.cosine or ()
+def _off_diagonal(geometry: WeightDiagnosis) -> list[float]:
+    rows = geometry.cosine or ()
     pairs = [row[j] for i, row in enumerate(rows) for j in range(i)]
     return [cosine for cosine in pairs if cosine is not None]
 
 
-def _without_base(found: WeightDiagnosis, lost: float) -> Iterator[Advice]:
-    cosines = _off_diagonal(found)
+def _without_base(geometry: WeightDiagnosis, lost: float) -> Iterator[Advice]:
+    cosines = _off_diagonal(geometry)
     near = math.fsum(cosines) / len(cosines) if cosines else 1.0
     if near < STRANGERS:
         yield _strangers(near)
@@ -84,7 +85,7 @@ def _without_base(found: WeightDiagnosis, lost: float) -> Iterator[Advice]:
             " which this view of whole weights hardly sees.",
         )
         return
-    outlier = _outlier(found)
+    outlier = _outlier(geometry)
     if outlier is not None:
         yield _outlying(outlier)
     yield (
@@ -101,9 +102,9 @@ def _without_base(found: WeightDiagnosis, lost: float) -> Iterator[Advice]:
     yield ("linear", f"the control: {lost:.1%} of the norm lost may or may not matter. Measure it.")
 
 
-def _with_base(found: WeightDiagnosis, lost: float, count: int) -> Iterator[Advice]:
-    norms = [norm for norm in found.delta_norms or () if norm]
-    cosines = _off_diagonal(found)
+def _with_base(geometry: WeightDiagnosis, lost: float, count: int) -> Iterator[Advice]:
+    norms = [norm for norm in geometry.delta_norms or () if norm]
+    cosines = _off_diagonal(geometry)
     if len(norms) < 2 or not cosines:
         yield ("linear", "at most one parent differs from the base: there is nothing to reconcile.")
         return
@@ -113,7 +114,7 @@ def _with_base(found: WeightDiagnosis, lost: float, count: int) -> Iterator[Advi
         # deltas larger than the base itself: it is no base of theirs
         yield _strangers(near)
         return
-    uneven, kept = max(norms) / min(norms), found.mean_delta_norm_ratio or 1.0
+    uneven, kept = max(norms) / min(norms), geometry.mean_delta_norm_ratio or 1.0
     if near >= ALIKE:
         yield (
             "linear",
@@ -126,8 +127,8 @@ def _with_base(found: WeightDiagnosis, lost: float, count: int) -> Iterator[Advi
             " 2024). It shrinks what different skills learnt. Measure it.",
         )
     else:
-        yield _task_arithmetic(found, near, count, kept)
-    outlier = _outlier(found)
+        yield _task_arithmetic(geometry, near, count, kept)
+    outlier = _outlier(geometry)
     if outlier is not None:
         yield _outlying(outlier)
     if uneven > UNEVEN:
@@ -144,13 +145,13 @@ def _with_base(found: WeightDiagnosis, lost: float, count: int) -> Iterator[Advi
             f" 1/sqrt({count}) = {count**-0.5:.0%}); this brings it back (benchmarks.geometry: karcher"
             " about the base agrees with it to 3e-4).",
         )
-    yield from _conflict(found, count)
+    yield from _conflict(geometry, count)
     if lost < FLAT:
         yield _linear(lost)
 
 
-def _task_arithmetic(found: WeightDiagnosis, near: float, count: int, kept: float) -> Advice:
-    overlaps = [t.subspace_overlap for t in found.tensors if t.subspace_overlap is not None]
+def _task_arithmetic(geometry: WeightDiagnosis, near: float, count: int, kept: float) -> Advice:
+    overlaps = [t.subspace_overlap for t in geometry.tensors if t.subspace_overlap is not None]
     shared = median(overlaps) if overlaps else 0.0
     if shared > OVERLAPPING:
         return (
@@ -166,15 +167,15 @@ def _task_arithmetic(found: WeightDiagnosis, near: float, count: int, kept: floa
     )
 
 
-def _conflict(found: WeightDiagnosis, count: int) -> Iterator[Advice]:
+def _conflict(geometry: WeightDiagnosis, count: int) -> Iterator[Advice]:
     """Signs of unrelated deltas disagree by chance: with N of them, all but one coordinate in 2^(N-1)."""
-    if found.sign_conflict is None:
+    if geometry.sign_conflict is None:
         return
     chance = 1 - 2.0 ** (1 - count)
-    level = "as by chance" if found.sign_conflict > 0.9 * chance else "less than by chance"
+    level = "as by chance" if geometry.sign_conflict > 0.9 * chance else "less than by chance"
     yield (
         "ties",
-        f"signs disagree at {found.sign_conflict:.0%} of the coordinates ({level}: unrelated deltas give"
+        f"signs disagree at {geometry.sign_conflict:.0%} of the coordinates ({level}: unrelated deltas give"
         f" {chance:.0%}); it keeps large entries and the majority's sign (Yadav et al. 2023). Conflict"
         " predicts little by itself. Measure it.",
     )
@@ -206,9 +207,9 @@ def _outlying(number: int) -> Advice:
     )
 
 
-def _outlier(found: WeightDiagnosis) -> int | None:
+def _outlier(geometry: WeightDiagnosis) -> int | None:
     """The parent whose mean cosine to the others is far below the median one, among three or more."""
-    rows: Sequence[Sequence[float | None]] = found.cosine or ()
+    rows: Sequence[Sequence[float | None]] = geometry.cosine or ()
     if len(rows) < 3:
         return None
     means = []

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from merge_models.evals.judgement.score import DomainScore, lost_share, mean_drift, status_of
+from merge_models.evals.judgement.sites import leaving, numbers, places, rank_ratio, variance_ratio
+from merge_models.evals.judgement.skills import NOTHING, is_compared, kept_skills, status_of_skill
 from merge_models.evals.judgement.thresholds import CALIBRATION, DEFAULT
-from merge_models.evals.measures.sites import leaving, numbers, places, rank_ratio, variance_ratio
-from merge_models.evals.measures.skills import NOTHING, is_compared, kept_skills, status_of_skill
 from merge_models.evals.schema import (
     Cause,
     Evaluation,

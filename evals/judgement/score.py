@@ -34,7 +34,7 @@ class DomainScore:
 
 
 def domain_scores(activations: ActivationDiagnosis, parents: tuple[ModelRef, ...]) -> list[DomainScore]:
-    """The scores of the domains that some parent knows; none for models without predictions."""
+    """Returns the scores of the domains that some parent knows; none for models without predictions."""
     head = activations.head
     if head is None:
         return []
@@ -64,19 +64,21 @@ def _kl(head: Head, reference: str, domain: str) -> float | None:
 
 
 def lost_share(scores: list[DomainScore]) -> float | None:
-    """Mean of the domains' lost shares; None where there are none."""
+    """Returns the mean of the domains' lost shares; None where there are none."""
     return sum(score.lost for score in scores) / len(scores) if scores else None
 
 
 def status_of(lost: float) -> Status:
-    """What a lost share means."""
+    """Returns what a lost share means."""
     if lost >= DEFAULT.collapsed:
         return "collapsed"
     return "degraded" if lost >= DEFAULT.degraded else "healthy"
 
 
 def mean_drift(site: SiteActivations, parents: Sequence[ModelRef]) -> float | None:
-    """Parents' weighted mean of a residual site's drift; None elsewhere and where it is not known for all."""
+    """Returns the parents' weighted mean of a residual site's drift; None elsewhere and where it is not known
+    for
+    all."""
     if site.site != "residual" or len(site.drift) != len(parents):
         return None
     total = 0.0
@@ -88,7 +90,7 @@ def mean_drift(site: SiteActivations, parents: Sequence[ModelRef]) -> float | No
 
 
 def drift_score(evaluation: Evaluation) -> float | None:
-    """The largest mean drift over the residual sites: ranks merges of models without predictions."""
+    """Returns the largest mean drift over the residual sites: ranks merges of models without predictions."""
     sites = evaluation.activations.sites if evaluation.activations else ()
     drifts = [mean_drift(site, evaluation.parents) for site in sites]
     return max((d for d in drifts if d is not None), default=None)

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from merge_models.evals.judgement.rules import EXPLAINING, RULES, gone
 from merge_models.evals.judgement.score import DomainScore, domain_scores, drift_score, lost_share, status_of
+from merge_models.evals.judgement.sites import rank_ratio, variance_ratio
+from merge_models.evals.judgement.skills import is_compared, kept_skills, status_of_skill
 from merge_models.evals.judgement.thresholds import DEFAULT
-from merge_models.evals.measures.sites import rank_ratio, variance_ratio
-from merge_models.evals.measures.skills import is_compared, kept_skills, status_of_skill
 from merge_models.evals.schema import (
     Basis,
     Evaluation,
@@ -35,13 +35,13 @@ TOO_FEW_LAYERS = (
 )
 NOT_JUDGED = (
     "not judged: no layer of the merge could be compared with its parents', and they do not know the text;"
-    " give text that they are made for (--data, data=), or questions that they answer (--tasks)"
+    " give text that they are made for (--data, text=), or questions that they answer (--tasks)"
 )
 _ORDER: tuple[Status, ...] = ("healthy", "degraded", "collapsed")
 
 
 def judge(evaluation: Evaluation) -> Verdict:
-    """The verdict on what was measured; fields that are None are not held against the merge."""
+    """Returns the verdict on what was measured; fields that are None are not held against the merge."""
     activations = evaluation.activations
     scores = domain_scores(activations, evaluation.parents) if activations else []
     decided = bool(scores)
@@ -70,8 +70,15 @@ def judge(evaluation: Evaluation) -> Verdict:
     )
 
 
+def judged(evaluation: Evaluation) -> Evaluation:
+    """Returns the evaluation with its verdict, made from what the evaluation holds."""
+    notes = tuple(dict.fromkeys((*evaluation.notes, *foreign_text(evaluation))))
+    return evaluation.model_copy(update={"verdict": judge(evaluation), "notes": notes})
+
+
 def foreign_text(evaluation: Evaluation) -> Iterator[str]:
-    """A note on the domains of the calibration text that no parent knows; they are left out of the score."""
+    """Returns a note on the domains of the calibration text that no parent knows; they are left out of the
+    score."""
     activations = evaluation.activations
     if activations is None or activations.head is None:
         return
@@ -80,7 +87,7 @@ def foreign_text(evaluation: Evaluation) -> Iterator[str]:
     if foreign:
         yield (
             f"calibration text foreign to all parents and left out of the score: {', '.join(foreign)};"
-            " pass text that the models are made for (--data, data=)"
+            " pass text that the models are made for (--data, text=)"
         )
         yield from _guessing(evaluation, activations.head, foreign)
 
@@ -102,7 +109,7 @@ def _guessing(evaluation: Evaluation, head: Head, foreign: Sequence[str]) -> Ite
 
 
 def worst(statuses: Iterator[Status]) -> Status:
-    """The worst of some statuses; healthy where there are none."""
+    """Returns the worst of some statuses; healthy where there are none."""
     return _ORDER[max(map(_ORDER.index, statuses), default=0)]
 
 

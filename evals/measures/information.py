@@ -60,7 +60,11 @@ def o_information(
     sequences: np.ndarray | None = None,
     ridge: float = RIDGE,
 ) -> OInformation:
-    """O-information of blocks of columns.
+    """Measures the O-information of blocks of columns.
+
+    >>> noise = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    >>> o_information(noise, [[0], [1], [2]], what="noise", bootstrap=0).reading
+    'indistinguishable'
 
     Args:
         x: [samples, columns].
@@ -136,7 +140,7 @@ def _consecutive(widths: Sequence[int]) -> list[slice]:
 
 
 def gaussian_ranks(x: Tensor) -> Tensor:
-    """Normal quantiles of each column's ranks, ``Phi^-1(rank / (T + 1))``, to mean 0 and variance 1.
+    """Returns normal quantiles of each column's ranks, ``Phi^-1(rank / (T + 1))``, to mean 0 and variance 1.
 
     Ties share their mean rank. A constant column becomes zero: it depends on nothing.
     """
@@ -153,14 +157,15 @@ def gaussian_ranks(x: Tensor) -> Tensor:
 
 
 def correlation(normal: Tensor, ridge: float) -> Tensor:
-    """``g'g / (T - 1)`` of ``[T, n]``, its means taken out, plus the ridge on the diagonal: [n, n]."""
+    """Returns ``g'g / (T - 1)`` of ``[T, n]``, its means taken out, plus the ridge on the diagonal: [n,
+    n]."""
     centred = normal - normal.mean(0)
     found = centred.T @ centred / max(len(normal) - 1, 1)
     return found + ridge * torch.eye(normal.shape[1], dtype=found.dtype)
 
 
 def measures(covariance: Tensor, blocks: Sequence[slice], samples: int | None) -> tuple[Tensor, Tensor]:
-    """TC and DTC of Gaussian blocks, from their covariance ``[..., n, n]``.
+    """Returns TC and DTC of Gaussian blocks, from their covariance ``[..., n, n]``.
 
     ``TC = (sum_b log|C_bb| - log|C|) / 2`` and ``DTC = (log|C| + sum_b log|P_bb|) / 2`` with P the inverse.
 
@@ -182,7 +187,8 @@ def measures(covariance: Tensor, blocks: Sequence[slice], samples: int | None) -
 
 
 def entropy_bias(n: int, samples: int) -> float:
-    """By how much a Gaussian's entropy comes out wrong from the covariance of so many samples (negative).
+    """Returns by how much a Gaussian's entropy comes out wrong from the covariance of so many samples
+    (negative).
 
     ``(n log(2 / (T - 1)) + sum_{k=1}^n psi((T - k) / 2)) / 2``: half the mean error of the log-determinant.
     """
@@ -244,7 +250,7 @@ def diagnose_information(
     seed: int = 0,
     bootstrap: int = 100,
 ) -> InformationDiagnosis:
-    """O-information in the residual stream: between parents and merge, and within each of them.
+    """Measures O-information in the residual stream: between parents and merge, and within each of them.
 
     *Between*: one block a model, its activations on the principal components of the parents' pooled ones
     (the same components for all models). Positive: the merge repeats what the parents have in common;

@@ -26,7 +26,8 @@ _BLOCK = 1 << 24
 
 
 def stored_names(checkpoint: DiskSource, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Which tensor of a checkpoint each parameter of the model is: of the same name, or behind a prefix.
+    """Returns which tensor of a checkpoint each parameter of the model is: of the same name, or behind a
+    prefix.
 
     Parameters that transformers puts together from several tensors, or that two tensors could be, are left
     out.

@@ -54,7 +54,7 @@ class Origins:
 
 
 def repair_binding(report: RepairReport, origins: Origins) -> dict[str, Any]:
-    """What tells this repair from others."""
+    """Returns what tells this repair from others."""
     made = {"from": origins.merged, "parents": ", ".join(origins.parents), "weights": list(origins.weights)}
     return {"repair": {**made, "report": digest_bytes(report.model_dump_json().encode())}}
 

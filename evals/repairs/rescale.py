@@ -59,7 +59,8 @@ class Mended:
 
 
 def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules that may be rescaled: linear, with a weight of their own (a tied one is two modules')."""
+    """Returns modules that may be rescaled: linear, with a weight of their own (a tied one is two
+    modules')."""
     owners: dict[int, int] = {}
     for module in model.modules():
         weight = module._parameters.get("weight")
@@ -73,7 +74,7 @@ def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def out_dimension(module: nn.Module) -> int | None:
-    """Which dimension of a module's weight counts output units; None where it is no linear module."""
+    """Returns which dimension of a module's weight counts output units; None where it is no linear module."""
     weight = module._parameters.get("weight")
     if weight is None or isinstance(module, nn.Embedding) or any(True for _ in module.children()):
         return None
@@ -97,7 +98,7 @@ def _moments(output: Tensor, module: nn.Module, drop_first: bool) -> Moments:
 
 @torch.inference_mode()
 def measure(model: nn.Module, names: Collection[str], run: Run, drop_first: bool) -> dict[str, Moments]:
-    """Moments of the named modules over one pass, in the order in which they run."""
+    """Measures moments of the named modules over one pass, in the order in which they run."""
     found: dict[str, Moments] = {}
 
     def look(name: str, module: nn.Module, output: Tensor) -> None:
@@ -112,7 +113,7 @@ def measure(model: nn.Module, names: Collection[str], run: Run, drop_first: bool
 def mend(
     model: nn.Module, goals: dict[str, Moments], run: Run, drop_first: bool, strength: float = 1.0
 ) -> list[Mended]:
-    """The maps that bring a model's modules to their goals; the model itself is not changed."""
+    """Returns the maps that bring a model's modules to their goals; the model itself is not changed."""
     found: list[Mended] = []
 
     def change(name: str, module: nn.Module, output: Tensor) -> Tensor | None:
@@ -183,7 +184,8 @@ def unfold(undo: Undo) -> None:
 
 
 def goals_of(parents: Sequence[dict[str, Moments]], weights: Sequence[float]) -> dict[str, Moments]:
-    """Weighted means of the parents' means and deviations, for the modules that ran in all of them."""
+    """Returns weighted means of the parents' means and deviations, for the modules that ran in all of
+    them."""
     first, *others = parents
     shared = [name for name in first if all(name in other for other in others)]
 

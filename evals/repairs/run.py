@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from merge_models.evals.inputs.arguments import checked_batches, checked_count, checked_models, checked_shares
+from merge_models.evals.inputs.arguments import checked_batches, checked_models, checked_shares
 from merge_models.evals.inputs.calibration import Batches, calibration_batches, check_same_tokenizer
 from merge_models.evals.inputs.lineage import lineage, short_name
 from merge_models.evals.inputs.models import Loaded, kind_of, open_model
-from merge_models.evals.inputs.positions import LENGTH, fitting_length
+from merge_models.evals.inputs.positions import fitting_length
+from merge_models.evals.inputs.settings import USUAL_RUNNING, USUAL_TEXT, Running, TextSample
 from merge_models.evals.measures.activations.head import body_of
 from merge_models.evals.repairs.folder import stored_names, write_repaired
 from merge_models.evals.repairs.record import Origins
@@ -49,16 +50,14 @@ def repair(
     *,
     out: Name,
     weights: Sequence[float] | None = None,
-    data: Name = "built-in",
-    tokens: int = 8192,
-    length: int = LENGTH,
-    seed: int = 0,
     overwrite: bool = False,
-    device: str | None = None,
-    allow_pickle: bool = False,
-    progress: Callable[[str], None] = lambda line: None,
+    text: TextSample = USUAL_TEXT,
+    running: Running = USUAL_RUNNING,
 ) -> RepairReport:
     """Writes a copy of a merge whose activations have the scale of its parents' (REPAIR).
+
+    >>> repair("runs/merged", out="runs/repaired").loss_after  # doctest: +SKIP
+    2.31
 
     Three quarters of the text are what scales are taken from, and what chooses how far to go: all the way,
     half, or not at all. The losses of the report are on the other quarter.
@@ -68,10 +67,8 @@ def repair(
         parents: its parents; by default those that its manifest names.
         out: output folder; with ``overwrite`` a checkpoint that stands there is replaced.
         weights: the parents' shares [default: the recipe's, else equal].
-        data, tokens, length, seed: the calibration text, as in ``evaluate``.
-        device: where models run.
-        allow_pickle: read files of ``torch.save`` too; nothing of them is run.
-        progress: is called with a line as each step begins.
+        text: what models are run on.
+        running: how: seed, device, pickles, progress.
 
     Returns:
         What changed; ``repair.json`` in the folder holds the same, and the manifest what it was made from.
@@ -79,29 +76,29 @@ def repair(
     Raises:
         MergeError: a model does not load, the output cannot be written, or there is nothing to rescale.
     """
-    tokens, length = checked_count(tokens, "tokens", 1), checked_count(length, "length", 1)
-    seed = checked_count(seed, "seed")
     out = local_path(out)
+    allow_pickle, progress = running.allow_pickle, running.progress
     family = lineage(target, parents, None, weights, allow_pickle=allow_pickle)
     folders = [family.merged, *family.parents]
     origins = Origins(
         family.merged, family.parents, family.weights, family.base, family.origins, allow_pickle
     )
-    opened = partial(open_model, device=device, allow_pickle=allow_pickle)
+    opened = partial(open_model, device=running.device, allow_pickle=allow_pickle)
     with closing(open_source(family.merged, allow_pickle=allow_pickle)) as checkpoint:
         places = [path for folder in folders for path in _paths(folder, allow_pickle)]
         check_target(out, places, overwrite)
         tokenizer = check_same_tokenizer(folders, allow_pickle=allow_pickle)
-        length, notes = fitting_length(folders, length, allow_pickle=allow_pickle)
+        length, notes = fitting_length(folders, text.length, allow_pickle=allow_pickle)
         for note in notes:
             progress(note)
-        options: dict[str, Any] = {"source": data, "length": length, "seed": seed}
-        text = calibration_batches(tokenizer, tokens=tokens, part="fit", **options)
-        held_out = calibration_batches(tokenizer, tokens=max(tokens // 4, length), part="held-out", **options)
-        goals = _goals(family.parents, family.weights, text, opened, progress)
+        options: dict[str, Any] = {"source": text.source, "length": length, "seed": running.seed}
+        fit = calibration_batches(tokenizer, tokens=text.tokens, part="fit", **options)
+        quarter = max(text.tokens // 4, length)
+        held_out = calibration_batches(tokenizer, tokens=quarter, part="held-out", **options)
+        goals = _goals(family.parents, family.weights, fit, opened, progress)
         progress(f"merge {short_name(family.merged)}")
         with opened(family.merged) as (model, _, _):
-            return _repair(checkpoint, model, goals, text, held_out, out, origins, overwrite)
+            return _repair(checkpoint, model, goals, fit, held_out, out, origins, overwrite)
 
 
 def repair_module(
@@ -112,7 +109,11 @@ def repair_module(
     weights: Sequence[float] | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
 ) -> tuple[LayerRepair, ...]:
-    """REPAIR of a module in memory: its weights and biases are changed in place.
+    """Repairs a module in memory (REPAIR): its weights and biases are changed in place.
+
+    >>> parent, merge = nn.Sequential(nn.Linear(4, 3)), nn.Sequential(nn.Linear(4, 3))
+    >>> [layer.module for layer in repair_module(merge, [parent], [torch.randn(64, 4)])]
+    ['0']
 
     Args:
         model, parents: modules of one architecture; they are run in eval mode and stay in the mode that they

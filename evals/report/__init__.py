@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 
 
 def to_markdown(record: Evaluation | Inspection | Comparison) -> str:
-    """Returns a section for a model card: the verdict, findings and main tables."""
+    """Returns a section for a model card: the verdict, findings and main tables.
+
+    >>> from merge_models.evals.schema import Evaluation, ModelRef
+    >>> record = Evaluation(created="now", models=(ModelRef(name="m", role="merge"),))
+    >>> to_markdown(record).splitlines()[0]
+    '## Evaluation of the merge'
+    """
     from merge_models.evals.report.inspection import inspection_markdown
     from merge_models.evals.report.markdown import markdown
     from merge_models.evals.schema import Evaluation, Inspection
@@ -24,7 +30,13 @@ def to_markdown(record: Evaluation | Inspection | Comparison) -> str:
 
 
 def to_html(record: Evaluation | Comparison) -> str:
-    """Returns one self-contained page: no network, charts inside."""
+    """Returns one self-contained page: no network, charts inside.
+
+    >>> from merge_models.evals.schema import Evaluation, ModelRef
+    >>> record = Evaluation(created="now", models=(ModelRef(name="m", role="merge"),))
+    >>> to_html(record)[:15]
+    '<!doctype html>'
+    """
     from merge_models.evals.report.page import page
     from merge_models.evals.schema import Evaluation
 

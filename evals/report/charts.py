@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal
 
-from merge_models.evals.report.definitions import DEFINITIONS
+from merge_models.evals.diagnostics.diagnostic import Diagnostic
+from merge_models.evals.diagnostics.drawing import DotOfEachModel, HeatMap, LineOfEachParent, RatioByDepth
+from merge_models.evals.diagnostics.registry import shown
 from merge_models.evals.report.escape import line
 from merge_models.evals.report.numbers import percent
 from merge_models.evals.report.shapes import (
@@ -22,6 +23,7 @@ from merge_models.evals.report.shapes import (
     Series,
     Values,
 )
+from merge_models.evals.report.terms import O_INFORMATION, REPAIR
 from merge_models.evals.schema import (
     Estimate,
     Evaluation,
@@ -50,14 +52,14 @@ def _ratio(value: float | None, mean: float | None) -> float | None:
 
 
 def weighted_mean(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
-    """Mean of what is defined, by weight; None when nothing is."""
+    """Returns the mean of what is defined, by weight; None when nothing is."""
     known = [(v, w) for v, w in zip(values, weights, strict=True) if v is not None]
     total = sum(w for _, w in known)
     return sum(v * w for v, w in known) / total if total else None
 
 
 def parent_weights(evaluation: Evaluation) -> list[float]:
-    """The parents' weights, equal where they are not told."""
+    """Returns the parents' weights, equal where they are not told."""
     weights = [parent.weight for parent in evaluation.parents]
     return [1.0 if w is None else w for w in weights] if any(weights) else [1.0] * len(weights)
 
@@ -70,6 +72,11 @@ class Depth:
     sites: dict[str, tuple[SiteActivations | None, ...]]
     named: bool
     """Positions are modules in order, not layers: the model has no stack, or several sites a layer."""
+
+    @property
+    def word(self) -> str:
+        """What a position is."""
+        return "module" if self.named else "layer"
 
 
 def depth_of(sites: Iterable[SiteActivations]) -> Depth:
@@ -95,7 +102,7 @@ def depth_of(sites: Iterable[SiteActivations]) -> Depth:
 
 
 def estimates(row: Sequence[SiteActivations | None], field: str) -> tuple[Values, Values, Values]:
-    """Values, lower and upper ends of an estimate along a row of sites."""
+    """Returns values, lower and upper ends of an estimate along a row of sites."""
     found: list[Estimate | None] = [getattr(site, field) if site else None for site in row]
     return (
         tuple(e.value if e else None for e in found),
@@ -161,43 +168,78 @@ def _flagged(evaluation: Evaluation, depth: Depth, cause: str) -> tuple[int, ...
 
 
 def activation_profiles(evaluation: Evaluation) -> list[Profile]:
-    """Variance and rank against the parents' bands, then likeness to each parent."""
+    """Returns a chart of each diagnostic of sites that is drawn: ratios with the parents' bands, then
+    likeness."""
     if evaluation.activations is None:
         return []
     depth = depth_of(evaluation.activations.sites)
-    word = "module" if depth.named else "layer"
     charts = []
-    for key, cause, field, title in (
-        ("variance_ratio", "variance collapse", "variance", "Activation variance"),
-        ("effective_rank_ratio", "rank collapse", "effective_rank", "Effective rank of activations"),
-    ):
-        panels = tuple(_site_panel(evaluation, kind, row, key, field) for kind, row in depth.sites.items())
-        charts.append(
-            Profile(
-                key,
-                title,
-                "ratio to the parents' mean",
-                depth.labels,
-                panels,
-                (Rule(1.0, "parents' mean"), *_thresholds(evaluation, cause)),
-                _flagged(evaluation, depth, cause),
-                word,
-                low=0.0,
-                span=RATIO_SPAN,
-            )
-        )
-    charts.append(_likeness(evaluation, depth, "cka", "Similarity to each parent (CKA)", "CKA", word, 1.0))
-    charts.append(
-        _likeness(evaluation, depth, "drift", "Drift from each parent", "relative drift", word, None)
-    )
+    for diagnostic in shown("site"):
+        drawing = diagnostic.drawing
+        if isinstance(drawing, RatioByDepth):
+            charts.append(_ratio_profile(evaluation, depth, diagnostic, drawing))
+        elif isinstance(drawing, LineOfEachParent):
+            charts.append(_likeness(evaluation, depth, diagnostic, drawing))
     return [chart for chart in charts if defined(chart)]
 
 
+def _ratio_profile(
+    evaluation: Evaluation, depth: Depth, diagnostic: Diagnostic, drawing: RatioByDepth
+) -> Profile:
+    panels = tuple(
+        _site_panel(evaluation, kind, row, diagnostic.key, drawing.statistic)
+        for kind, row in depth.sites.items()
+    )
+    limits = _thresholds(evaluation, drawing.cause)
+    return ratio_profile(
+        diagnostic,
+        drawing,
+        depth.labels,
+        panels,
+        depth.word,
+        limits,
+        _flagged(evaluation, depth, drawing.cause),
+    )
+
+
+def ratio_profile(
+    diagnostic: Diagnostic,
+    drawing: RatioByDepth,
+    labels: tuple[str, ...],
+    panels: tuple[Panel, ...],
+    word: str,
+    limits: tuple[Rule, ...] = (),
+    flagged: tuple[int, ...] = (),
+) -> Profile:
+    """Returns a chart of ratios to the parents' mean.
+
+    Args:
+        diagnostic, drawing: of what.
+        labels: of the positions; ``word``: what a position is.
+        panels: one a kind of site.
+        limits: thresholds that decided; ``flagged``: positions that findings name.
+    """
+    return Profile(
+        diagnostic.key,
+        drawing.title,
+        "ratio to the parents' mean",
+        labels,
+        panels,
+        (Rule(1.0, "parents' mean"), *limits),
+        flagged,
+        word,
+        low=0.0,
+        span=RATIO_SPAN,
+        caption=diagnostic.definition,
+        short=drawing.short,
+    )
+
+
 def _likeness(
-    evaluation: Evaluation, depth: Depth, field: str, title: str, label: str, word: str, high: float | None
+    evaluation: Evaluation, depth: Depth, diagnostic: Diagnostic, drawing: LineOfEachParent
 ) -> Profile:
     def values(row: Sequence[SiteActivations | None], n: int) -> Values:
-        per_site = [getattr(site, field) if site else () for site in row]
+        per_site = [getattr(site, diagnostic.key) if site else () for site in row]
         return tuple(each[n] if n < len(each) else None for each in per_site)
 
     panels = tuple(
@@ -208,7 +250,15 @@ def _likeness(
         for kind, row in depth.sites.items()
     )
     return Profile(
-        field, title, label, depth.labels, panels, depth=word, low=0.0 if high is None else None, high=high
+        diagnostic.key,
+        drawing.title,
+        drawing.axis,
+        depth.labels,
+        panels,
+        depth=depth.word,
+        low=drawing.low,
+        high=drawing.high,
+        caption=diagnostic.definition,
     )
 
 
@@ -221,29 +271,33 @@ def defined(chart: Profile) -> bool:
 
 
 def divergence_charts(evaluation: Evaluation) -> list[Dots]:
-    """KL and JS of the merge against each model."""
+    """Returns a chart of each drawn distance of the merge's predictions from each model's."""
     head = evaluation.activations.head if evaluation.activations else None
     if head is None or not head.divergences:
         return []
     order = {parent.name: n for n, parent in enumerate(evaluation.parents)}
     charts = []
-    for field, label in (("kl", "KL(model || merge), nats"), ("js", "Jensen-Shannon, nats")):
-        found: list[Estimate] = [getattr(d, field) for d in head.divergences]
-        rules = ()
-        if field == "js" and head.parents_js is not None:
-            rules = (Rule(head.parents_js, "between parents"),)
+    for diagnostic in shown("divergence"):
+        drawing = diagnostic.drawing
+        if not isinstance(drawing, DotOfEachModel):
+            continue
+        estimates_: list[Estimate] = [getattr(d, diagnostic.key) for d in head.divergences]
+        reference = getattr(head, drawing.reference[0]) if drawing.reference else None
         charts.append(
             Dots(
-                field,
-                DEFINITIONS[field].label,
-                label,
+                diagnostic.key,
+                drawing.title,
+                drawing.axis,
                 tuple(d.model for d in head.divergences),
-                tuple(e.value for e in found),
-                tuple(e.low for e in found),
-                tuple(e.high for e in found),
+                tuple(e.value for e in estimates_),
+                tuple(e.low for e in estimates_),
+                tuple(e.high for e in estimates_),
                 tuple("parent" if d.model in order else "base" for d in head.divergences),
                 tuple(order.get(d.model, 0) for d in head.divergences),
-                rules,
+                (Rule(reference, drawing.reference[1]),)
+                if drawing.reference and reference is not None
+                else (),
+                diagnostic.definition,
             )
         )
     return charts
@@ -251,27 +305,9 @@ def divergence_charts(evaluation: Evaluation) -> list[Dots]:
 
 # Weights
 
-HEATS: tuple[tuple[str, Literal["ratio", "share", "count"]], ...] = (
-    ("norm_ratio", "ratio"),
-    ("delta_norm_ratio", "ratio"),
-    ("effective_rank_ratio", "ratio"),
-    ("delta_effective_rank_ratio", "ratio"),
-    ("spectral_norm_ratio", "ratio"),
-    ("stable_rank_ratio", "ratio"),
-    ("hyperspherical_energy_ratio", "ratio"),
-    ("sign_conflict", "share"),
-    ("effective_parents", "count"),
-    ("unexplained", "share"),
-)
-
-
-def weight_title(field: str) -> str:
-    """The label of a field of ``TensorWeights``."""
-    return DEFINITIONS["weight_effective_rank_ratio" if field == "effective_rank_ratio" else field].label
-
 
 def short_kind(kind: str) -> str:
-    """A kind without what says nothing: the ``.weight`` at its end."""
+    """Returns a kind without what says nothing: the ``.weight`` at its end."""
     return kind.removesuffix(".weight")
 
 
@@ -283,29 +319,32 @@ def _fold(tensors: Sequence[TensorWeights]) -> Callable[[str], str]:
 
 
 def weight_heats(evaluation: Evaluation) -> list[Heat]:
-    """One map a diagnostic that has values, of the tensors that lie in layers."""
+    """Returns a map of each drawn diagnostic of tensors that has values, of the tensors that lie in
+    layers."""
     if evaluation.weights is None:
         return []
     tensors = [t for t in evaluation.weights.tensors if t.layer is not None]
     fold = _fold(tensors)
     columns = tuple(sorted({t.layer for t in tensors if t.layer is not None}))
     charts = (
-        _heat(tensors, field, palette, fold, columns, len(evaluation.parents)) for field, palette in HEATS
+        _heat(tensors, diagnostic, diagnostic.drawing, fold, columns, len(evaluation.parents))
+        for diagnostic in shown("tensor")
+        if isinstance(diagnostic.drawing, HeatMap)
     )
     return [chart for chart in charts if chart is not None]
 
 
 def _heat(
     tensors: Sequence[TensorWeights],
-    field: str,
-    palette: Literal["ratio", "share", "count"],
+    diagnostic: Diagnostic,
+    drawing: HeatMap,
     fold: Callable[[str], str],
     columns: tuple[int, ...],
     parents: int,
 ) -> Heat | None:
     cells: dict[str, dict[int, list[float]]] = {}
     for tensor in tensors:
-        value = getattr(tensor, field)
+        value = getattr(tensor, diagnostic.key)
         if value is not None and tensor.layer is not None:
             cells.setdefault(fold(tensor.kind), {}).setdefault(tensor.layer, []).append(value)
     if not cells:
@@ -313,13 +352,13 @@ def _heat(
     kept = list(cells)[:MOST_KINDS]
     values = tuple(tuple(median(cells[k][n]) if n in cells[k] else None for n in columns) for k in kept)
     return Heat(
-        f"weight_{field}",
-        weight_title(field),
+        f"weight_{diagnostic.key}",
+        diagnostic.label,
         tuple(kept),
         columns,
         values,
-        palette,
-        float(parents) if palette == "count" else None,
+        drawing.scale.up_to(parents),
+        diagnostic.definition,
     )
 
 
@@ -327,7 +366,7 @@ def _heat(
 
 
 def information_profile(evaluation: Evaluation) -> Profile | None:
-    """O-information by depth: between parents and merge with its null, and within each model."""
+    """Returns O-information by depth: between parents and merge with its null, and within each model."""
     found = evaluation.information
     if found is None:
         return None
@@ -354,6 +393,7 @@ def information_profile(evaluation: Evaluation) -> Profile | None:
         tuple(map(str, layers)),
         tuple(panels),
         (Rule(0.0, "neither"),),
+        caption=O_INFORMATION.definition,
     )
     return chart if panels else None
 
@@ -387,7 +427,7 @@ def _system(
 
 
 def repair_profile(evaluation: Evaluation) -> Profile | None:
-    """Variance ratio of each repaired module, before and after."""
+    """Returns the variance ratio of each repaired module, before and after."""
     report = evaluation.repair
     if report is None or not report.layers:
         return None
@@ -403,12 +443,14 @@ def repair_profile(evaluation: Evaluation) -> Profile | None:
         depth="module",
         low=0.0,
         span=RATIO_SPAN,
+        caption=REPAIR.definition,
     )
     return chart if defined(chart) else None
 
 
 def describe(chart: Profile) -> str:
-    """The chart in a sentence, for those who do not see it: each panel's first line, its range and where."""
+    """Returns the chart in a sentence, for those who do not see it: each panel's first line, its range and
+    where."""
     parts = []
     for panel in chart.panels:
         for series in panel.series:
@@ -427,8 +469,8 @@ def describe(chart: Profile) -> str:
 
 
 def coverage(heat: Heat) -> str:
-    """A heat map in a sentence."""
+    """Returns a heat map in a sentence."""
     known = [v for row in heat.values for v in row if v is not None]
     off = sum(1 for v in known if not 0.85 <= v <= 1.18) / len(known)
-    told = f"; {percent(off)} of the tensors are more than 15 % off 1" if heat.palette == "ratio" else ""
+    told = f"; {percent(off)} of the tensors are more than 15 % off 1" if heat.scale.middle == 1 else ""
     return f"{heat.title} by kind of tensor and layer: from {min(known):.3g} to {max(known):.3g}{told}."

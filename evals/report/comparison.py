@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
+from merge_models.evals.diagnostics.diagnostic import Diagnostic
+from merge_models.evals.diagnostics.drawing import RatioByDepth
+from merge_models.evals.diagnostics.registry import shown
+from merge_models.evals.inputs.lineage import unique_names
 from merge_models.evals.report import charts
-from merge_models.evals.report.definitions import DEFINITIONS
 from merge_models.evals.report.escape import markdown_code, markdown_prose
 from merge_models.evals.report.facts import (
     SEVERITY,
@@ -21,7 +24,7 @@ from merge_models.evals.report.markdown import table as markdown_table
 from merge_models.evals.report.numbers import number, percent
 from merge_models.evals.report.page import document
 from merge_models.evals.report.sections import Section, badge, figure, location
-from merge_models.evals.report.shapes import Panel, Profile, Role, Rule, Series
+from merge_models.evals.report.shapes import Panel, Profile, Role, Series
 from merge_models.evals.schema import SCHEMA_VERSION, Basis, Evaluation, Outcome, Record
 
 
@@ -63,15 +66,15 @@ class Comparison(Record):
     """In the order of the ranking."""
 
     def to_json(self) -> str:
-        """The record as JSON."""
+        """Returns the record as JSON."""
         return self.model_dump_json(indent=1)
 
     def to_markdown(self) -> str:
-        """The ranked table, and what is wrong with each merge that is not healthy."""
+        """Returns the ranked table, and what is wrong with each merge that is not healthy."""
         return comparison_markdown(self)
 
     def to_html(self) -> str:
-        """One self-contained page with the table and overlaid profiles."""
+        """Returns one self-contained page with the table and overlaid profiles."""
         return comparison_page(self)
 
 
@@ -87,23 +90,12 @@ def compare(evaluations: Sequence[Evaluation]) -> Comparison:
     if not evaluations:
         raise ValueError("nothing to compare: give at least one evaluation")
     ordered = sorted(evaluations, key=_key)
-    labels = _unique(evaluation.merge.name for evaluation in ordered)
+    labels = unique_names([evaluation.merge.name for evaluation in ordered])
     ranking: list[Ranked] = []
     for n, (label, evaluation) in enumerate(zip(labels, ordered, strict=True)):
         tied = n > 0 and _key(evaluation) == _key(ordered[n - 1])
         ranking.append(_ranked(ranking[-1].rank if tied else n + 1, label, evaluation))
     return Comparison(ranking=tuple(ranking), evaluations=tuple(ordered))
-
-
-def _unique(names: Iterable[str]) -> list[str]:
-    labels: list[str] = []
-    for given in names:
-        label, n = given, 1
-        while label in labels:
-            n += 1
-            label = f"{given} ({n})"
-        labels.append(label)
-    return labels
 
 
 def _key(evaluation: Evaluation) -> tuple[int, bool, float]:
@@ -157,7 +149,7 @@ def _columns(comparison: Comparison) -> list[tuple[str, list[str]]]:
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """Ranked table and summaries."""
+    """Returns the ranked table and summaries."""
     columns = _columns(comparison)
     rows = [
         [
@@ -177,7 +169,7 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 
 def comparison_page(comparison: Comparison) -> str:
-    """The page: the table first, then profiles over each other."""
+    """Returns the page: the table first, then profiles over each other."""
     best = comparison.ranking[0]
     count = len(comparison.ranking)
     opening = tag(
@@ -234,21 +226,19 @@ def _summaries(comparison: Comparison) -> Section | None:
 
 
 def _profiles(comparison: Comparison) -> Section | None:
-    drawn = [
-        chart
-        for key, title in (
-            ("variance_ratio", "Activation variance"),
-            ("effective_rank_ratio", "Effective rank of activations"),
-        )
-        if (chart := _overlay(comparison, key, title)) is not None
-    ]
+    overlaid = (
+        _overlay(comparison, diagnostic, diagnostic.drawing)
+        for diagnostic in shown("site")
+        if isinstance(diagnostic.drawing, RatioByDepth)
+    )
+    drawn = [chart for chart in overlaid if chart is not None]
     if not drawn:
         return None
-    body = [figure(chart, DEFINITIONS[chart.key].text) for chart in drawn]
+    body = [figure(chart) for chart in drawn]
     return Section("profiles", "Profiles by depth", body, drawn)
 
 
-def _overlay(comparison: Comparison, key: str, title: str) -> Profile | None:
+def _overlay(comparison: Comparison, diagnostic: Diagnostic, drawing: RatioByDepth) -> Profile | None:
     """One line a merge; merges of different depths lie on their own layers' numbers."""
     depths = [charts.depth_of(e.activations.sites) if e.activations else None for e in comparison.evaluations]
     labels = tuple(dict.fromkeys(label for depth in depths if depth for label in depth.labels))
@@ -257,7 +247,7 @@ def _overlay(comparison: Comparison, key: str, title: str) -> Profile | None:
         series = []
         for n, (row, depth) in enumerate(zip(comparison.ranking, depths, strict=True)):
             if depth is not None and kind in depth.sites:
-                values, low, high = charts.estimates(depth.sites[kind], key)
+                values, low, high = charts.estimates(depth.sites[kind], diagnostic.key)
                 place = {label: at for at, label in enumerate(depth.labels)}
                 spread = [
                     tuple(column[place[label]] if label in place else None for label in labels)
@@ -268,15 +258,6 @@ def _overlay(comparison: Comparison, key: str, title: str) -> Profile | None:
         if series:
             panels.append(Panel(charts.SITES[kind], tuple(series)))
     named = any(depth.named for depth in depths if depth)
-    chart = Profile(
-        key,
-        title,
-        "ratio to the parents' mean",
-        labels,
-        tuple(panels),
-        (Rule(1.0, "parents' mean"),),
-        depth="module" if named else "layer",
-        low=0.0,
-        span=charts.RATIO_SPAN,
-    )
+    word = "module" if named else "layer"
+    chart = charts.ratio_profile(diagnostic, drawing, labels, tuple(panels), word)
     return chart if charts.defined(chart) else None

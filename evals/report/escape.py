@@ -20,7 +20,7 @@ _LEADING = re.compile(r"^([-+#=]|\d+(?=[.)]))")
 
 
 def block(text: str, limit: int = PROSE_LIMIT) -> str:
-    """Text of several lines: any space as a plain one, what cannot be seen as an escape, bounded."""
+    """Returns text of several lines: any space as a plain one, what cannot be seen as an escape, bounded."""
     kept = text[:limit].replace("\r\n", "\n").replace("\t", "    ")
     spaced = "".join(" " if unicodedata.category(c) == "Zs" else c for c in kept)
     shown = "".join(p if _JOINERS.match(p) else visible(p) for p in _JOINERS.split(spaced))
@@ -28,12 +28,13 @@ def block(text: str, limit: int = PROSE_LIMIT) -> str:
 
 
 def line(text: str, limit: int = LINE_LIMIT) -> str:
-    """The same on one line, runs of white space as one space."""
+    """Returns the text on one line, runs of white space as one space, as ``block`` shows it."""
     return " ".join(block(text, limit).split())
 
 
 def markdown_text(text: str, limit: int = PROSE_LIMIT) -> str:
-    """One line of Markdown that shows the text as it is: no markup, link, mention, HTML or table cell."""
+    """Returns one line of Markdown that shows the text as it is: no markup, link, mention, HTML or table
+    cell."""
     shown = _MARKUP.sub(_escape, line(text, limit))
     return _LEADING.sub(_escape_leading, shown)
 
@@ -48,12 +49,13 @@ def _escape_leading(match: re.Match[str]) -> str:
 
 
 def markdown_code(text: str, limit: int = LINE_LIMIT) -> str:
-    """A name as a code span, also inside a table's cell."""
+    """Returns a name as a code span, also inside a table's cell."""
     return f"`{code_span(line(text, limit), 2 * limit).replace('|', '¦') or '?'}`"
 
 
 def split_code(text: str, limit: int = PROSE_LIMIT) -> list[tuple[bool, str]]:
-    """A sentence of ours with `code` in it as (is code, piece); unbalanced marks are plain characters."""
+    """Returns a sentence of ours with `code` in it as (is code, piece); unbalanced marks are plain
+    characters."""
     pieces = line(text, limit).split("`")
     if len(pieces) % 2 == 0:
         return [(False, "`".join(pieces))]
@@ -61,7 +63,7 @@ def split_code(text: str, limit: int = PROSE_LIMIT) -> list[tuple[bool, str]]:
 
 
 def markdown_prose(text: str, limit: int = PROSE_LIMIT) -> str:
-    """``markdown_text`` that keeps `code` spans."""
+    """Returns ``markdown_text`` that keeps `code` spans."""
     return "".join(
         markdown_code(piece, limit) if code else _keep_edges(piece) for code, piece in split_code(text, limit)
     )

@@ -28,7 +28,7 @@ class Fact(NamedTuple):
 
 
 def furthest(sites: Iterable[SiteActivations], field: str) -> tuple[SiteActivations, Estimate] | None:
-    """The site whose ratio is furthest from 1, by a factor: variance can shrink and blow up."""
+    """Returns the site whose ratio is furthest from 1, by a factor: variance can shrink and blow up."""
     found = [(site, e) for site in sites if (e := getattr(site, field)) is not None]
     return max(found, key=lambda pair: _factor(pair[1].value)) if found else None
 
@@ -38,19 +38,19 @@ def _factor(ratio: float) -> float:
 
 
 def lowest(sites: Iterable[SiteActivations], field: str) -> tuple[SiteActivations, Estimate] | None:
-    """The site with the smallest ratio."""
+    """Returns the site with the smallest ratio."""
     found = [(site, e) for site in sites if (e := getattr(site, field)) is not None]
     return min(found, key=lambda pair: pair[1].value) if found else None
 
 
 def place(site: SiteActivations) -> str:
-    """``layer 5, mlp``."""
+    """Returns where a site is: ``layer 5, mlp``."""
     words = {"mlp": "MLP"}.get(site.site, site.site)
     return f"layer {site.layer}, {words}" if site.layer is not None else site.module
 
 
 def facts(evaluation: Evaluation) -> list[Fact]:
-    """Key figures in the order in which they decide."""
+    """Returns key figures in the order in which they decide."""
     score = evaluation.verdict.score if evaluation.verdict else None
     by_drift = evaluation.verdict is not None and evaluation.verdict.score_kind == "drift"
     name = "Score (drift)" if by_drift else "Score (lost share)"
@@ -86,7 +86,7 @@ def _activation_facts(evaluation: Evaluation) -> list[Fact]:
 
 
 def nearest_parent(evaluation: Evaluation) -> tuple[str, Estimate] | None:
-    """The parent whose predictions the merge's are closest to, by KL."""
+    """Returns the parent whose predictions the merge's are closest to, by KL."""
     head = evaluation.activations.head if evaluation.activations else None
     parents = {parent.name for parent in evaluation.parents}
     found = [(d.model, d.kl) for d in head.divergences if d.model in parents] if head else []
@@ -94,7 +94,7 @@ def nearest_parent(evaluation: Evaluation) -> tuple[str, Estimate] | None:
 
 
 def loss_gap(evaluation: Evaluation) -> float | None:
-    """The merge's calibration loss less the best parent's, nats."""
+    """Returns the merge's calibration loss less the best parent's, nats."""
     head = evaluation.activations.head if evaluation.activations else None
     if head is None or evaluation.merge.name not in head.loss:
         return None
@@ -103,13 +103,14 @@ def loss_gap(evaluation: Evaluation) -> float | None:
 
 
 def conclusion(verdict: Verdict) -> str:
-    """The summary without the status that stands beside it, as a sentence; empty when it says no more."""
+    """Returns the summary without the status that stands beside it, as a sentence; empty when it says no
+    more."""
     rest = verdict.summary.removeprefix(verdict.status).lstrip(":; ")
     return rest[:1].upper() + rest[1:]
 
 
 def degenerate_share(tasks: TaskDiagnosis, model: str) -> float | None:
-    """The largest of the shares of empty, looping and poor continuations of one model."""
+    """Returns the largest of the shares of empty, looping and poor continuations of one model."""
     return next((max(g.empty, g.looping, g.low_distinct) for g in tasks.generation if g.model == model), None)
 
 
@@ -150,7 +151,7 @@ def _weight_facts(evaluation: Evaluation) -> list[Fact]:
 
 
 def missing(evaluation: Evaluation) -> list[str]:
-    """Sentences on what was not measured."""
+    """Returns sentences on what was not measured."""
     told = []
     for part, name in (
         (evaluation.verdict, "a verdict"),
@@ -169,7 +170,7 @@ def missing(evaluation: Evaluation) -> list[str]:
 
 
 def refusals(evaluation: Evaluation) -> list[str]:
-    """Why an O-information was refused, each reason once."""
+    """Returns why an O-information was refused, each reason once."""
     found = evaluation.information
     if found is None:
         return []
@@ -178,7 +179,7 @@ def refusals(evaluation: Evaluation) -> list[str]:
 
 
 def not_finite(evaluation: Evaluation) -> list[str]:
-    """Tensors and sites of the merge with NaN or Inf."""
+    """Returns tensors and sites of the merge with NaN or Inf."""
     tensors = [t.name for t in evaluation.weights.tensors if not t.finite] if evaluation.weights else []
     sites = (
         [place(s) for s in evaluation.activations.sites if not s.merge.finite]
@@ -189,6 +190,6 @@ def not_finite(evaluation: Evaluation) -> list[str]:
 
 
 def model_counts(evaluation: Evaluation) -> str:
-    """``2 parents, base b``."""
+    """Returns how many relatives there are: ``2 parents and a base``."""
     words = count(len(evaluation.parents), "parent")
     return words + (" and a base" if evaluation.base else "")

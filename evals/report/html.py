@@ -16,7 +16,7 @@ class Html(str):
 
 
 def flatten(content: object) -> str:
-    """Children as markup: ``Html`` as it is, other text escaped, sequences joined, None nothing."""
+    """Returns children as markup: ``Html`` as it is, other text escaped, sequences joined, None nothing."""
     if content is None:
         return ""
     if isinstance(content, Html):
@@ -29,7 +29,8 @@ def flatten(content: object) -> str:
 
 
 def tag(name: str, /, *children: object, **attributes: object) -> Html:
-    """An element. Attributes lose a last ``_`` (``class_``) and take ``-`` for ``_`` (``aria_label``)."""
+    """Returns an element. Attributes lose a last ``_`` (``class_``) and take ``-`` for ``_``
+    (``aria_label``)."""
     shown = "".join(_attribute(key, value) for key, value in attributes.items())
     if name in VOID:
         return Html(f"<{name}{shown}>")
@@ -44,12 +45,12 @@ def _attribute(key: str, value: object) -> str:
 
 
 def prose(text: str) -> Html:
-    """A sentence of ours that may hold `code` and names from the input."""
+    """Returns a sentence of ours that may hold `code` and names from the input."""
     return Html("".join(flatten(tag("code", p) if code else p) for code, p in split_code(text)))
 
 
 def name(text: str) -> Html:
-    """A model's, tensor's or task's name, isolated from the direction of the text around it."""
+    """Returns a model's, tensor's or task's name, isolated from the direction of the text around it."""
     return tag("bdi", line(text) or "?", class_="name")
 
 
@@ -61,7 +62,7 @@ def table(
     words: Sequence[int] = (),
     label: str,
 ) -> Html:
-    """A table that scrolls by itself when it is wider than the page.
+    """Returns a table that scrolls by itself when it is wider than the page.
 
     Args:
         caption: what it shows; None where a heading beside it says so.
@@ -92,12 +93,13 @@ def table(
 
 
 def details(summary: object, *children: object, **attributes: object) -> Html:
-    """Something to open."""
+    """Returns something to open."""
     return tag("details", tag("summary", summary), children, **attributes)
 
 
 def json_script(identifier: str, data: object) -> Html:
-    """Data for scripts. ``<``, ``>`` and ``&`` are escaped, so that no text in it can end the element."""
+    """Returns data for scripts. ``<``, ``>`` and ``&`` are escaped, so that no text in it can end the
+    element."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for c in "<>&":
         text = text.replace(c, f"\\u{ord(c):04x}")

@@ -41,7 +41,7 @@ class _Section:
 
 
 def inspection_markdown(inspection: Inspection) -> str:
-    """Compatible or not, the parents, how far apart they are, what fits them: as Markdown."""
+    """Returns whether parents fit, what they are, how far apart they are, what fits them: as Markdown."""
     parts = []
     for level, section in enumerate(_sections(inspection)):
         parts.append(f"{'###' if level else '##'} {section.title}")
@@ -60,7 +60,8 @@ def inspection_markdown(inspection: Inspection) -> str:
 
 
 def inspection_text(inspection: Inspection, width: int = 100) -> str:
-    """The same for a terminal of so many columns: no markup, tables by spaces, sentences wrapped."""
+    """Returns the sections for a terminal of so many columns: no markup, tables by spaces, sentences
+    wrapped."""
     parts = []
     for section in _sections(inspection):
         lines = [section.title]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
+from merge_models.evals.diagnostics.registry import shown
 from merge_models.evals.report import charts
 from merge_models.evals.report.escape import markdown_code, markdown_prose, markdown_text
 from merge_models.evals.report.facts import STATUS_MARKS, STATUS_WORDS, conclusion, facts, missing, refusals
-from merge_models.evals.report.numbers import UNDEFINED, measured, number, percent, ranges
+from merge_models.evals.report.numbers import UNDEFINED, measured, number, percent, ranges, value_of
 from merge_models.evals.report.sections import decision, location, score_rows
 from merge_models.evals.schema import Evaluation, Finding, Verdict
 
@@ -15,7 +16,7 @@ MOST_LAYERS = 16
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """The report as Markdown, headings from the second level on, ending in a line break.
+    """Returns the report as Markdown, headings from the second level on, ending in a line break.
 
     Every name and text of the input is escaped: it cannot become markup, a link, a mention or another cell.
     """
@@ -35,7 +36,7 @@ def markdown(evaluation: Evaluation) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: Collection[int] = (0,)) -> str:
-    """A table whose columns ``words`` are text and the others numbers. Cells are Markdown already."""
+    """Returns a table whose columns ``words`` are text and the others numbers. Cells are Markdown already."""
     rule = ["---" if n in words else "---:" for n in range(len(head))]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
 
@@ -104,18 +105,11 @@ def _every(count: int) -> list[int]:
 
 def _profile(evaluation: Evaluation) -> list[str]:
     """Ratios by depth: variance and rank of each kind of site."""
-    drawn = [
-        c
-        for c in charts.activation_profiles(evaluation)
-        if c.key in ("variance_ratio", "effective_rank_ratio")
-    ]
+    drawn = [chart for chart in charts.activation_profiles(evaluation) if chart.short]
     if not drawn:
         return []
-    short = {"variance_ratio": "variance", "effective_rank_ratio": "rank"}
     columns = [
-        (f"{panel.title}, {short[chart.key]}", panel.series[0].values)
-        for chart in drawn
-        for panel in chart.panels
+        (f"{panel.title}, {chart.short}", panel.series[0].values) for chart in drawn for panel in chart.panels
     ]
     labels = drawn[0].positions
     label = markdown_text if drawn[0].depth == "layer" else markdown_code
@@ -134,19 +128,15 @@ def _predictions(evaluation: Evaluation) -> list[str]:
     if head is None:
         return []
     divergences = {d.model: d for d in head.divergences}
+    own_numbers = [one for one in shown("head") if one.card]
+    distances = [one for one in shown("divergence") if one.card]
     rows = []
     for model in evaluation.models:
-        d = divergences.get(model.name)
-        rows.append(
-            [
-                markdown_code(model.name),
-                measured(head.loss.get(model.name)),
-                measured(d.kl) if d else UNDEFINED,
-                measured(d.js) if d else UNDEFINED,
-                percent(d.top1_agreement.value) if d else UNDEFINED,
-            ]
-        )
-    columns = ["Model", "Loss, nats", "KL to the merge, nats", "JS, nats", "Top-1 agreement"]
+        own = [value_of(one, getattr(head, one.key).get(model.name)) for one in own_numbers]
+        other = divergences.get(model.name)
+        apart = [value_of(one, getattr(other, one.key)) if other else UNDEFINED for one in distances]
+        rows.append([markdown_code(model.name), *own, *apart])
+    columns = ["Model", *(one.heading for one in (*own_numbers, *distances))]
     return ["### Predictions", table(columns, rows)]
 
 
@@ -154,8 +144,9 @@ def _sentences(evaluation: Evaluation) -> list[str]:
     found = evaluation.activations.sentences if evaluation.activations else ()
     if not found:
         return []
-    rows = [[markdown_code(s.model), measured(s.cosine), measured(s.neighbour_agreement)] for s in found]
-    return ["### Sentence vectors", table(["Model", "Mean cosine", "Same nearest neighbour"], rows)]
+    likeness = [one for one in shown("sentence") if one.card]
+    rows = [[markdown_code(s.model), *(measured(getattr(s, one.key)) for one in likeness)] for s in found]
+    return ["### Sentence vectors", table(["Model", *(one.heading for one in likeness)], rows)]
 
 
 def _tasks(evaluation: Evaluation) -> list[str]:
@@ -187,17 +178,9 @@ def _generation(evaluation: Evaluation) -> list[str]:
     found = evaluation.tasks.generation if evaluation.tasks else ()
     if not found:
         return []
-    rows = [
-        [
-            markdown_code(g.model),
-            percent(g.empty),
-            percent(g.looping),
-            percent(g.low_distinct),
-            number(g.distinct2),
-        ]
-        for g in found
-    ]
-    head = ["Generated text", "Empty", "Looping", "Low distinct-2", "Mean distinct-2"]
+    signs = [one for one in shown("text") if one.card]
+    rows = [[markdown_code(g.model), *(value_of(one, getattr(g, one.key)) for one in signs)] for g in found]
+    head = ["Generated text", *(one.heading for one in signs)]
     return ["### Generated text", table(head, rows)]
 
 
@@ -205,14 +188,14 @@ def _weights(evaluation: Evaluation) -> list[str]:
     found = evaluation.weights
     if found is None:
         return []
-    fields = [field for field, _ in charts.HEATS if field != "effective_parents"][:8]
     depth = [d for d in found.depth if d.layer is not None]
-    known = [f for f in fields if any(getattr(d, f, None) is not None for d in depth)]
+    drawn = [one for one in shown("layer") if one.card and one.drawing]
+    known = [one for one in drawn if any(getattr(d, one.key) is not None for d in depth)]
     if not known:
         return []
     kept = [depth[n] for n in _every(len(depth))]
-    head = ["Layer", *(charts.weight_title(field) for field in known)]
-    rows = [[str(d.layer), *(number(getattr(d, field)) for field in known)] for d in kept]
+    head = ["Layer", *(one.label for one in known)]
+    rows = [[str(d.layer), *(number(getattr(d, one.key)) for one in known)] for d in kept]
     return [
         "### Weights by depth",
         "Medians over each layer's matrices, as ratios to the parents' mean.",

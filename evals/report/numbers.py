@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
+from merge_models.evals.diagnostics.diagnostic import Diagnostic
 from merge_models.evals.schema import Estimate
 
 UNDEFINED = "–"
 
 
 def number(value: float | int | None, digits: int = 3) -> str:
-    """Three significant figures; whole numbers with separators; powers of ten beyond 1e5 and under 1e-3."""
+    """Returns three significant figures; whole numbers with separators; powers of ten beyond 1e5 and under
+    1e-3."""
     if value is None or not math.isfinite(value):
         return UNDEFINED
     if isinstance(value, int):
@@ -31,7 +33,7 @@ def _sign(text: str) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share as a percentage, one decimal below ten."""
+    """Returns a share as a percentage, one decimal below ten."""
     if value is None or not math.isfinite(value):
         return UNDEFINED
     scaled = 100 * value
@@ -40,27 +42,37 @@ def percent(value: float | None) -> str:
     return _sign(f"{scaled:.1f} %" if 0 < abs(scaled) < 9.95 else f"{scaled:.0f} %")
 
 
+def value_of(diagnostic: Diagnostic, value: float | Estimate | tuple[int, ...] | None) -> str:
+    """Returns a value in the diagnostic's unit: shares as percentages, lists of units counted, others as
+    numbers."""
+    if isinstance(value, tuple):
+        return count(len(value), "unit") if value else "none"
+    if diagnostic.unit == "share":
+        return percent(value.value if isinstance(value, Estimate) else value)
+    return measured(value) if isinstance(value, Estimate) else number(value)
+
+
 def interval(estimate: Estimate | None) -> str:
-    """The 95 % interval in brackets, empty where none was drawn."""
+    """Returns the 95 % interval in brackets, empty where none was drawn."""
     if estimate is None or estimate.low is None or estimate.high is None:
         return ""
     return f"[{number(estimate.low)}, {number(estimate.high)}]"
 
 
 def measured(estimate: Estimate | None) -> str:
-    """A value with its interval."""
+    """Returns a value with its interval."""
     if estimate is None:
         return UNDEFINED
     return " ".join(part for part in (number(estimate.value), interval(estimate)) if part)
 
 
 def count(n: int, noun: str, plural: str | None = None) -> str:
-    """``1 layer``, ``12 layers``."""
+    """Returns a number with its noun: ``1 layer``, ``12 layers``."""
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
 
 
 def ranges(numbers: tuple[int, ...]) -> str:
-    """``0–3, 7`` for 0, 1, 2, 3, 7."""
+    """Returns numbers as ranges: ``0–3, 7`` for 0, 1, 2, 3, 7."""
     runs: list[list[int]] = []
     for value in sorted(set(numbers)):
         if runs and value == runs[-1][1] + 1:

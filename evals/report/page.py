@@ -22,14 +22,14 @@ SCRIPTS = ("d3.min.js", "plot.umd.min.js", "report.js")
 
 
 def page(evaluation: Evaluation) -> str:
-    """The report as HTML: verdict first, then whatever was measured, then how."""
+    """Returns the report as HTML: verdict first, then whatever was measured, then how."""
     parts = sections(evaluation)
     status = f"{evaluation.verdict.status}: " if evaluation.verdict else ""
     return document(f"{status}{line(evaluation.merge.name)}", verdict(evaluation), parts)
 
 
 def document(title: str, opening: Html, parts: Sequence[Section]) -> str:
-    """A whole document of an opening and sections."""
+    """Returns a whole document of an opening and sections."""
     drawn = [chart for part in parts for chart in part.charts]
     body = tag(
         "body",

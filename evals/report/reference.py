@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from merge_models.evals.diagnostics.registry import DIAGNOSTICS
 from merge_models.evals.schema import SCHEMA_VERSION, Evaluation
 
 INTRODUCTION = f"""# report.json
@@ -42,23 +43,48 @@ section for a model card.
 """
 
 
+DIVIDER = "\\|"
+"""What stands for itself in a cell of a table."""
+
+
 def schema() -> dict[str, Any]:
-    """The JSON Schema of ``report.json``."""
+    """Returns the JSON Schema of ``report.json``."""
     return Evaluation.model_json_schema()
 
 
 def reference() -> str:
-    """The schema in Markdown: a section a record, with what its docstring says of each field."""
+    """Returns the schema in Markdown: a section a record, with what its docstring says of each field."""
     whole = schema()
     records = [("Evaluation", whole), *whole["$defs"].items()]
-    return "\n".join([INTRODUCTION, *(_record(name, record) for name, record in records)])
+    sections = [_record(name, record) for name, record in records]
+    return "\n".join([INTRODUCTION, _diagnostics(), *sections])
+
+
+def _diagnostics() -> str:
+    """A row a diagnostic: what it is and how it is read."""
+    rows = [
+        f"| {one.label} | `{one.key}` | {one.depth} | {one.unit} | {', '.join(sorted(one.needs))} |"
+        f" {one.definition.replace('|', DIVIDER)} |"
+        for one in DIAGNOSTICS
+    ]
+    names = ("diagnostic", "field", "depth", "unit", "needs", "definition")
+    head = [f"| {' | '.join(names)} |", f"|{' --- |' * len(names)}"]
+    told = (
+        "Every number of the records below that is measured belongs to one of these (`evals/diagnostics`)."
+        " Depths run from cheap to dear: weights are read from files, activations take one pass of the"
+        " text, tasks answers."
+    )
+    return "\n\n".join(["## Diagnostics", told, "\n".join([*head, *rows])]) + "\n"
 
 
 def _record(name: str, record: dict[str, Any]) -> str:
     summary, attributes = _sections(record.get("description", ""))
+    properties = record.get("properties", {})
+    described = {key: told["description"] for key, told in properties.items() if "description" in told}
+    attributes += [f"`{key}`: {text.replace('|', DIVIDER)}" for key, text in described.items()]
     rows = [
         f"| `{field}` | {_type(told)} | {'yes' if field in record.get('required', ()) else 'no'} |"
-        for field, told in record.get("properties", {}).items()
+        for field, told in properties.items()
     ]
     table = "\n".join(["| field | type | required |", "| --- | --- | --- |", *rows])
     listed = "\n".join(f"- {text}" for text in attributes)

@@ -9,6 +9,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from merge_models.evals.diagnostics.drawing import Scale
 from merge_models.evals.report.escape import line
 
 Values = tuple[float | None, ...]
@@ -64,6 +65,7 @@ class Profile:
         depth: what a position is, in a word.
         low, high: bounds of the quantity itself, which the axis must not pass.
         span: what the axis shows at least, so that noise does not look like a finding.
+        caption: what its values are; ``short``: one word for narrow tables, of charts that these show.
     """
 
     key: str
@@ -77,6 +79,8 @@ class Profile:
     low: float | None = None
     high: float | None = None
     span: tuple[float, float] | None = None
+    caption: str = ""
+    short: str = ""
     type: Literal["profile"] = "profile"
 
 
@@ -85,7 +89,8 @@ class Heat:
     """A heat map: rows are kinds of tensor, columns layers.
 
     Attributes:
-        palette: ``ratio`` diverges about 1; ``share`` runs from 0 to 1; ``count`` from 1 to ``most``.
+        scale: its colours.
+        caption: what its values are.
     """
 
     key: str
@@ -93,8 +98,8 @@ class Heat:
     rows: tuple[str, ...]
     columns: tuple[int, ...]
     values: tuple[Values, ...]
-    palette: Literal["ratio", "share", "count"]
-    most: float | None = None
+    scale: Scale
+    caption: str = ""
     type: Literal["heat"] = "heat"
 
 
@@ -112,6 +117,7 @@ class Dots:
     roles: tuple[str, ...]
     indices: tuple[int, ...]
     rules: tuple[Rule, ...] = ()
+    caption: str = ""
     type: Literal["dots"] = "dots"
 
 
@@ -119,8 +125,10 @@ Chart = Profile | Heat | Dots
 
 
 def payload(chart: Chart) -> object:
-    """The chart as JSON holds it: names cleaned, numbers at five figures, which is finer than a pixel."""
-    return _plain(asdict(chart))
+    """Returns the chart as the page's JSON holds it: names cleaned, numbers at five figures, finer than a
+    pixel."""
+    words = ("caption", "short")  # these stand in the page itself
+    return _plain({key: value for key, value in asdict(chart).items() if key not in words})
 
 
 def _plain(value: object) -> object:

@@ -7,6 +7,15 @@ defined (a ratio to zero, a statistic of a layer with NaN) is ``None``, never Na
 
 from __future__ import annotations
 
+from merge_models.evals.diagnostics.record import SCHEMA_VERSION as SCHEMA_VERSION
+from merge_models.evals.diagnostics.record import Basis as Basis
+from merge_models.evals.diagnostics.record import Estimate as Estimate
+from merge_models.evals.diagnostics.record import ModelRef as ModelRef
+from merge_models.evals.diagnostics.record import Outcome as Outcome
+from merge_models.evals.diagnostics.record import Record as Record
+from merge_models.evals.diagnostics.record import Role as Role
+from merge_models.evals.diagnostics.record import Site as Site
+from merge_models.evals.diagnostics.record import Status as Status
 from merge_models.evals.schema.activations import ActivationDiagnosis as ActivationDiagnosis
 from merge_models.evals.schema.activations import Calibration as Calibration
 from merge_models.evals.schema.activations import Divergence as Divergence
@@ -18,15 +27,6 @@ from merge_models.evals.schema.evaluation import Evaluation as Evaluation
 from merge_models.evals.schema.information import InformationDiagnosis as InformationDiagnosis
 from merge_models.evals.schema.information import OInformation as OInformation
 from merge_models.evals.schema.inspection import Inspection as Inspection
-from merge_models.evals.schema.record import SCHEMA_VERSION as SCHEMA_VERSION
-from merge_models.evals.schema.record import Basis as Basis
-from merge_models.evals.schema.record import Estimate as Estimate
-from merge_models.evals.schema.record import ModelRef as ModelRef
-from merge_models.evals.schema.record import Outcome as Outcome
-from merge_models.evals.schema.record import Record as Record
-from merge_models.evals.schema.record import Role as Role
-from merge_models.evals.schema.record import Site as Site
-from merge_models.evals.schema.record import Status as Status
 from merge_models.evals.schema.repair import LayerRepair as LayerRepair
 from merge_models.evals.schema.repair import RepairReport as RepairReport
 from merge_models.evals.schema.tasks import Generation as Generation

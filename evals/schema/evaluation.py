@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from merge_models.evals.diagnostics.record import SCHEMA_VERSION, ModelRef, Record
 from merge_models.evals.schema.activations import ActivationDiagnosis
 from merge_models.evals.schema.information import InformationDiagnosis
-from merge_models.evals.schema.record import SCHEMA_VERSION, ModelRef, Record
 from merge_models.evals.schema.repair import RepairReport
 from merge_models.evals.schema.tasks import TaskDiagnosis
 from merge_models.evals.schema.verdict import Verdict
@@ -49,7 +49,7 @@ class Evaluation(Record):
         return next((model for model in self.models if model.role == "base"), None)
 
     def to_json(self) -> str:
-        """The record as JSON, fields in a fixed order; ``Evaluation.from_json`` reads it back."""
+        """Returns the record as JSON, fields in a fixed order; ``Evaluation.from_json`` reads it back."""
         return self.model_dump_json(indent=1)
 
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from merge_models.evals.schema.record import Estimate, Record
+from merge_models.evals.diagnostics.record import Estimate, Record
 
 
 class OInformation(Record):

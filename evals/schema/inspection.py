@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from merge_models.evals.schema.record import SCHEMA_VERSION, ModelRef, Record
+from merge_models.evals.diagnostics.record import SCHEMA_VERSION, ModelRef, Record
 from merge_models.evals.schema.weights import DepthWeights, TensorWeights
 
 
@@ -33,5 +33,5 @@ class Inspection(Record):
     advice: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> str:
-        """The record as JSON."""
+        """Returns the record as JSON."""
         return self.model_dump_json(indent=1)

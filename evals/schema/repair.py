@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from merge_models.evals.diagnostics.record import Record
 from merge_models.evals.schema.activations import Calibration
-from merge_models.evals.schema.record import Record
 
 
 class LayerRepair(Record):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from merge_models.evals.schema.record import Estimate, Record
+from merge_models.evals.diagnostics.record import Estimate, Record
+from merge_models.evals.schema.derived import with_diagnostics
 
 
 class TaskScore(Record):
@@ -45,24 +46,19 @@ class Recovery(Record):
     high: float | None = None
 
 
-class Generation(Record):
-    """Greedy continuations of calibration prompts: counters of degenerate text.
+class _Continued(Record):
+    model: str
+    n: int
+
+
+class Generation(with_diagnostics("text", _Continued)):
+    """Greedy continuations of calibration prompts: signs of degenerate text.
 
     Attributes:
         model: whose; ``n``: continuations.
-        empty, looping, low_distinct: share of continuations that are empty, that repeat (a trigram three
-        times or a
-            word three times running), whose distinct-2 (unique bigrams over bigrams) is under 0.5.
-        distinct2: mean distinct-2.
         samples: a few continuations, for the reader.
     """
 
-    model: str
-    n: int
-    empty: float
-    looping: float
-    low_distinct: float
-    distinct2: float | None
     samples: tuple[tuple[str, str], ...] = ()
 
 

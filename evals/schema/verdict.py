@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from merge_models.evals.schema.record import Basis, Outcome, Record, Status
+from merge_models.evals.diagnostics.record import Basis, Outcome, Record, Status
 
 Cause = Literal[
     "not finite",

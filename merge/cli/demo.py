@@ -36,7 +36,11 @@ def demo(keep: Path | None, report: Path | None) -> None:
 
 def _judge_demo(merges: Sequence[Path], scratch: Path, report: Path | None) -> None:
     from merge_models.evals.evaluation import evaluate
-    from merge_models.evals.measures.tasks import TaskSettings
+    from merge_models.evals.inputs.settings import TextSample
+    from merge_models.evals.measures.activations.measure import Activations
+    from merge_models.evals.measures.tasks.measure import Tasks
+    from merge_models.evals.measures.tasks.settings import TaskSettings
+    from merge_models.evals.measures.weights.measure import Weights
     from merge_models.evals.report.comparison import compare
     from merge_models.evals.report.outlets import write_outlets
     from merge_models.merge.cli.verdicts import tell
@@ -54,8 +58,9 @@ def _judge_demo(merges: Sequence[Path], scratch: Path, report: Path | None) -> N
     experts, base = [demo_folder(name) for name in SKILLS], demo_folder("base")
     # Trained on answers alone, they are at a loss on running text: perplexity and continuations say nothing.
     tasks = TaskSettings(files=(questions,), perplexity_tokens=0, continuations=0)
+    measures = [Weights(), Activations(), Tasks(tasks)]
     evaluations = [
-        evaluate(merge, experts, base, data=text, tokens=2048, length=32, tasks=tasks) for merge in merges
+        evaluate(merge, experts, base, measures=measures, text=TextSample(text, 2048, 32)) for merge in merges
     ]
     for evaluation in evaluations:
         tell(evaluation)

@@ -70,8 +70,12 @@ def _refuse_what_runs(options: dict[str, Any]) -> None:
 
 
 def _evaluate(merge: str, options: dict[str, Any], say: Any) -> Evaluation:
-    from merge_models.evals.evaluation import MEASURES, evaluate
-    from merge_models.evals.measures.tasks import TaskSettings
+    from merge_models.evals.evaluation import evaluate
+    from merge_models.evals.inputs.settings import Running, TextSample
+    from merge_models.evals.measures.activations.measure import Activations
+    from merge_models.evals.measures.tasks.measure import Tasks
+    from merge_models.evals.measures.tasks.settings import TaskSettings
+    from merge_models.evals.measures.weights.measure import Weights
 
     weights = options.pop("weights")
     only = options.pop("weights_only")
@@ -87,8 +91,7 @@ def _evaluate(merge: str, options: dict[str, Any], say: Any) -> Evaluation:
         options.pop("parents"),
         options.pop("base"),
         weights=parse_weights(weights),
-        measure=("weights",) if only else MEASURES,
-        tasks=tasks,
-        progress=say,
-        **options,
+        measures=[Weights()] if only else [Weights(), Activations(), Tasks(tasks)],
+        text=TextSample(options.pop("data"), options.pop("tokens")),
+        running=Running(progress=say, **options),
     )

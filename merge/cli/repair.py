@@ -35,23 +35,36 @@ def repair_command(target: str, **options: Any) -> None:
     threads, saying = options.pop("threads"), (lambda line: None) if quiet else say
     with _interrupted("nothing was published: the same command begins again"):
         from merge_models.evals.inputs.lineage import lineage
+        from merge_models.evals.inputs.settings import Running, TextSample
         from merge_models.evals.repairs import repair
         from merge_models.evals.report.outlets import check_outlets
 
         check_outlets(outlets)
         family = lineage(target, options.pop("parents"), None, parse_weights(options.pop("weights")))
-        options["weights"], overwrite = family.weights, options.pop("overwrite")
-        report = repair(target, family.parents, out=out, overwrite=overwrite, progress=saying, **options)
+        weights, overwrite = family.weights, options.pop("overwrite")
+        text = TextSample(options.pop("data"), options.pop("tokens"))
+        running = Running(threads=threads, progress=saying, **options)
+        report = repair(
+            target,
+            family.parents,
+            out=out,
+            weights=weights,
+            overwrite=overwrite,
+            text=text,
+            running=running,
+        )
     if not quiet:
         _tell_repair(report)
     if not outlets:
         return
     with _interrupted(f"{out} is complete, its report is not written: merge-models eval {out} measures it"):
         from merge_models.evals.evaluation import evaluate
+        from merge_models.evals.measures.activations.measure import Activations
+        from merge_models.evals.measures.weights.measure import Weights
         from merge_models.evals.report.outlets import write_outlets
 
-        depths = ("weights", "activations")
-        found = evaluate(out, family.parents, measure=depths, threads=threads, progress=saying, **options)
+        depths = [Weights(), Activations(information=False)]
+        found = evaluate(out, family.parents, weights=weights, measures=depths, text=text, running=running)
         write_outlets(found.model_copy(update={"repair": report}), outlets)
     if not quiet:
         tell_outlets(outlets)

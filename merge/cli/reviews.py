@@ -69,6 +69,7 @@ class Review:
     def judge(self, folder: Path, name: str, prepared: Prepared) -> str:
         """The section for the model card of a finished folder that is to be published as ``name``."""
         from merge_models.evals.evaluation import evaluate
+        from merge_models.evals.inputs.settings import Merged, Running, TextSample
         from merge_models.merge.planning.parentage import origins
 
         shares = [own.share for own in prepared.relatives if own.role == "parent"]
@@ -78,15 +79,14 @@ class Review:
         from merge_models.evals.report import to_markdown
 
         self._evaluation = evaluate(
-            folder,
+            Merged(folder, name, ordered if prepared.plan.is_renamed else None),
             _references(prepared, "parent"),
             next(iter(_references(prepared, "base")), None),
             weights=known if len(known) == len(shares) else None,
-            origins=ordered if prepared.plan.is_renamed else None,
-            data=self._data,
-            allow_pickle=self._allow_pickle,
-            name=name,
-            progress=(lambda line: None) if self._quiet else say,
+            text=TextSample(self._data),
+            running=Running(
+                allow_pickle=self._allow_pickle, progress=(lambda line: None) if self._quiet else say
+            ),
         )
         return to_markdown(self._evaluation)
 

@@ -16,7 +16,7 @@ from merge_models.evals.measures.activations.predictions import compare_predicti
 from merge_models.evals.measures.activations.sampling import group_of, resamples, spread
 from merge_models.evals.measures.activations.sentences import compare_sentences
 from merge_models.evals.measures.activations.sites import SiteSpec
-from merge_models.evals.measures.activations.statistics import Site, samples_of, spectrum
+from merge_models.evals.measures.activations.statistics import SiteOfAll, samples_of, spectrum
 from merge_models.evals.measures.activations.store import Store
 from merge_models.evals.schema import ActivationDiagnosis, Calibration, ModelRef, SiteActivations
 from merge_models.merge.checkpoint.threads import torch_workers
@@ -60,7 +60,7 @@ class TokenSamples:
         return len(self.sequences)
 
     def read(self, site: SiteSpec) -> dict[str, np.ndarray]:
-        """Activations at one site by model name: float32 [tokens, units].
+        """Returns activations at one site by model name: float32 [tokens, units].
 
         Units that are massive in a parent are left out for all models. Values may be NaN where a model's are.
         """
@@ -106,7 +106,6 @@ def diagnose(
             "merge and parents have no layer of the same name and width; give the merge's parents"
         )
     shares = _shares([ordered[n].ref for n in parents], weights)
-    base = next((n for n, r in enumerate(ordered) if r.ref.role == "base"), None)
     sequences = ordered[0].moments.sequences
     drawn = resamples(int(group_of(sequences).max()) + 1, draws, seed)
 
@@ -115,8 +114,7 @@ def diagnose(
         intervals = spec.site in _WITH_INTERVALS
         spectra = [spectrum(s, intervals) if s.finite else None for s in samples]
         rows = spread(sample, len(samples[0].values))
-        site = Site(spec, samples, spectra, 0, parents, base, shares, rows)
-        found = site.record(torch.from_numpy(drawn))
+        found = SiteOfAll(spec, samples, spectra, shares, rows, torch.from_numpy(drawn)).record()
         release()
         return found
 

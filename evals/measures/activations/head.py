@@ -31,7 +31,7 @@ class Predictions(Protocol):
     def vocabulary(self) -> int: ...
 
     def logits(self, start: int, stop: int) -> Tensor:
-        """Logits of positions ``start`` to ``stop``, [positions, vocabulary], float32."""
+        """Returns logits of positions ``start`` to ``stop``, [positions, vocabulary], float32."""
         ...
 
 
@@ -94,7 +94,8 @@ class Positions:
 
     @classmethod
     def of(cls, ids: np.ndarray, domains: Sequence[str], wanted: int, seed: int) -> Positions:
-        """Equally many of each sequence, about ``wanted`` in all (at least one a sequence)."""
+        """Returns equally many positions of each sequence, about ``wanted`` in all (at least one a
+        sequence)."""
         sequences, length = ids.shape
         if length < 3:
             raise MergeError(f"sequences of {length} tokens are too short to measure; take 16 or more")
@@ -104,7 +105,7 @@ class Positions:
         return cls(rows, columns, ids[rows, columns + 1], tuple(str(domains[row]) for row in rows))
 
     def within(self, start: int, stop: int) -> slice:
-        """Which of them lie in sequences ``start`` to ``stop``."""
+        """Returns which of them lie in sequences ``start`` to ``stop``."""
         first, last = np.searchsorted(self.rows, [start, stop])
         return slice(int(first), int(last))
 
@@ -113,14 +114,14 @@ class Positions:
 
 
 def body_of(model: Any) -> nn.Module | None:
-    """The part of a causal model that ends in the vectors that its head takes."""
+    """Returns the part of a causal model that ends in the vectors that its head takes."""
     body = getattr(model, "base_model", None)
     head = model.get_output_embeddings()
     return body if isinstance(body, nn.Module) and body is not model and head is not None else None
 
 
 def shaped(logits: Tensor, scale: float, cap: float | None) -> Tensor:
-    """What models do to logits after the matrix."""
+    """Returns logits as models shape them after the matrix."""
     if scale != 1:
         logits = logits * scale
     return logits if cap is None else cap * torch.tanh(logits / cap)
@@ -128,7 +129,9 @@ def shaped(logits: Tensor, scale: float, cap: float | None) -> Tensor:
 
 @torch.inference_mode()
 def head_form(model: Any, ids: Tensor) -> tuple[float, float | None] | None:
-    """Factor and soft cap with which the head's matrix gives this model's logits; None where nothing does.
+    """Returns the factor and soft cap with which the head's matrix gives this model's logits; None where
+    nothing
+    does.
 
     Tried on the first tokens: the candidates are the values in the model's config.
     """
@@ -149,7 +152,7 @@ def head_form(model: Any, ids: Tensor) -> tuple[float, float | None] | None:
 
 
 def hidden_of(body: Any, ids: Tensor) -> Tensor:
-    """The last hidden states of some sequences, [sequences, tokens, width]."""
+    """Returns the last hidden states of some sequences, [sequences, tokens, width]."""
     return body(input_ids=ids, use_cache=False).last_hidden_state
 
 
@@ -171,5 +174,5 @@ def linear_head(model: Any, hidden: Tensor, store: Store, form: tuple[float, flo
 def stored_positions(
     ids: np.ndarray, domains: Sequence[str], wanted: int, vocabulary: int, seed: int
 ) -> Positions:
-    """Those whose logits may be kept themselves, where the head's form is not known."""
+    """Returns the positions whose logits may be kept themselves, where the head's form is not known."""
     return Positions.of(ids, domains, min(wanted, _STORED_BYTES // (4 * vocabulary)), seed)

@@ -30,11 +30,11 @@ class Keeper:
         self.model(ids)
 
     def predictions(self) -> Predictions | None:
-        """What its predictions can be made from, where it makes any."""
+        """Returns what its predictions can be made from, where it makes any."""
         return None
 
     def vectors(self) -> Tensor | None:
-        """A vector for each sequence, where it is an encoder."""
+        """Returns a vector for each sequence, where it is an encoder."""
         return None
 
 

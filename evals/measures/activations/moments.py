@@ -69,7 +69,7 @@ class Moments:
     _batch: int = 0
 
     def begin(self, start: int, batch: int) -> None:
-        """The next forward pass takes sequences ``start`` to ``start + batch``."""
+        """Begins a forward pass, which takes sequences ``start`` to ``start + batch``."""
         self._start, self._batch = start, batch
 
     def take(self, spec: SiteSpec, module: nn.Module, value: Any) -> None:
@@ -127,7 +127,7 @@ class Moments:
 
 
 def shared_sites(models: Sequence[Moments]) -> list[SiteSpec]:
-    """The sites that all models have, of the same width and sample, in the first one's order."""
+    """Returns the sites that all models have, of the same width and sample, in the first one's order."""
     first, *others = models
     return [
         spec

@@ -9,21 +9,16 @@ from itertools import combinations
 import numpy as np
 import torch
 
+from merge_models.evals.diagnostics.predictions.distributions import Distributions
+from merge_models.evals.diagnostics.predictions.js import js
+from merge_models.evals.diagnostics.registry import at
 from merge_models.evals.inputs.memory import release
-from merge_models.evals.measures.activations import divergence
-from merge_models.evals.measures.activations.divergence import Distributions
 from merge_models.evals.measures.activations.head import Positions, Predictions
 from merge_models.evals.measures.activations.sampling import group_of, interval
 from merge_models.evals.schema import Divergence, Estimate, Head, ModelRef
 
 _BYTES, _MOST_ROWS, _INNER = 256 << 20, 256, 32
 _ALL_PAIRS = 4
-_DISTANCES = {
-    "kl": divergence.kl,
-    "js": divergence.js,
-    "fisher_rao": divergence.fisher_rao,
-    "top1_agreement": divergence.agreement,
-}
 _Values = dict[tuple[str, ...], np.ndarray]
 
 
@@ -34,7 +29,7 @@ def compare_predictions(
     sequences: int,
     drawn: np.ndarray,
 ) -> Head | None:
-    """The head's record; models whose logits are not finite are left out.
+    """Compares the models' predictions; models whose logits are not finite are left out.
 
     Args:
         found: each model's predictions, by name.
@@ -48,7 +43,8 @@ def compare_predictions(
     def is_finite(name: str, measures: Sequence[str]) -> bool:
         return all(np.isfinite(values[m, name]).all() for m in measures if (m, name) in values)
 
-    finite = [ref for ref in known if is_finite(ref.name, ("entropy", "loss"))]
+    own_numbers = [one for one in at("head") if positions.labels is not None or "labels" not in one.needs]
+    finite = [ref for ref in known if is_finite(ref.name, [one.key for one in own_numbers])]
     group = group_of(sequences)[positions.rows]
 
     def estimate(*key: str) -> Estimate:
@@ -59,18 +55,18 @@ def compare_predictions(
 
     places = {d: np.array(positions.domains) == d for d in dict.fromkeys(positions.domains)}
     merge = next((ref for ref in finite if ref.role == "merge"), None)
-    others = [ref for ref in finite if ref.role != "merge" and is_finite(ref.name, list(_DISTANCES))]
+    distances = [one.key for one in at("divergence")]
+    others = [ref for ref in finite if ref.role != "merge" and is_finite(ref.name, distances)]
     pairs = [pair for pair in parent_pairs(finite) if ("js", *pair) in values]
     return Head(
-        entropy={ref.name: estimate("entropy", ref.name) for ref in finite},
-        loss={ref.name: estimate("loss", ref.name) for ref in finite if positions.labels is not None},
+        **{one.key: {ref.name: estimate(one.key, ref.name) for ref in finite} for one in own_numbers},
         loss_by_domain={
             ref.name: by_domain("loss", ref.name) for ref in finite if positions.labels is not None
         },
         divergences=tuple(
             Divergence(
                 model=ref.name,
-                **{name: estimate(name, ref.name) for name in _DISTANCES},
+                **{key: estimate(key, ref.name) for key in distances},
                 kl_by_domain=by_domain("kl", ref.name),
             )
             for ref in (others if merge else ())
@@ -81,7 +77,7 @@ def compare_predictions(
 
 
 def parent_pairs(refs: Sequence[ModelRef]) -> list[tuple[str, str]]:
-    """Pairs of parents: all of them up to four parents, each with the next beyond."""
+    """Returns pairs of parents: all of them up to four parents, each with the next beyond."""
     names = [ref.name for ref in refs if ref.role == "parent"]
     if len(names) <= _ALL_PAIRS:
         return list(combinations(names, 2))
@@ -89,7 +85,7 @@ def parent_pairs(refs: Sequence[ModelRef]) -> list[tuple[str, str]]:
 
 
 def estimate_of(values: np.ndarray, group: np.ndarray, drawn: np.ndarray) -> Estimate:
-    """Mean of one number a token, with the interval over draws of groups."""
+    """Returns the mean of one number a token, with the interval over draws of groups."""
     total = np.bincount(group, values, minlength=drawn.shape[1])
     count = np.bincount(group, minlength=drawn.shape[1])
     again = drawn @ count
@@ -106,15 +102,15 @@ def _measure(found: Mapping[str, Predictions], positions: Positions, refs: Seque
         merge = next((rows[ref.name] for ref in refs if ref.role == "merge"), None)
         for ref in refs:
             own = rows[ref.name]
-            parts["entropy", ref.name].append(divergence.entropy(own).numpy())
-            if labels is not None:
-                followed = labels[start : start + len(own.log)]
-                parts["loss", ref.name].append(divergence.loss(own, followed).numpy())
+            followed = None if labels is None else labels[start : start + len(own.log)]
+            for one in at("head"):
+                if followed is not None or "labels" not in one.needs:
+                    parts[one.key, ref.name].append(one.measure(own, followed).numpy())
             if merge is not None and ref.role != "merge":
-                for name, distance in _DISTANCES.items():
-                    parts[name, ref.name].append(distance(own, merge).numpy())
+                for one in at("divergence"):
+                    parts[one.key, ref.name].append(one.measure(own, merge).numpy())
         for pair in pairs:
-            parts[("js", *pair)].append(divergence.js(rows[pair[0]], rows[pair[1]]).numpy())
+            parts[("js", *pair)].append(js(rows[pair[0]], rows[pair[1]]).numpy())
     return {key: np.concatenate(part) for key, part in parts.items()}
 
 

@@ -113,7 +113,7 @@ class ActivationProbe:
         return diagnosis.model_copy(update={"seconds": self._seconds})
 
     def samples(self) -> TokenSamples:
-        """The kept tokens' values, after ``finish``."""
+        """Returns the kept tokens' values, after ``finish``."""
         if self._samples is None:
             raise RuntimeError("finish() comes first")
         return self._samples

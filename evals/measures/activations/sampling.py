@@ -9,7 +9,8 @@ MAX_GROUPS = 64
 
 
 def kept_positions(seed: int, sequence: int, tokens: int, count: int) -> np.ndarray:
-    """``count`` places among a sequence's tokens: one at random in each of as many equal runs, in order.
+    """Returns ``count`` places among a sequence's tokens: one at random in each of as many equal runs, in
+    order.
 
     They depend on seed and sequence alone, so they are the same for every model and batch size.
     """
@@ -20,25 +21,25 @@ def kept_positions(seed: int, sequence: int, tokens: int, count: int) -> np.ndar
 
 
 def spread(count: int, among: int) -> np.ndarray:
-    """``count`` numbers evenly spread over ``range(among)``; all of them where there are fewer."""
+    """Returns ``count`` numbers evenly spread over ``range(among)``; all of them where there are fewer."""
     if count >= among:
         return np.arange(among)
     return ((np.arange(count) + 0.5) * among / count).astype(np.int64)
 
 
 def group_of(sequences: int) -> np.ndarray:
-    """Group of each sequence."""
+    """Returns the group of each sequence."""
     return np.arange(sequences) % min(max(sequences, 1), MAX_GROUPS)
 
 
 def resamples(groups: int, count: int, seed: int) -> np.ndarray:
-    """Bootstrap: how often each group is drawn, [count, groups], float64; rows sum to ``groups``."""
+    """Draws a bootstrap: how often each group is drawn, [count, groups], float64; rows sum to ``groups``."""
     draw = np.random.default_rng([seed, groups])
     return draw.multinomial(groups, np.full(groups, 1 / groups), size=count).astype(np.float64)
 
 
 def interval(values: np.ndarray) -> tuple[float | None, float | None]:
-    """2.5 % and 97.5 % points of resampled values; none where they are not all finite, or too few."""
+    """Returns 2.5 % and 97.5 % points of resampled values; none where they are not all finite, or too few."""
     if values.size < 2 or not np.isfinite(values).all():
         return None, None
     low, high = np.quantile(values, [0.025, 0.975])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from merge_models.evals.diagnostics.registry import at
 from merge_models.evals.measures.activations.predictions import estimate_of
 from merge_models.evals.measures.activations.sampling import group_of
 from merge_models.evals.schema import ModelRef, SentenceDrift
@@ -17,7 +18,7 @@ from merge_models.evals.schema import ModelRef, SentenceDrift
 def compare_sentences(
     vectors: Mapping[str, Tensor], refs: Sequence[ModelRef], drawn: np.ndarray
 ) -> tuple[SentenceDrift, ...]:
-    """The merge against every other model.
+    """Compares the merge with every other model.
 
     Args:
         vectors: by model, [sentences, width]: the mean of the last hidden states of a sequence's tokens.
@@ -33,19 +34,11 @@ def compare_sentences(
     return tuple(
         SentenceDrift(
             model=ref.name,
-            cosine=estimate_of((merged * units[ref.name]).sum(1).numpy(), group, drawn),
-            neighbour_agreement=estimate_of(_same_neighbour(merged, units[ref.name]), group, drawn),
+            **{
+                one.key: estimate_of(one.measure(merged, units[ref.name]).numpy(), group, drawn)
+                for one in at("sentence")
+            },
         )
         for ref in refs
         if ref.role != "merge" and ref.name in units
     )
-
-
-def _same_neighbour(left: Tensor, right: Tensor) -> np.ndarray:
-    """For each sentence, 1 where its most similar other sentence is the same to both models."""
-    return (_nearest(left) == _nearest(right)).double().numpy()
-
-
-def _nearest(units: Tensor) -> Tensor:
-    similarity = units @ units.T
-    return similarity.fill_diagonal_(-torch.inf).argmax(1)

@@ -46,7 +46,7 @@ class SiteSpec:
     period: int = 0
 
     def call(self, number: int) -> SiteSpec:
-        """The same place in the module's call ``number`` (from 0) of one pass."""
+        """Returns the same place in the module's call ``number`` (from 0) of one pass."""
         if number == 0:
             return self
         layer = None if self.layer is None else self.layer + number * self.period
@@ -54,7 +54,7 @@ class SiteSpec:
 
 
 def find_sites(model: nn.Module) -> list[SiteSpec]:
-    """Every place to measure, in the model's order."""
+    """Returns every place to measure, in the model's order."""
     layers = list(_layers(model))
     if not layers:
         return given_sites(model, [name for name, module in model.named_modules() if _is_leaf(module)])
@@ -72,7 +72,7 @@ def find_sites(model: nn.Module) -> list[SiteSpec]:
 
 
 def given_sites(model: nn.Module, names: Iterable[str]) -> list[SiteSpec]:
-    """The outputs of named modules, numbered in the given order.
+    """Returns the outputs of named modules, numbered in the given order.
 
     Raises:
         KeyError: the model has no module of that name.
@@ -167,7 +167,7 @@ def _top(name: str) -> str:
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """The tensor that a module's output is, or begins with."""
+    """Returns the tensor that a module's output is, or begins with."""
     if isinstance(value, Tensor):
         return value
     if isinstance(value, dict):
@@ -178,7 +178,7 @@ def first_tensor(value: Any) -> Tensor | None:
 
 
 def tokens_of(value: Any, module: nn.Module, sequences: int) -> Tensor | None:
-    """A module's output as [sequences, tokens, units]; None where it is nothing of the kind.
+    """Returns a module's output as [sequences, tokens, units]; None where it is nothing of the kind.
 
     [B, d] has one token a sequence, [B, C, H, W] a token for each place of an image, and [B, C, L] of a
     convolution one for each place of a signal.

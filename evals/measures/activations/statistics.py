@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from merge_models.evals.diagnostics.activations.units import MASSIVE
+from merge_models.evals.diagnostics.diagnostic import Need
+from merge_models.evals.diagnostics.registry import at
+from merge_models.evals.diagnostics.spectra import singular_values_of
 from merge_models.evals.measures.activations.moments import SiteSums
 from merge_models.evals.measures.activations.sampling import MAX_GROUPS, interval
-from merge_models.evals.measures.activations.similarity import alignments
 from merge_models.evals.measures.activations.sites import SiteSpec
 from merge_models.evals.measures.activations.store import Store
-from merge_models.evals.measures.spectra import (
-    effective_rank,
-    effective_rank_variance,
-    participation_ratio,
-    singular_values_of,
-    stable_rank,
-)
 from merge_models.evals.schema import Estimate, SiteActivations, SiteStatistics
-
-MASSIVE, DEAD = 100.0, 1e-6
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,8 @@ class Sample:
         return self.sums.finite
 
     def variances(self, drawn: Tensor | None = None) -> Tensor:
-        """Variance over tokens of each kept unit; [draws, units] where groups are drawn so often each."""
+        """Returns the variance over tokens of each kept unit; [draws, units] where groups are drawn so often
+        each."""
         sums = self.sums
         count = sums.count.sum() if drawn is None else (drawn @ sums.count)[:, None]
         total = sums.total.sum(0) if drawn is None else drawn @ sums.total
@@ -69,7 +66,7 @@ class Spectrum:
     count: Tensor | None = None
 
     def effective_ranks(self, drawn: Tensor) -> np.ndarray:
-        """Effective rank of each draw, [draws].
+        """Returns the effective rank of each draw, [draws].
 
         Eigenvectors stay those of the whole sample: eigenvalues are then right to first order in how much a
         draw's covariance differs.
@@ -83,7 +80,8 @@ class Spectrum:
 
 
 def samples_of(store: Store, sums: Sequence[SiteSums], parents: Sequence[int]) -> list[Sample]:
-    """Every model's sample at one site, with the same units left out: those that are massive in a parent."""
+    """Returns every model's sample at one site, with the same units left out: those that are massive in a
+    parent."""
     values = [torch.from_numpy(store.read(site.sample)) for site in sums]
     massive = [_massive(site, value) for site, value in zip(sums, values, strict=True)]
     kept = torch.ones(values[0].shape[1], dtype=torch.bool)
@@ -109,7 +107,8 @@ def _massive(sums: SiteSums, values: Tensor) -> Tensor:
 
 
 def spectrum(sample: Sample, groups: bool) -> Spectrum:
-    """Eigenvalues of the centred covariance, through the smaller of the two Gram matrices, in float64.
+    """Returns eigenvalues of the centred covariance, through the smaller of the two Gram matrices, in
+    float64.
 
     Args:
         sample: n tokens of d units: the covariance matrix where d <= n, else the tokens' Gram matrix.
@@ -138,117 +137,137 @@ def _by_group(projections: Tensor, sums: SiteSums) -> tuple[Tensor, Tensor, Tens
     return first, empty.index_add(0, group, projections.square()), count
 
 
-def statistics_of(sample: Sample, found: Spectrum | None) -> SiteStatistics:
-    """One model's numbers at one site; without any where it is not finite."""
-    if found is None:
+@dataclass(frozen=True)
+class ModelAtSite:
+    """One model at a site (``evals.diagnostics.activations.case.StatisticsCase``).
+
+    Attributes:
+        sample: its kept tokens; ``eigenvalues``: of their covariance.
+    """
+
+    sample: Sample
+    eigenvalues: np.ndarray
+    has: frozenset[Need] = frozenset({"finite"})
+
+    @property
+    def values(self) -> Tensor:
+        """[tokens, units] float32, units that are massive in a parent left out."""
+        return self.sample.values
+
+    @cached_property
+    def variances(self) -> Tensor:
+        """Of each unit over all tokens, [units] float64."""
+        return self.sample.variances()
+
+    @property
+    def massive(self) -> tuple[int, ...]:
+        """Numbers of its own massive units."""
+        return self.sample.massive
+
+
+def statistics_of(sample: Sample, of_covariance: Spectrum | None) -> SiteStatistics:
+    """Returns one model's numbers at one site; none where it is not finite."""
+    if of_covariance is None:
         return SiteStatistics(finite=False)
-    variances = sample.variances()
-    mean = float(variances.mean()) if len(variances) else 0.0
-    return SiteStatistics(
-        variance=mean,
-        effective_rank=effective_rank(singular_values_of(found.eigenvalues)),
-        effective_rank_variance=effective_rank_variance(found.eigenvalues),
-        participation_ratio=participation_ratio(found.eigenvalues),
-        stable_rank=stable_rank(found.eigenvalues),
-        mean_cosine=_mean_cosine(sample.values),
-        dead_units=float((variances <= DEAD * mean).double().mean()) if len(variances) else None,
-        massive_units=sample.massive,
-    )
-
-
-def _mean_cosine(values: Tensor) -> float | None:
-    """Mean over pairs of different tokens, from the norm of the sum of their directions."""
-    n = len(values)
-    if n < 2:
-        return None
-    norms = values.double().square().sum(1).sqrt()
-    used = norms > 0
-    count = int(used.sum())
-    if count < 2:
-        return None
-    total = (values[used].double() / norms[used, None]).sum(0).square().sum()
-    return float((total - count) / (count * (count - 1)))
+    case = ModelAtSite(sample, of_covariance.eigenvalues)
+    fields: dict[str, Any] = {}
+    for diagnostic in at("statistics"):
+        fields |= diagnostic.values("statistics", case)
+    return SiteStatistics(**fields)
 
 
 @dataclass(frozen=True)
-class Site:
-    """All models at one site.
+class SiteOfAll:
+    """All models at one site (``evals.diagnostics.activations.case.SiteCase``).
 
     Attributes:
         spec: the site.
-        samples, spectra: by model; a spectrum is None where the model is not finite there.
-        merge, base: their numbers among the models; ``parents``: theirs, with ``weights`` that sum to 1.
+        samples, spectra: by model: the merge's, the parents', the base's where there is one; a spectrum is
+            None where the model is not finite there.
+        weights: the parents' shares, summing to 1; they say how many parents there are.
         rows: which kept tokens CKA and drift take.
+        drawn: the bootstrap's draws, [draws, groups].
     """
 
     spec: SiteSpec
-    samples: list[Sample]
-    spectra: list[Spectrum | None]
-    merge: int
-    parents: tuple[int, ...]
-    base: int | None
+    samples: Sequence[Sample]
+    spectra: Sequence[Spectrum | None]
     weights: tuple[float, ...]
     rows: np.ndarray
+    drawn: Tensor
 
-    def record(self, drawn: Tensor) -> SiteActivations:
-        """The report's record; ``drawn`` are the bootstrap's draws, [draws, groups]."""
-        numbers = [statistics_of(s, f) for s, f in zip(self.samples, self.spectra, strict=True)]
-        finite = self.spectra[self.merge] is not None and all(self.spectra[p] for p in self.parents)
-        ratio, low = self._variance_ratio(drawn) if finite else (None, None)
-        values = [sample.values[torch.from_numpy(self.rows)] for sample in self.samples]
-        others = [values[p] if self.spectra[p] is not None else None for p in self.parents]
-        merged = values[self.merge] if self.spectra[self.merge] is not None else None
+    @property
+    def of_parents(self) -> slice:
+        """Where the parents stand among the models."""
+        return slice(1, 1 + len(self.weights))
+
+    @cached_property
+    def has(self) -> frozenset[Need]:
+        """``finite`` where merge and parents are."""
+        known = self.spectra[0] is not None and all(self.spectra[self.of_parents])
+        return frozenset({"finite"} if known else {})
+
+    @cached_property
+    def statistics(self) -> list[SiteStatistics]:
+        """Of each model."""
+        return [statistics_of(s, f) for s, f in zip(self.samples, self.spectra, strict=True)]
+
+    @property
+    def merge(self) -> SiteStatistics:
+        """The merge's statistics."""
+        return self.statistics[0]
+
+    @property
+    def parents(self) -> list[SiteStatistics]:
+        """The parents'."""
+        return self.statistics[self.of_parents]
+
+    @cached_property
+    def merged(self) -> Tensor | None:
+        """The merge's values at the chosen tokens, [tokens, units]; None where it is not finite."""
+        return self._values(0)
+
+    @cached_property
+    def others(self) -> list[Tensor | None]:
+        """Each parent's."""
+        return [self._values(1 + n) for n in range(len(self.weights))]
+
+    def variances(self, drawn: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """Returns the variances of each unit of the merge and of each parent, [units] or [draws, units]."""
+        groups = self.drawn if drawn else None
+        merge, *parents = (one.variances(groups) for one in self.samples[: 1 + len(self.weights)])
+        return merge, parents
+
+    def effective_ranks(self) -> tuple[np.ndarray, list[np.ndarray]] | None:
+        """Returns the effective ranks of each draw, [draws], where they were prepared for."""
+        known = [f for f in self.spectra[: 1 + len(self.weights)] if f is not None and f.first is not None]
+        if len(known) <= len(self.weights):
+            return None
+        merge, *parents = (one.effective_ranks(self.drawn) for one in known)
+        return merge, parents
+
+    def estimate(self, value: float, drawn: np.ndarray | None) -> Estimate:
+        """Returns a value with the 95 % interval of its draws."""
+        low, high = (None, None) if drawn is None else interval(drawn)
+        return Estimate(value=value, low=low, high=high)
+
+    def record(self) -> SiteActivations:
+        """Returns what the report holds of the site."""
+        fields: dict[str, Any] = {}
+        for diagnostic in at("site"):
+            fields |= diagnostic.values("site", self)
+        base = self.statistics[self.of_parents.stop :]
         return SiteActivations(
             site=self.spec.site,
             layer=self.spec.layer,
             module=self.spec.module,
-            merge=numbers[self.merge],
-            parents=tuple(numbers[p] for p in self.parents),
-            base=None if self.base is None else numbers[self.base],
-            variance_ratio=ratio,
-            variance_ratio_p5=low,
-            effective_rank_ratio=self._rank_ratio(numbers, drawn) if finite else None,
-            cka=alignments(merged, others),
-            drift=tuple(_drift(merged, other) for other in others),
+            merge=self.merge,
+            parents=tuple(self.parents),
+            base=base[0] if base else None,
+            **fields,
         )
 
-    def _mean(self, values: Sequence[Tensor]) -> Tensor:
-        return sum((w * v for w, v in zip(self.weights, values, strict=True)), torch.zeros(()))
-
-    def _variance_ratio(self, drawn: Tensor) -> tuple[Estimate | None, float | None]:
-        """Per unit, over the parents' weighted mean; units that do not vary in any parent have none."""
-        parents = [self.samples[p] for p in self.parents]
-        reference = self._mean([parent.variances() for parent in parents])
-        alive = reference > DEAD * reference.mean()
-        if not alive.any():
-            return None, None
-        ratios = (self.samples[self.merge].variances() / reference)[alive]
-        again = self.samples[self.merge].variances(drawn) / self._mean([p.variances(drawn) for p in parents])
-        low, high = interval(again[:, alive].quantile(0.5, dim=1).numpy())
-        value = Estimate(value=float(ratios.quantile(0.5)), low=low, high=high)
-        return value, float(ratios.quantile(0.05))
-
-    def _rank_ratio(self, numbers: Sequence[SiteStatistics], drawn: Tensor) -> Estimate | None:
-        ranks = [numbers[p].effective_rank for p in self.parents]
-        merged = numbers[self.merge].effective_rank
-        known = [rank for rank in ranks if rank is not None]
-        if merged is None or len(known) < len(ranks):
+    def _values(self, number: int) -> Tensor | None:
+        if self.spectra[number] is None:
             return None
-        value = merged / sum(w * rank for w, rank in zip(self.weights, known, strict=True))
-        low = high = None
-        spectra = [self.spectra[n] for n in (self.merge, *self.parents)]
-        if all(found is not None and found.first is not None for found in spectra):
-            top, *rest = [found.effective_ranks(drawn) for found in spectra if found is not None]
-            low, high = interval(top / sum(w * rank for w, rank in zip(self.weights, rest, strict=True)))
-        return Estimate(value=value, low=low, high=high)
-
-
-def _drift(merged: Tensor | None, other: Tensor | None) -> float | None:
-    """Mean over tokens of ||h_merge - h_other|| / ||h_other||, tokens of norm 0 left out."""
-    if merged is None or other is None:
-        return None
-    norms = other.double().norm(dim=1)
-    used = norms > 0
-    if not used.any():
-        return None
-    return float(((merged.double() - other.double()).norm(dim=1)[used] / norms[used]).mean())
+        return self.samples[number].values[torch.from_numpy(self.rows)]

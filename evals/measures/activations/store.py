@@ -36,7 +36,7 @@ class Store:
         self.close = weakref.finalize(self, self._file.close)
 
     def allocate(self, rows: int, columns: int, dtype: str = "float32") -> Region:
-        """Room for a matrix."""
+        """Returns room for a matrix in the file."""
         region = Region(self._end, rows, columns, dtype)
         self._end += rows * region.row_bytes
         return region
@@ -59,7 +59,7 @@ class Store:
                 ) from None
 
     def read(self, region: Region, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows ``start`` to ``stop`` of a matrix."""
+        """Returns rows ``start`` to ``stop`` of a matrix."""
         rows = (region.rows if stop is None else stop) - start
         data = np.empty((rows, region.columns), region.dtype)
         view, done = memoryview(cast("Any", data)).cast("B"), 0

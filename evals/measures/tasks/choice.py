@@ -26,7 +26,7 @@ class Marks(NamedTuple):
 
 
 def choose(model: Any, tokenizer: Any, items: Sequence[Choice], context: int) -> Marks:
-    """Marks of the items.
+    """Scores the items: the marks of each.
 
     Prompt and choice are tokenized together, as one text, since a token may lie across their border. All
     choices of an item are scored from the first token at which any of them leaves the prompt's own tokens, so
@@ -56,7 +56,8 @@ def choose(model: Any, tokenizer: Any, items: Sequence[Choice], context: int) ->
 
 
 def mark(scores: np.ndarray, right: int) -> float:
-    """1 where the right one alone is best, 1/k where it ties with k - 1 others, else 0; NaN is never best."""
+    """Returns 1 where the right one alone is best, 1/k where it ties with k - 1 others, else 0; NaN is never
+    best."""
     if np.isnan(scores).any() or scores[right] < scores.max():
         return 0.0
     return 1.0 / int((scores == scores.max()).sum())

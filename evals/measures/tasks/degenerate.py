@@ -1,52 +1,31 @@
-"""Counters of degenerate text in continuations: empty, looping, or of few different words."""
+"""What a model's greedy continuations look like: the signs of degenerate text, counted."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from statistics import mean
+from typing import Any
 
+from merge_models.evals.diagnostics.registry import at
+from merge_models.evals.diagnostics.tasks.degenerate import Continuation
 from merge_models.evals.schema import Generation
 
-LOW_DISTINCT = 0.5
-"""Continuations with a smaller share of different bigrams are counted as low."""
-
 _SHOWN, _WIDTH = 4, 240
-# Scripts without spaces between words: each sign is taken for a word.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
-
-
-def words(text: str) -> list[str]:
-    """The words of a text in lower case; every sign of it where it has no words (a row of dots)."""
-    return _WORD.findall(text.lower()) or [c for c in text if not c.isspace()]
-
-
-def is_looping(found: Sequence[str]) -> bool:
-    """Whether three words in a row come three times, or one word three times running."""
-    trigrams = Counter(zip(found, found[1:], found[2:], strict=False))
-    running = any(a == b == c for a, b, c in zip(found, found[1:], found[2:], strict=False))
-    return running or max(trigrams.values(), default=0) >= 3
-
-
-def distinct2(found: Sequence[str]) -> float | None:
-    """Different bigrams over bigrams; None for fewer than two words."""
-    bigrams = list(zip(found, found[1:], strict=False))
-    return len(set(bigrams)) / len(bigrams) if bigrams else None
 
 
 def count_degenerate(model: str, pairs: Sequence[tuple[str, str]]) -> Generation:
-    """Counts over (prompt, continuation) pairs; the first few are kept for the reader."""
-    found = [words(text) for _, text in pairs]
-    shares = [share for share in map(distinct2, found) if share is not None]
-    n = len(pairs)
+    """Returns the means over (prompt, continuation) pairs; the first few are kept for the reader.
+
+    A diagnostic that is not defined of any continuation is None.
+    """
+    written = [Continuation(prompt, text) for prompt, text in pairs]
+    fields: dict[str, Any] = {}
+    for diagnostic in at("text"):
+        numbers = [number for number in map(diagnostic.measure, written) if number is not None]
+        fields[diagnostic.key] = mean(numbers) if numbers else None
     return Generation(
         model=model,
-        n=n,
-        empty=sum(not text.strip() for _, text in pairs) / n,
-        looping=sum(map(is_looping, found)) / n,
-        low_distinct=sum(share < LOW_DISTINCT for share in shares) / n,
-        distinct2=mean(shares) if shares else None,
-        samples=tuple((prompt[-_WIDTH:], text[:_WIDTH]) for prompt, text in pairs[:_SHOWN]),
+        n=len(pairs),
+        samples=tuple((one.prompt[-_WIDTH:], one.text[:_WIDTH]) for one in written[:_SHOWN]),
+        **fields,
     )

@@ -16,7 +16,7 @@ _MORE = 2
 
 
 def answer(model: Any, tokenizer: Any, items: Sequence[Exact], context: int) -> np.ndarray:
-    """1 where the item is answered, else 0: float64 [items]. Long prompts lose their beginning."""
+    """Returns 1 where the item is answered, else 0: float64 [items]. Long prompts lose their beginning."""
     encoder = Encoder(tokenizer)
     sizes = [len(encoder.bare(item.answer)) + _MORE for item in items]
     for item, size in zip(items, sizes, strict=True):

@@ -12,7 +12,7 @@ _MAX_BATCH = 32
 def continuations(
     model: Any, prompts: Sequence[Sequence[int]], length: int, stops: Collection[int]
 ) -> list[list[int]]:
-    """The ids that follow each prompt: at most ``length``, the last one a stop where one came.
+    """Returns the ids that follow each prompt: at most ``length``, the last one a stop where one came.
 
     Prompts of one length are run together, so nothing is padded and batches change no result. Logits that are
     not finite end a continuation: there is no most likely token.
@@ -58,7 +58,7 @@ def _run(
 
 
 def stops_of(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens that end a text, by the tokenizer and the model's generation settings."""
+    """Returns the tokens that end a text, by the tokenizer and the model's generation settings."""
     found: set[object] = set()
     for said in (
         getattr(tokenizer, "eos_token_id", None),

@@ -48,7 +48,7 @@ Item = Choice | Exact
 
 
 def read_tasks(files: Iterable[str | os.PathLike[str]], limit: int | None = None) -> dict[str, list[Item]]:
-    """The items of each task, in the files' order, at most ``limit`` of each.
+    """Returns the items of each task, in the files' order, at most ``limit`` of each.
 
     Raises:
         MergeError: a file cannot be read, a field is missing or wrong, or a task mixes both kinds.
@@ -93,5 +93,5 @@ def _right(row: Row, choices: tuple[str, ...]) -> int:
 
 
 def task_conflict(name: str) -> MergeError:
-    """The error for a task that has the name of a calibration domain or of the harness's task."""
+    """Returns the error for a task that has the name of a calibration domain or of the harness's task."""
     return MergeError(f"two tasks are called '{name}'; give the items in the file another 'task'")

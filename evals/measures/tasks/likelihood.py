@@ -25,7 +25,7 @@ class Window(NamedTuple):
 
 
 def windows(length: int, window: int, stride: int) -> list[Window]:
-    """Windows over a text that score every token but the first exactly once.
+    """Returns windows over a text that score every token but the first exactly once.
 
     A token has all tokens of its window before it as context: in the first window all that there are, later
     at least ``window - stride``. A stride as long as the window counts as one less: a token without context
@@ -45,7 +45,7 @@ def windows(length: int, window: int, stride: int) -> list[Window]:
 
 
 def log_likelihoods(model: Any, texts: Sequence[Sequence[int]], window: int, stride: int) -> list[np.ndarray]:
-    """Log-likelihood in nats of every token of every text but its first, float64 [tokens - 1].
+    """Returns the log-likelihood in nats of every token of every text but its first, float64 [tokens - 1].
 
     Texts are padded on the right, which a causal model cannot see. Values are NaN where the logits are.
 
@@ -111,7 +111,8 @@ def _vocabulary(model: Any) -> int:
 
 
 def context_of(model: Any, tokenizer: Any | None) -> int:
-    """Most tokens that the model and its tokenizer say that it reads; 2^20 where they do not say."""
+    """Returns the most tokens that the model and its tokenizer say that it reads; 2^20 where they do not
+    say."""
     config = getattr(model, "config", None)
     said = [getattr(config, key, None) for key in ("max_position_embeddings", "n_positions", "n_ctx")]
     said.append(getattr(tokenizer, "model_max_length", None))

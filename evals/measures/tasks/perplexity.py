@@ -22,7 +22,8 @@ BLOCK = 64
 def perplexity_texts(
     documents: Mapping[str, Sequence[str]], tokenizer: Any, tokens: int, seed: int
 ) -> dict[str, list[list[int]]]:
-    """Token ids of documents in an order drawn from ``seed``, ``tokens`` in all, domains in equal parts.
+    """Returns token ids of documents in an order drawn from ``seed``, ``tokens`` in all, domains in equal
+    parts.
 
     The last document of a domain is cut where its part ends.
     """
@@ -42,7 +43,7 @@ def perplexity_texts(
 
 
 def perplexity(model: Any, texts: Sequence[Sequence[int]], window: int, stride: int) -> Marks:
-    """Losses of the texts' tokens, in blocks; ``Marks.value`` is the perplexity.
+    """Returns losses of the texts' tokens, in blocks; ``Marks.value`` is the perplexity.
 
     Args:
         model: maps ``input_ids`` and ``attention_mask`` to ``logits``.

@@ -34,7 +34,7 @@ Key = tuple[str, str]
 
 
 class TaskProbe:
-    """Scores models on tasks, one at a time (``evals.probes.Probe``).
+    """Scores models on tasks, one at a time (``evals.measures.measure.Measurement``).
 
     Perplexity of the calibration text by domain and counters of degenerate continuations of it; multiple
     choice and exact match of the files' items; tasks of the external harness. Models that predict no next
@@ -87,7 +87,7 @@ class TaskProbe:
         self._run_harness(ref, model, tokenizer)
 
     def finish(self, parents: Sequence[ModelRef], base: ModelRef | None = None) -> TaskDiagnosis:
-        """The scores of all models, and what the merge recovered of the best parent's.
+        """Returns the scores of all models, and what the merge recovered of the best parent's.
 
         The reference is the base, or without one the worst parent. Recovery is asked only where the best
         parent beats the reference beyond chance.

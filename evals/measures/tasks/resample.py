@@ -38,17 +38,19 @@ class Marks:
         return bool(np.isfinite(self.value()))
 
     def value(self, drawn: np.ndarray | None = None) -> np.ndarray:
-        """The score, or one score for each row of drawn units [rounds, units]."""
+        """Returns the score, or one score for each row of drawn units [rounds, units]."""
         mean = self._mean(drawn)
         with np.errstate(over="ignore"):
             return np.exp(mean) if self.metric == "perplexity" else mean
 
     def level(self, drawn: np.ndarray | None = None) -> np.ndarray:
-        """The mean on which gains are compared, more being better: for perplexity, minus its logarithm."""
+        """Returns the mean on which gains are compared, more being better: for perplexity, minus its
+        logarithm."""
         return self._mean(drawn) if self.higher_is_better else -self._mean(drawn)
 
     def estimate(self, seed: int) -> Estimate:
-        """The score and its interval: Wilson's for shares of right answers, else the bootstrap over units.
+        """Returns the score and its interval: Wilson's for shares of right answers, else the bootstrap over
+        units.
 
         Wilson's interval stays honest where all answers are right, which no resampling can.
         """
@@ -66,7 +68,7 @@ class Marks:
 
 
 def wilson(share: float, n: float) -> tuple[float, float]:
-    """Wilson's (1927) 95 % score interval of a share of ``n``."""
+    """Returns Wilson's (1927) 95 % score interval of a share of ``n``."""
     middle = share + _Z**2 / (2 * n)
     half = _Z * np.sqrt(share * (1 - share) / n + _Z**2 / (4 * n * n))
     scale = 1 + _Z**2 / n
@@ -74,7 +76,8 @@ def wilson(share: float, n: float) -> tuple[float, float]:
 
 
 def recovery(merge: Marks, best: Marks, reference: Marks, seed: int) -> Estimate | None:
-    """(merge - reference) / (best - reference) on the scale of ``Marks.level``, with its paired interval.
+    """Returns (merge - reference) / (best - reference) on the scale of ``Marks.level``, with its paired
+    interval.
 
     None where the best parent does not beat the reference beyond chance (the paired 95 % interval of its gain
     reaches zero) or by ``LEAST_GAIN``: the fraction of no gain is noise over noise.
@@ -94,7 +97,7 @@ Role = Literal["best", "worst"]
 
 
 def extreme(marks: Mapping[str, Marks], role: Role) -> str:
-    """The name with the best or worst score; the first of equals."""
+    """Returns the name with the best or worst score; the first of equals."""
     sign = 1.0 if role == "best" else -1.0
     return max(marks, key=lambda name: sign * float(marks[name].level()))
 

@@ -23,6 +23,12 @@ class TaskSettings:
             ``window - stride`` tokens before it.
         continuations: how many prompts from the calibration text are continued; 0 for none.
         prompt_tokens, new_tokens: of each.
+
+    Raises:
+        MergeError: the stride is no number under the window.
+
+    >>> TaskSettings(files=["questions.jsonl"], limit=100).limit
+    100
     """
 
     files: Sequence[str | os.PathLike[str]] = ()

@@ -20,7 +20,7 @@ PIECE = 1 << 15
 
 
 def read_flat(stored: Stored, start: int, stop: int, buffer: np.ndarray) -> Tensor:
-    """Elements ``start`` to ``stop`` in their storage dtype, in ``buffer`` or where they are."""
+    """Returns elements ``start`` to ``stop`` in their storage dtype, in ``buffer`` or where they are."""
     size = stored.info.dtype.size
     raw = stored.source.read(stored.info, start * size, stop * size, buffer)
     dtype = getattr(torch, stored.info.dtype.torch_name)
@@ -31,7 +31,7 @@ _room = threading.local()
 
 
 def room(use: str, nbytes: int) -> np.ndarray:
-    """A worker's memory for one use, grown to the largest ever asked for and gone with its thread.
+    """Returns a worker's memory for one use, grown to the largest ever asked for and gone with its thread.
 
     Fresh memory would cost a page fault for every 4 KiB, which takes longer than what is done with them.
     """
@@ -43,18 +43,19 @@ def room(use: str, nbytes: int) -> np.ndarray:
 
 
 def scratch(stored: Sequence[Stored], elements: int) -> list[np.ndarray]:
-    """A buffer for each model that holds so many of its elements."""
+    """Returns a buffer for each model that holds so many of its elements."""
     return [room(f"read{i}", elements * one.info.dtype.size) for i, one in enumerate(stored)]
 
 
 def scratch_tensor(use: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory as a tensor of any values; valid until the same use asks again."""
+    """Returns memory as a tensor of any values; valid until the same use asks again."""
     nbytes = math.prod(shape) * dtype.itemsize
     return torch.from_numpy(room(use, nbytes)).view(dtype).view(shape)
 
 
 def pieces(stored: Sequence[Stored], count: int) -> Iterator[Tensor]:
-    """All elements of several models' tensors as float64 ``[models, piece]``; the memory is reused."""
+    """Returns all elements of several models' tensors as float64 ``[models, piece]``; the memory is
+    reused."""
     buffers = scratch(stored, min(count, READ))
     wide = scratch_tensor("pieces", (len(stored), min(count, PIECE)), torch.float64)
     for start in range(0, count, READ):

@@ -63,7 +63,8 @@ class TensorFamily:
 
 
 def open_model(model: object, label: str, *, allow_pickle: bool = False) -> Source:
-    """A folder, a file or a Hub id from disk (headers only), also with an adapter; a state dict or module.
+    """Opens a folder, a file or a Hub id from disk (headers only), also with an adapter; a state dict or
+    module.
 
     Raises:
         MergeError: it cannot be opened, or is none of these.
@@ -78,7 +79,7 @@ def open_model(model: object, label: str, *, allow_pickle: bool = False) -> Sour
 
 
 def normalised_weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
-    """The parents' shares, summing to 1; equal ones for None.
+    """Returns the parents' shares, summing to 1; equal ones for None.
 
     Raises:
         MergeError: there are not ``count`` of them, one is negative or not finite, or all are zero.
@@ -96,7 +97,7 @@ def normalised_weights(weights: Sequence[float] | None, count: int) -> tuple[flo
 
 
 def shares_among(shares: Sequence[float], whose: Sequence[int]) -> tuple[float, ...]:
-    """The shares of some parents, summing to 1; equal ones where theirs are all zero."""
+    """Returns the shares of some parents, summing to 1; equal ones where theirs are all zero."""
     own = [shares[number] for number in whose]
     return normalised_weights(own if sum(own) > 0 else None, len(own))
 
@@ -107,7 +108,8 @@ def align(
     base: Source | None,
     origins: Sequence[Mapping[str, str]] | None = None,
 ) -> tuple[list[TensorFamily], list[str]]:
-    """The floating tensors of the merge (of the first parent, before a merge), each with its relatives.
+    """Returns the floating tensors of the merge (of the first parent, before a merge), each with its
+    relatives.
 
     Layers are told by ``origins`` where they were put together anew. Where that is not known and a stack has
     another depth, equal numbers mean other layers: they are compared with nothing.

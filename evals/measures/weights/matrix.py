@@ -46,26 +46,26 @@ class Matrix:
         return self.rows < self.columns
 
     def unscaled(self, value: float) -> float:
-        """A singular value of this matrix, as one of the tensor's."""
+        """Returns a singular value of this matrix, as one of the tensor's."""
         return math.ldexp(value, -self.log2_scale)
 
     def dense(self) -> Tensor:
-        """All of it, scaled, in float64; for small ones."""
+        """Returns all of it, scaled, in float64; for small ones."""
         return self._read(torch.float64)
 
     def apply(self, vectors: Tensor) -> Tensor:
-        """``V W'``: [b, columns] -> [b, rows]."""
+        """Returns ``V W'``: [b, columns] -> [b, rows]."""
         return torch.cat([vectors @ tile.T for _, tile in self._tiles()], dim=1)
 
     def adjoint(self, vectors: Tensor) -> Tensor:
-        """``V W``: [b, rows] -> [b, columns]."""
+        """Returns ``V W``: [b, rows] -> [b, columns]."""
         out = torch.zeros(len(vectors), self.columns)
         for start, tile in self._tiles():
             out.addmm_(vectors[:, start : start + len(tile)], tile)
         return out
 
     def normal(self, vectors: Tensor) -> Tensor:
-        """``V W'W``, or ``V W W'`` for a wide matrix: the Gram operator of the smaller side."""
+        """Returns ``V W'W``, or ``V W W'`` for a wide matrix: the Gram operator of the smaller side."""
         if self.wide:
             return self.apply(self.adjoint(vectors))
         out = torch.zeros(len(vectors), self.columns)

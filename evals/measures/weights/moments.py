@@ -50,11 +50,11 @@ class Moments:
         return bool(torch.isfinite(own).all() & torch.isfinite(self.gram.reference))
 
     def norms(self) -> list[float | None]:
-        """Frobenius norm of each model's tensor; None where it is not finite."""
+        """Returns the Frobenius norm of each model's tensor; None where it is not finite."""
         return [_number(norm) for norm in self.gram.norms()]
 
     def delta_norms(self) -> list[float | None]:
-        """Norm of each model's difference from the reference."""
+        """Returns the norm of each model's difference from the reference."""
         return [_number(own.sqrt()) for own in self.gram.differences.diagonal()]
 
 
@@ -85,7 +85,7 @@ def measure(family: TensorFamily) -> Moments:
 
 
 def sign_counts(deltas: np.ndarray) -> tuple[int, int]:
-    """Of ``[models, n]``: columns with both signs, and columns with at least two nonzero entries.
+    """Counts, in ``[models, n]``, columns with both signs, and columns with at least two nonzero entries.
 
     Zeros take no side; NaN neither.
     """

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from merge_models.evals.measures.spectra import effective_rank, singular_values_of
+from merge_models.evals.diagnostics.spectra import effective_rank, singular_values_of
 from merge_models.evals.measures.weights.family import Stored
 from merge_models.evals.measures.weights.matrix import Matrix
 
@@ -80,7 +80,7 @@ class Spectrum:
 def spectrum(
     tensor: Stored, minus: Stored | None, norm: float | None, seed: int, *, leading: bool = False
 ) -> Spectrum | None:
-    """The spectrum of a tensor (less another), as a matrix of its first dimension's rows.
+    """Returns the spectrum of a tensor (less another), as a matrix of its first dimension's rows.
 
     Args:
         tensor, minus: with two dimensions or more; of one shape.
@@ -242,18 +242,3 @@ def _xlogx(values: np.ndarray) -> np.ndarray:
 def _leading(space: _Krylov, ritz: _Ritz) -> Tensor:
     top = ritz.vectors[:, :LEADING].T.float() @ space.basis
     return (top if space.matrix.wide else _orthonormal(space.matrix.apply(top))).double()
-
-
-def subspace_overlap(spaces: list[Tensor]) -> float | None:
-    """Mean over pairs of ``|U_a U_b'|_F^2 / k - k / n`` of leading spaces ``[k, n]``: 0 by chance.
-
-    Without the subtraction k random dimensions of n would overlap by k / n. Equal spaces give 1 - k / n.
-    """
-    pairs = [(a, b) for i, a in enumerate(spaces) for b in spaces[i + 1 :]]
-    if not pairs:
-        return None
-    found = []
-    for a, b in pairs:
-        narrow, n = min(len(a), len(b)), a.shape[1]
-        found.append(float((a[:narrow] @ b[:narrow].T).square().sum()) / narrow - narrow / n)
-    return math.fsum(found) / len(found)

@@ -3,8 +3,6 @@
 (() => {
   const PARENT_COLOURS = 6;
   const DASHES = [null, "7 3", "2 3", "9 3 2 3", "4 2", "1 2"];
-  const RATIO_STEPS = [0.5, 0.7, 0.85, 0.95, 1.05, 1.18, 1.43, 2];
-  const SHARE_STEPS = [0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75];
   const LABEL_WIDTH = 6.1;
 
   const tip = document.getElementById("tip");
@@ -320,16 +318,9 @@
 
   // Heat maps
 
-  function palette(chart) {
-    if (chart.palette === "ratio") return { steps: RATIO_STEPS, colours: d3.range(9).map((n) => `var(--r${n})`) };
-    if (chart.palette === "share") return { steps: SHARE_STEPS, colours: d3.range(9).map((n) => `var(--s${n})`) };
-    const bins = 8;
-    const steps = d3.range(1, bins).map((n) => 1 + ((chart.most - 1) * n) / bins);
-    return { steps, colours: d3.range(bins).map((n) => `var(--s${8 - n})`) };
-  }
-
   function heat(chart, width) {
-    const { steps, colours } = palette(chart);
+    const steps = chart.scale.steps;
+    const colours = chart.scale.colours.map((name) => `var(--${name})`);
     const most = width < 420 ? 17 : 30;
     const rows = chart.rows.map((row) => shorten(row, most));
     const left = Math.min(most, Math.max(...rows.map((row) => row.length))) * LABEL_WIDTH + 14;

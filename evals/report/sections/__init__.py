@@ -21,7 +21,7 @@ from merge_models.evals.schema import Evaluation
 
 
 def sections(evaluation: Evaluation) -> list[Section]:
-    """Everything that the evaluation holds, after the verdict."""
+    """Returns everything that the evaluation holds, after the verdict."""
     makers: tuple[Callable[[Evaluation], Section | None], ...] = (
         activations,
         predictions,

@@ -20,13 +20,13 @@ class Section(NamedTuple):
     charts: Sequence[Chart] = ()
 
 
-def figure(chart: Chart, caption: object = None) -> Html:
-    """A chart's place, its words for those who do not see it, and its table."""
+def figure(chart: Chart) -> Html:
+    """Returns a chart's place, its words for those who do not see it, and its table."""
     told, alternative = _told(chart)
     return tag(
         "figure",
         tag("h3", chart.title),
-        tag("figcaption", caption) if caption else None,
+        tag("figcaption", chart.caption) if chart.caption else None,
         tag("p", told, class_="sr"),
         tag("div", class_="chart", data_chart=chart.key),
         details("Values as a table", alternative, class_="data"),
@@ -44,7 +44,7 @@ def _told(chart: Chart) -> tuple[str, Html]:
 
 
 def profile_table(chart: Profile) -> Html:
-    """A row a position; a column a line and band."""
+    """Returns a table with a row a position; a column a line and band."""
     lines = [(panel, series) for panel in chart.panels for series in panel.series]
     bands = [(panel, band) for panel in chart.panels for band in panel.bands]
     several = len(chart.panels) > 1
@@ -67,7 +67,7 @@ def profile_table(chart: Profile) -> Html:
 
 
 def heat_table(chart: Heat) -> Html:
-    """A row a layer, a column a kind of tensor."""
+    """Returns a table with a row a layer, a column a kind of tensor."""
     rows = [
         [str(layer), *(number(chart.values[k][at]) for k in range(len(chart.rows)))]
         for at, layer in enumerate(chart.columns)
@@ -76,7 +76,7 @@ def heat_table(chart: Heat) -> Html:
 
 
 def dots_table(chart: Dots) -> Html:
-    """A row a model."""
+    """Returns a table with a row a model."""
     rows = [
         [name(row), number(value), f"{number(low)} to {number(high)}" if low is not None else UNDEFINED]
         for row, value, low, high in zip(chart.rows, chart.values, chart.low, chart.high, strict=True)

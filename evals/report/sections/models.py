@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from merge_models.evals.diagnostics.registry import shown
 from merge_models.evals.report import charts
-from merge_models.evals.report.definitions import DEFINITIONS
 from merge_models.evals.report.html import Html, details, name, table, tag
-from merge_models.evals.report.numbers import count, measured, number, percent
+from merge_models.evals.report.numbers import measured, number, value_of
 from merge_models.evals.report.sections.figures import Section, figure
 from merge_models.evals.schema import (
     Evaluation,
@@ -13,7 +13,7 @@ from merge_models.evals.schema import (
 
 
 def activations(evaluation: Evaluation) -> Section | None:
-    """Depth profiles."""
+    """Returns the section of depth profiles; None where activations were not measured."""
     drawn = charts.activation_profiles(evaluation)
     if not drawn:
         return None
@@ -21,7 +21,7 @@ def activations(evaluation: Evaluation) -> Section | None:
         tag(
             "p", "The same tokens through every model. Where the merge's line leaves the parents' band, look."
         ),
-        [figure(chart, DEFINITIONS[chart.key].text) for chart in drawn],
+        [figure(chart) for chart in drawn],
         _absolute(evaluation),
     ]
     return Section("activations", "Activations by depth", body, drawn)
@@ -31,36 +31,26 @@ def _absolute(evaluation: Evaluation) -> Html | None:
     """Statistics of the merge as they are, not as ratios."""
     if evaluation.activations is None:
         return None
-    rows = []
-    for site in evaluation.activations.sites:
-        s = site.merge
-        where = charts.SITES[site.site] + (f", layer {site.layer}" if site.layer is not None else "")
-        rows.append(
-            [
-                where,
-                number(s.variance),
-                number(s.effective_rank),
-                number(s.effective_rank_variance),
-                number(s.participation_ratio),
-                number(s.stable_rank),
-                number(s.mean_cosine),
-                percent(s.dead_units),
-                count(len(s.massive_units), "unit") if s.massive_units else "none",
-                number(site.variance_ratio_p5),
-                "yes" if s.finite else "no",
-            ]
-        )
+    statistics = shown("statistics")
+    others = [
+        (one, field, one.heading if field.key == one.key else field.text.rstrip("."))
+        for one in shown("site")
+        for field in one.at("site")
+        if field.key != one.key or one.drawing is None
+    ]
+    rows = [
+        [
+            charts.SITES[site.site] + (f", layer {site.layer}" if site.layer is not None else ""),
+            *(value_of(d, getattr(site.merge, d.key)) for d in statistics),
+            *(value_of(one, getattr(site, field.key)) for one, field, _ in others),
+            "yes" if site.merge.finite else "no",
+        ]
+        for site in evaluation.activations.sites
+    ]
     head = [
         "Site",
-        "Variance",
-        "Effective rank (singular values)",
-        "Effective rank (eigenvalues)",
-        "Participation ratio",
-        "Stable rank",
-        "Mean cosine",
-        "Dead units",
-        "Massive units left out",
-        "Variance ratio, 5th percentile of units",
+        *(d.label for d in statistics),
+        *(heading for _, _, heading in others),
         "Finite",
     ]
     return details(
@@ -71,46 +61,40 @@ def _absolute(evaluation: Evaluation) -> Html | None:
 
 
 def predictions(evaluation: Evaluation) -> Section | None:
-    """Loss and divergences at the head."""
+    """Returns the section on loss and divergences at the head; None for models without one."""
     head = evaluation.activations.head if evaluation.activations else None
     if head is None:
         return None
     drawn = charts.divergence_charts(evaluation)
+    distances = shown("divergence")
     rows = [
-        [
-            name(d.model),
-            measured(d.kl),
-            measured(d.js),
-            measured(d.fisher_rao),
-            percent(d.top1_agreement.value),
-        ]
-        for d in head.divergences
+        [name(d.model), *(value_of(one, getattr(d, one.key)) for one in distances)] for d in head.divergences
     ]
     divergences = table(
         "Distance of the merge's next-token distributions from each model's",
-        ["Model", "KL, nats", "JS, nats", "Fisher-Rao, radians", "Top-1 agreement"],
+        ["Model", *(one.heading for one in distances)],
         rows,
         label="Divergences",
     )
     domains = list(dict.fromkeys(d for row in head.loss_by_domain.values() for d in row))
+    own_numbers = shown("head")
     losses = table(
-        "Loss and entropy on the calibration text, nats a token",
-        ["Model", "Loss", "Entropy", *(tag("bdi", d) for d in domains)],
+        "What each model makes of the calibration text, and its loss on each domain",
+        ["Model", *(one.heading for one in own_numbers), *(tag("bdi", d) for d in domains)],
         [
             [
                 name(model.name),
-                measured(head.loss.get(model.name)),
-                measured(head.entropy.get(model.name)),
+                *(value_of(one, getattr(head, one.key).get(model.name)) for one in own_numbers),
                 *(number(head.loss_by_domain.get(model.name, {}).get(d)) for d in domains),
             ]
             for model in evaluation.models
-            if model.name in head.loss or model.name in head.entropy
+            if any(model.name in getattr(head, one.key) for one in own_numbers)
         ],
         label="Loss and entropy",
     )
     by_domain = list(dict.fromkeys(d for each in head.divergences for d in each.kl_by_domain))
     body = [
-        tag("div", [figure(chart, DEFINITIONS[chart.key].text) for chart in drawn], class_="pair"),
+        tag("div", [figure(chart) for chart in drawn], class_="pair"),
         divergences if rows else None,
         table(
             "KL by domain, nats",
@@ -120,20 +104,20 @@ def predictions(evaluation: Evaluation) -> Section | None:
         )
         if by_domain
         else None,
-        losses if head.loss or head.entropy else None,
+        losses if any(getattr(head, one.key) for one in own_numbers) else None,
     ]
     return Section("predictions", "Predictions", body, drawn)
 
 
 def sentences(evaluation: Evaluation) -> Section | None:
-    """Likeness of an encoder's sentence vectors."""
+    """Returns the section on sentence vectors; None for models that are no encoders."""
     found = evaluation.activations.sentences if evaluation.activations else ()
     if not found:
         return None
     body = table(
         "The merge's sentence vectors (mean of the last hidden states) against each model's",
-        ["Model", "Mean cosine", "Same nearest neighbour"],
-        [[name(s.model), measured(s.cosine), measured(s.neighbour_agreement)] for s in found],
+        ["Model", *(one.heading for one in shown("sentence"))],
+        [[name(s.model), *(measured(getattr(s, one.key)) for one in shown("sentence"))] for s in found],
         label="Sentence vectors",
     )
     return Section("sentences", "Sentence vectors", [body])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from merge_models.evals.report import charts
-from merge_models.evals.report.definitions import DEFINITIONS
 from merge_models.evals.report.html import details, name, table
 from merge_models.evals.report.numbers import measured, number
 from merge_models.evals.report.sections.figures import Section, figure
@@ -13,7 +12,7 @@ from merge_models.evals.schema import (
 
 
 def information(evaluation: Evaluation) -> Section | None:
-    """O-information by depth."""
+    """Returns the section on O-information by depth; None where none was measured."""
     chart = charts.information_profile(evaluation)
     if chart is None or evaluation.information is None:
         return None
@@ -38,5 +37,5 @@ def information(evaluation: Evaluation) -> Section | None:
         table(None, head, rows, words=(9,), label="O-information"),
         class_="data",
     )
-    body = [figure(chart, DEFINITIONS["o_information"].text), readings if rows else None]
+    body = [figure(chart), readings if rows else None]
     return Section("information", "Information", body, [chart])

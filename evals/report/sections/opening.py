@@ -22,7 +22,7 @@ from merge_models.evals.schema import (
 
 
 def badge(status: Outcome) -> Html:
-    """A status by mark, word and colour, so that colour is never alone."""
+    """Returns a status by mark, word and colour, so that colour is never alone."""
     mark = tag("span", STATUS_MARKS[status], class_="mark", aria_hidden="true")
     return tag("span", mark, STATUS_WORDS[status], class_=f"badge {status.replace(' ', '-')}")
 
@@ -33,7 +33,7 @@ def _finding_badge(status: Status) -> Html:
 
 
 def verdict(evaluation: Evaluation) -> Html:
-    """What a reader must know, on the first screen."""
+    """Returns what a reader must know, on the first screen."""
     found = evaluation.verdict
     parents = [name(parent.name) for parent in evaluation.parents]
     origin = tag(
@@ -117,13 +117,13 @@ def _finding(finding: Finding) -> list[Html]:
 
 
 def location(finding: Finding) -> str:
-    """Where it was found, as the opening of a sentence."""
+    """Returns where it was found, as the opening of a sentence."""
     where = finding.where.rstrip(". ")
     return f"{where[:1].upper()}{where[1:]}:" if where else ""
 
 
 def decision(finding: Finding) -> str:
-    """What was compared with what; empty for a finding without a threshold."""
+    """Returns what was compared with what; empty for a finding without a threshold."""
     if finding.threshold is None:
         return ""
     measured_ = f"measured {number(finding.value)}, " if finding.value is not None else ""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 
-from merge_models.evals.report.definitions import DEFINITIONS
+from merge_models.evals.diagnostics.diagnostic import Place
+from merge_models.evals.diagnostics.registry import shown
 from merge_models.evals.report.facts import (
     missing,
     model_counts,
@@ -14,6 +15,7 @@ from merge_models.evals.report.facts import (
 from merge_models.evals.report.html import Html, name, prose, table, tag
 from merge_models.evals.report.numbers import number
 from merge_models.evals.report.sections.figures import Section
+from merge_models.evals.report.terms import GENERATION, O_INFORMATION, RECOVERY, SCORE
 from merge_models.evals.schema import (
     ActivationDiagnosis,
     Evaluation,
@@ -21,7 +23,7 @@ from merge_models.evals.schema import (
 
 
 def method(evaluation: Evaluation) -> Section:
-    """Models, calibration, seeds, versions, definitions, and what is missing."""
+    """Returns the section on models, calibration, seeds, versions, definitions, and what is missing."""
     lacking = [*missing(evaluation), *refusals(evaluation), *evaluation.notes]
     broken = not_finite(evaluation)
     if broken:
@@ -41,7 +43,7 @@ def method(evaluation: Evaluation) -> Section:
         tag("h3", "Definitions"),
         tag(
             "dl",
-            [[tag("dt", DEFINITIONS[k].label), tag("dd", DEFINITIONS[k].text)] for k in _used(evaluation)],
+            [[tag("dt", label), tag("dd", text)] for label, text in _definitions(evaluation)],
             class_="definitions",
         ),
         tag(
@@ -83,17 +85,31 @@ def _weight_time(evaluation: Evaluation) -> str:
     return f", {number(evaluation.weights.seconds)} s for weights" if evaluation.weights else ""
 
 
-def _used(evaluation: Evaluation) -> Iterable[str]:
-    """Definitions of what tables and verdict use; a chart brings its own."""
+def _definitions(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
+    """Labels and definitions of all that was measured: first what the verdict rests on, then each
+    diagnostic."""
     if evaluation.verdict and evaluation.verdict.score is not None:
-        yield "score"
-    if evaluation.activations is not None:
-        yield from ("variance_ratio", "effective_rank_ratio")
-        if evaluation.activations.head is not None:
-            yield from ("loss", "kl", "js", "fisher_rao", "top1_agreement")
-    if evaluation.tasks is not None:
-        yield from ("recovery", "generation")
-    if evaluation.weights is not None:
-        yield from ("sign_conflict", "effective_parents", "unexplained")
+        yield SCORE
+    activations, tasks = evaluation.activations, evaluation.tasks
+    if tasks is not None:
+        yield from (RECOVERY, GENERATION)
     if evaluation.information is not None:
-        yield "o_information"
+        yield O_INFORMATION
+    measured: dict[Place, object] = {
+        "site": activations,
+        "statistics": activations,
+        "head": activations and activations.head,
+        "divergence": activations and activations.head,
+        "sentence": activations and activations.sentences,
+        "text": tasks and tasks.generation,
+        "tensor": evaluation.weights,
+    }
+    places: list[Place] = [place for place, part in measured.items() if part]
+    used = [diagnostic for place in places for diagnostic in shown(place)]
+    labels = [diagnostic.label for diagnostic in used]
+    for diagnostic in used:
+        several = labels.count(diagnostic.label) > 1
+        yield (
+            f"{diagnostic.label} ({diagnostic.depth})" if several else diagnostic.label,
+            diagnostic.definition,
+        )

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from merge_models.evals.report import charts
-from merge_models.evals.report.definitions import DEFINITIONS
 from merge_models.evals.report.html import tag
 from merge_models.evals.report.numbers import number
 from merge_models.evals.report.sections.figures import Section, figure
+from merge_models.evals.report.terms import REPAIR
 from merge_models.evals.schema import (
     Evaluation,
 )
 
 
 def repair(evaluation: Evaluation) -> Section | None:
-    """Before and after."""
+    """Returns the section on what a repair changed; None where there was none."""
     report = evaluation.repair
     if report is None:
         return None
@@ -30,6 +30,6 @@ def repair(evaluation: Evaluation) -> Section | None:
         )
     body = [
         loss,
-        figure(chart, DEFINITIONS["repair"].text) if chart else tag("p", DEFINITIONS["repair"].text),
+        figure(chart) if chart else tag("p", REPAIR.definition),
     ]
     return Section("repair", "Repair", body, [chart] if chart else [])

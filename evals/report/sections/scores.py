@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from merge_models.evals.report.definitions import DEFINITIONS
+from merge_models.evals.diagnostics.registry import shown
 from merge_models.evals.report.html import Html, details, name, table, tag
-from merge_models.evals.report.numbers import UNDEFINED, interval, number, percent
+from merge_models.evals.report.numbers import UNDEFINED, interval, number, percent, value_of
 from merge_models.evals.report.sections.figures import Section
+from merge_models.evals.report.terms import GENERATION, RECOVERY
 from merge_models.evals.schema import (
     Evaluation,
     Generation,
@@ -36,12 +37,12 @@ def _recovery_line(found: TaskDiagnosis) -> Html | None:
         tag("b", percent(found.least_recovery)),
         least,
         ". ",
-        DEFINITIONS["recovery"].text,
+        RECOVERY.definition,
     )
 
 
 def score_rows(found: TaskDiagnosis) -> list[tuple[TaskScore, dict[str, TaskScore], Recovery | None]]:
-    """(any score of the task, scores by model, recovery) for each task and metric, in order."""
+    """Returns (any score of the task, scores by model, recovery) for each task and metric, in order."""
     grouped: dict[tuple[str, str], dict[str, TaskScore]] = {}
     for score in found.scores:
         grouped.setdefault((score.task, score.metric), {})[score.model] = score
@@ -50,7 +51,7 @@ def score_rows(found: TaskDiagnosis) -> list[tuple[TaskScore, dict[str, TaskScor
 
 
 def score_table(evaluation: Evaluation, found: TaskDiagnosis) -> Html:
-    """A row a task; the best model of each row in bold."""
+    """Returns a table with a row a task; the best model of each row in bold."""
     rows = []
     for first, by_model, recovery in score_rows(found):
         values = {model: score.score.value for model, score in by_model.items()}
@@ -85,22 +86,15 @@ def _meter(share: float | None) -> Html:
 
 
 def generation(evaluation: Evaluation) -> Section | None:
-    """Counters of degenerate text, and samples to read."""
+    """Returns the section on degenerate text, with samples to read; None where nothing was continued."""
     found = evaluation.tasks.generation if evaluation.tasks else ()
     if not found:
         return None
     counters = table(
-        DEFINITIONS["generation"].text,
-        ["Model", "Continuations", "Empty", "Looping", "Low distinct-2", "Mean distinct-2"],
+        GENERATION.definition,
+        ["Model", "Continuations", *(one.heading for one in shown("text"))],
         [
-            [
-                name(g.model),
-                f"{g.n:,}",
-                percent(g.empty),
-                percent(g.looping),
-                percent(g.low_distinct),
-                number(g.distinct2),
-            ]
+            [name(g.model), f"{g.n:,}", *(value_of(one, getattr(g, one.key)) for one in shown("text"))]
             for g in found
         ],
         label="Generated text",

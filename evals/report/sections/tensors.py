@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from merge_models.evals.diagnostics.registry import shown
 from merge_models.evals.report import charts
-from merge_models.evals.report.definitions import DEFINITIONS
 from merge_models.evals.report.html import Html, name, table, tag
-from merge_models.evals.report.numbers import UNDEFINED, number, percent
+from merge_models.evals.report.numbers import UNDEFINED, number, value_of
 from merge_models.evals.report.sections.figures import Section, figure
-from merge_models.evals.report.shapes import Heat
 from merge_models.evals.schema import (
     Evaluation,
 )
 
 
 def weights(evaluation: Evaluation) -> Section | None:
-    """Heat maps of tensor kind by depth, the whole model's figures, tensors outside the stack."""
+    """Returns the section on weights: maps of tensor kind by depth, the whole model's figures, tensors
+    outside the stack."""
     found = evaluation.weights
     if found is None:
         return None
@@ -41,30 +41,18 @@ def weights(evaluation: Evaluation) -> Section | None:
             shares,
             label="Parents in the merge",
         ),
-        tag("div", [figure(chart, _heat_caption(chart)) for chart in drawn], class_="grid"),
+        tag("div", [figure(chart) for chart in drawn], class_="grid"),
         _outside(evaluation),
     ]
     return Section("weights", "Weights", body, drawn)
-
-
-def _heat_caption(chart: Heat) -> str:
-    field = chart.key.removeprefix("weight_")
-    key = "weight_effective_rank_ratio" if field == "effective_rank_ratio" else field
-    return DEFINITIONS[key].text
 
 
 def _whole(evaluation: Evaluation) -> Html | None:
     found = evaluation.weights
     if found is None:
         return None
-    told = [
-        ("Norm ratio", number(found.norm_ratio)),
-        ("Delta norm ratio", number(found.delta_norm_ratio)),
-        ("Sign conflict", percent(found.sign_conflict)),
-        ("Effective parents", number(found.effective_parents)),
-        ("Outside the parents' span", percent(found.unexplained)),
-    ]
-    known = [(label, value) for label, value in told if value != UNDEFINED]
+    scalars = [d for d in shown("model") if isinstance(getattr(found, d.key), float | int)]
+    known = [(d.label, value_of(d, getattr(found, d.key))) for d in scalars]
     return (
         tag("dl", [tag("div", tag("dt", a), tag("dd", tag("b", b))) for a, b in known], class_="facts small")
         if known
@@ -77,28 +65,16 @@ def _outside(evaluation: Evaluation) -> Html | None:
     found = [t for t in evaluation.weights.tensors if t.layer is None] if evaluation.weights else []
     if not found:
         return None
+    drawn = [d for d in shown("tensor") if d.drawing and any(getattr(t, d.key) is not None for t in found)]
     rows = [
         [
             name(t.name),
             " × ".join(map(str, t.shape)) or "scalar",
-            number(t.norm_ratio),
-            number(t.delta_norm_ratio),
-            number(t.effective_rank_ratio),
-            percent(t.sign_conflict),
-            number(t.effective_parents),
+            *(value_of(d, getattr(t, d.key)) for d in drawn),
             "yes" if t.finite else "no",
         ]
         for t in found[:200]
     ]
-    head = [
-        "Tensor",
-        "Shape",
-        "Norm",
-        "Delta norm",
-        "Effective rank",
-        "Sign conflict",
-        "Effective parents",
-        "Finite",
-    ]
+    head = ["Tensor", "Shape", *(d.label for d in drawn), "Finite"]
     caption = "Tensors outside the layers" + (f", the first 200 of {len(found)}" if len(found) > 200 else "")
     return table(caption, head, rows, label="Tensors outside the layers")

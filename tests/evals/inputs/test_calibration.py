@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from merge_models.evals.evaluation import evaluate
-from merge_models.evals.inputs import jsonl
+from merge_models.evals import Weights, evaluate
 from merge_models.evals.inputs.calibration import (
     SEPARATOR,
     calibration_batches,
@@ -25,28 +24,16 @@ from merge_models.evals.inputs.calibration import (
 from merge_models.merge.cli import main
 from merge_models.merge.demo.skills import demo_folder
 from merge_models.merge.errors import MergeError
+from tests.evals.inputs.texts import Characters
 from tests.helpers import ROOT
 
 DATA = ROOT / "evals" / "data" / "calibration"
+
+
 FILES = sorted(DATA.glob("*.txt"))
+
+
 DOMAINS = {"prose", "code", "maths", "languages"}
-
-
-class _Characters:
-    """A tokenizer of one id a character, with marks around every text."""
-
-    unk_token_id = 1
-    model_max_length = int(1e30)
-
-    def __init__(self, before: tuple[int, ...] = (), after: tuple[int, ...] = ()) -> None:
-        self.before, self.after = before, after
-
-    def __call__(self, text: str, add_special_tokens: bool, verbose: bool) -> dict[str, list[int]]:
-        ids = [ord(c) for c in text]
-        return {"input_ids": [*self.before, *ids, *self.after] if add_special_tokens else ids}
-
-
-Characters: Any = _Characters
 
 
 def batches(
@@ -57,9 +44,6 @@ def batches(
     file.write_text(f"\n{SEPARATOR}\n".join(documents), encoding="utf-8")
     made = calibration_batches(Characters(*marks), source=file, **settings)
     return {domain: ["".join(map(chr, row)) for row in ids] for domain, ids in made.ids.items()}
-
-
-# The text
 
 
 def test_the_text_is_large_and_in_every_domain() -> None:
@@ -114,9 +98,6 @@ def test_python_documents_parse() -> None:
     assert len(python) >= 6
     for document in python:
         ast.parse(document)
-
-
-# From text to batches
 
 
 def test_documents_give_their_first_sequences_before_others_give_a_second(tmp_path: Path) -> None:
@@ -195,54 +176,6 @@ def test_unigram_entropy_is_that_of_the_tokens_fed(tmp_path: Path) -> None:
     assert made.record.unigram_entropy["text"] == pytest.approx(np.log(4), abs=1e-3)
 
 
-# What a user can get wrong
-
-BAD_FILES = [
-    ("text.jsonl", b'{"text": "a"}\n{"text": 3}\n', "line 2: 'text' must be a text, not int"),
-    ("text.jsonl", b'{"text": "a"}\n\n{"prompt": "b"}', "line 3: has no field 'text'; its fields: prompt"),
-    ("text.jsonl", b"[1]", "line 1: must be a JSON object"),
-    ("text.jsonl", b"{'text': 1}", "line 1: is not JSON"),
-    ("text.jsonl", b'{"text": "\xff"}', "line 1: is not UTF-8"),
-    ("text.jsonl", b'{"text": "\\ud800"}', "line 1: 'text' holds half of a surrogate pair"),
-    ("text.jsonl", b"[" * 100_000, "line 1: is not JSON (nested too deeply)"),
-    ("text.jsonl", b'{"text": ""}', "line 1: 'text' is empty"),
-    ("text.jsonl", b'{"text": "a", "domain": null}', "line 1: 'domain' must be a text, not NoneType"),
-    ("text.jsonl", b"\n \n", "holds no rows"),
-    ("text.jsonl", b'{"text": "' + b"a" * (1 << 20) + b'"}', "line 1: longer than 1 MiB"),
-    ("text.txt", b"a\nb\n\xff\n", "line 3: is not UTF-8"),
-    ("text.txt", b"too little", "too little text: 0 sequences"),
-    ("text.txt", b"", "too little text: 0 sequences"),
-]
-
-
-@pytest.mark.parametrize(("name", "content", "message"), BAD_FILES, ids=range(len(BAD_FILES)))
-def test_bad_files_are_refused_by_name_and_line(
-    tmp_path: Path, name: str, content: bytes, message: str
-) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(MergeError) as caught:
-        calibration_batches(Characters(), source=tmp_path / name)
-    assert message in str(caught.value) and name in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "none.txt", tmp_path / "a\nb.jsonl"):
-        with pytest.raises(MergeError, match="no such file"):
-            read_calibration(path)
-
-
-def test_bounds_on_files_and_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "text.jsonl"
-    file.write_bytes(b'{"text": "a"}\n' * 9)
-    monkeypatch.setattr(jsonl, "MAX_ROWS", 8)
-    with pytest.raises(MergeError, match="line 9: more than 8 rows"):
-        read_calibration(file)
-    monkeypatch.setattr(jsonl, "MAX_FILE", 1 << 3)
-    with pytest.raises(MergeError, match="larger than"):
-        read_calibration(file)
-
-
 def test_too_many_domains_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "text.jsonl"
     file.write_text("".join(json.dumps({"text": "a", "domain": str(i)}) + "\n" for i in range(65)))
@@ -254,9 +187,6 @@ def test_too_many_domains_are_refused(tmp_path: Path) -> None:
 def test_no_room_for_text_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(MergeError, match="no room for text"):
         calibration_batches(Characters((2,), ()), **settings)
-
-
-# Tokenizers
 
 
 def test_models_with_one_tokenizer_pass() -> None:
@@ -288,7 +218,7 @@ def test_a_model_without_a_tokenizer_is_named(tmp_path: Path) -> None:
         MergeError, match="has no tokenizer; add its files, or measure weights alone: --weigh"
     ):
         evaluate(other, [demo_folder("base")])
-    assert evaluate(other, [demo_folder("base")], measure=("weights",)).weights is not None
+    assert evaluate(other, [demo_folder("base")], measures=Weights()).weights is not None
     arguments = ["merge", str(other), str(demo_folder("base")), "--eval", "-o", str(tmp_path / "out")]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2 and "has no tokenizer; add its files, or leave out --eval" in result.stderr

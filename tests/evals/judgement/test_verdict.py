@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from merge_models.evals.evaluation import judged, unique_names
+from merge_models.evals.inputs.lineage import unique_names
 from merge_models.evals.judgement.score import domain_scores, drift_score
 from merge_models.evals.judgement.thresholds import DEFAULT
+from merge_models.evals.judgement.verdict import judged
 from merge_models.evals.report import to_html, to_markdown
 from merge_models.evals.schema import (
     ActivationDiagnosis,

@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from merge_models.evals import TextSample
 from merge_models.evals.inputs.lineage import lineage
 from merge_models.evals.repairs import repair, repair_module
 from merge_models.evals.repairs.rescale import linear_modules, measure
@@ -161,7 +162,7 @@ def test_a_folder_is_repaired(tmp_path: Path, text: Path) -> None:
     merged, out = tmp_path / "merged", tmp_path / "out"
     merge(EXPERTS, Linear(), base=str(demo_folder("base")), out=merged)
     before = listing(merged)
-    report = repair(merged, out=out, data=text, tokens=2048, length=32)
+    report = repair(merged, out=out, text=TextSample(text, 2048, 32))
     assert listing(merged) == before
     assert report.loss_before is not None and report.loss_after is not None
     assert report.loss_after <= report.loss_before + 0.02
@@ -178,10 +179,10 @@ def test_a_folder_is_repaired(tmp_path: Path, text: Path) -> None:
         for name in layer.folded_into:
             assert torch.equal(model.state_dict()[name], new[name])
     with pytest.raises(MergeError, match="exists"):
-        repair(merged, out=out, data=text, tokens=2048, length=32)
+        repair(merged, out=out, text=TextSample(text, 2048, 32))
     with pytest.raises(MergeError, match="overlap"):
-        repair(merged, out=merged, data=text, overwrite=True)
-    again = repair(merged, out=out, data=text, tokens=2048, length=32, overwrite=True)
+        repair(merged, out=merged, text=TextSample(text), overwrite=True)
+    again = repair(merged, out=out, text=TextSample(text, 2048, 32), overwrite=True)
     assert again == report
 
 
@@ -200,7 +201,7 @@ def test_a_shrunken_merge_is_mended(tmp_path: Path) -> None:
     examples = [prompt + skill.answer(prompt) for prompt in held_out("sorting", 120)]
     text.write_text("\n".join(json.dumps({"text": example}) for example in examples))
     length = len(examples[0])
-    report = repair(shrunk, [EXPERTS[0]], out=tmp_path / "out", data=text, tokens=100 * length, length=length)
+    report = repair(shrunk, [EXPERTS[0]], out=tmp_path / "out", text=TextSample(text, 100 * length, length))
     assert report.loss_before is not None and report.loss_after is not None
     assert report.loss_after < report.loss_before - 0.05
     fixed, parent = read_folder(tmp_path / "out"), read_folder(Path(EXPERTS[0]))
@@ -212,7 +213,7 @@ def test_a_repaired_stack_knows_where_its_layers_are_from(tmp_path: Path) -> Non
     slices = [{"sources": [{"model": EXPERTS[i], "layer_range": [i, i + 1]}]} for i in (0, 1, 0)]
     recipe = parse_recipe({"merge_method": "passthrough", "slices": slices})
     run_recipe(recipe, tmp_path / "merged")
-    repair(tmp_path / "merged", out=tmp_path / "out", tokens=512, length=32)
+    repair(tmp_path / "merged", out=tmp_path / "out", text=TextSample(tokens=512, length=32))
     of_merge, of_repair = (lineage(tmp_path / name, (), None, None) for name in ("merged", "out"))
     assert of_merge.origins is not None and of_merge.origins == of_repair.origins
     assert verify(tmp_path / "out").problems == ()
@@ -221,7 +222,7 @@ def test_a_repaired_stack_knows_where_its_layers_are_from(tmp_path: Path) -> Non
 def test_a_repaired_folder_knows_where_it_is_from(tmp_path: Path) -> None:
     merged, out = tmp_path / "merged", tmp_path / "repaired"
     merge(EXPERTS, Karcher(weight=(0.5, 0.3, 0.2), origin="base"), base=demo_folder("base"), out=merged)
-    report = repair(merged, out=out, tokens=1024, length=32)
+    report = repair(merged, out=out, text=TextSample(tokens=1024, length=32))
     assert verify(out).problems == () and verify(out, inputs=True).problems == ()
     of_merge, of_repair = (lineage(folder, (), None, None) for folder in (merged, out))
     assert replace(of_merge, merged="") == replace(of_repair, merged="")

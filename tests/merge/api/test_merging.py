@@ -6,17 +6,17 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from merge_models.evals.evaluation import evaluate
+from merge_models.evals import Activations, Running, TextSample, Weights, evaluate
 from merge_models.evals.inspect import inspect_parents
-from merge_models.evals.measures.activations import diagnose_modules
-from merge_models.evals.measures.weights import diagnose_parents
+from merge_models.evals.measures.activations.modules import diagnose_modules
+from merge_models.evals.measures.weights.diagnose import diagnose_parents
 from merge_models.evals.repairs import repair, repair_module
 from merge_models.merge import MergeError, Recipe, load_recipes, merge, prepare, run_recipe, run_recipes, soup
 from merge_models.merge.api.reproduce import reproduce
@@ -156,11 +156,11 @@ def test_the_last_of_several_recipes_is_measured_against_the_earlier_ones(tmp_pa
         },
     ]
     run_recipes(steps, tmp_path / "out", intermediate_dir=tmp_path / "between")
-    found = evaluate(tmp_path / "out", measure="weights")
+    found = evaluate(tmp_path / "out", measures=Weights())
     assert [parent.name for parent in found.parents] == ["half", "m2"]
     shutil.rmtree(tmp_path / "between")
     with pytest.raises(MergeError, match="between/half: no such file or folder"):
-        evaluate(tmp_path / "out", measure="weights")
+        evaluate(tmp_path / "out", measures=Weights())
 
 
 @pytest.mark.parametrize("out", [3, b"out", "", [Path("out")]], ids=repr)
@@ -184,30 +184,44 @@ def test_other_places_take_the_same_threads(tmp_path: Path) -> None:
             call(0)
 
 
-EVALUATIONS: dict[str, tuple[dict[str, Any], str]] = {
-    "one parent": ({"parents": "m0"}, "parents is one model; give a list of them"),
-    "a parent in memory": ({"parents": [{}]}, "a parent is a folder or a Hub id, not dict; diagnose_modules"),
-    "a base in memory": ({"base": {}}, "the base is a folder or a Hub id, not dict"),
-    "weights of words": ({"weights": "ab"}, "weights are numbers, one per parent, not 'ab'"),
-    "too few weights": ({"weights": np.array([1.0])}, "1 weight for 2 parents"),
-    "nothing measured": ({"measure": ()}, "cannot measure nothing"),
-    "a word for a measure": ({"measure": "all"}, r"cannot measure \['all'\]"),
-    "negative seed": ({"seed": -1}, "seed is a whole number of 0 or more, not -1"),
-    "fraction of a length": ({"length": 32.5}, "length is a whole number of 1 or more, not 32.5"),
-    "tokens of words": ({"tokens": "8k"}, "tokens is a whole number of 1 or more, not '8k'"),
+EVALUATIONS: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
+    "one parent": (lambda: {"parents": "m0"}, "parents is one model; give a list of them"),
+    "a parent in memory": (
+        lambda: {"parents": [{}]},
+        "a parent is a folder or a Hub id, not dict; diagnose_modules",
+    ),
+    "a base in memory": (lambda: {"base": {}}, "the base is a folder or a Hub id, not dict"),
+    "weights of words": (lambda: {"weights": "ab"}, "weights are numbers, one per parent, not 'ab'"),
+    "too few weights": (lambda: {"weights": np.array([1.0])}, "1 weight for 2 parents"),
+    "nothing measured": (lambda: {"measures": ()}, "cannot measure nothing"),
+    "a word for a measure": (
+        lambda: {"measures": "all"},
+        r"cannot measure \['all'\]; there are Weights\(\), ",
+    ),
+    "a word among measures": (lambda: {"measures": [Weights(), "tasks"]}, r"cannot measure \['tasks'\]"),
+    "a class for a measure": (lambda: {"measures": [Activations]}, r"cannot measure \[<class"),
+    "negative seed": (lambda: {"running": Running(seed=-1)}, "seed is a whole number of 0 or more, not -1"),
+    "fraction of a length": (
+        lambda: {"text": TextSample(length=32.5)},  # type: ignore[arg-type]
+        "length is a whole number of 1 or more, not 32.5",
+    ),
+    "tokens of words": (
+        lambda: {"text": TextSample(tokens="8k")},  # type: ignore[arg-type]
+        "tokens is a whole number of 1 or more, not '8k'",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", EVALUATIONS)
 def test_evaluations_of_odd_values(case: str, tmp_path: Path) -> None:
-    options, words = EVALUATIONS[case]
+    given, words = EVALUATIONS[case]
     paths = write_models(tmp_path, 2)
     merge(paths, out=tmp_path / "out")
     with pytest.raises(MergeError, match=words):
-        evaluate(tmp_path / "out", **{"measure": ("weights",), **options})
-    if not {"measure", "base"} & set(options):
+        evaluate(tmp_path / "out", **{"measures": (Weights(),), **given()})
+    if "measure" not in case and "base" not in case:
         with pytest.raises(MergeError, match=words):
-            repair(tmp_path / "out", **{"out": tmp_path / "repaired", **EVALUATIONS[case][0]})
+            repair(tmp_path / "out", **{"out": tmp_path / "repaired", **given()})
 
 
 def test_evaluations_take_paths_generators_and_arrays(tmp_path: Path) -> None:
@@ -216,9 +230,9 @@ def test_evaluations_take_paths_generators_and_arrays(tmp_path: Path) -> None:
     odd: dict[str, Any] = {
         "parents": map(Path, paths),
         "weights": np.array([0.25, 0.75]),
-        "seed": np.int64(3),
+        "running": Running(seed=cast("Any", np.int64(3))),
     }
-    found = evaluate(tmp_path / "out", measure="weights", **odd)
+    found = evaluate(tmp_path / "out", measures=Weights(), **odd)
     assert found.weights is not None and [parent.weight for parent in found.parents] == [0.25, 0.75]
     assert inspect_parents(path for path in paths).compatible  # type: ignore[arg-type]
     with pytest.raises(MergeError, match="parents is one model"):
@@ -236,7 +250,7 @@ def test_the_home_folder_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.Monk
     run_recipe("~/recipe.yml", "~/made")
     run_recipes("~/recipe.yml", Path("~/again"))
     assert not verify("~/merged").problems and not reproduce("~/made").differences
-    assert len(evaluate("~/again", measure="weights").parents) == 2
+    assert len(evaluate("~/again", measures=Weights()).parents) == 2
     assert not (tmp_path / "~").exists()
 
 

@@ -13,20 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge_models.evals.measures.weights import diagnose_parents, diagnose_weights
-from merge_models.evals.measures.weights.family import Stored
-from merge_models.evals.measures.weights.hyperspherical import NEURONS
-from merge_models.evals.measures.weights.spectrum import Spectrum, spectrum, subspace_overlap
+from merge_models.evals.diagnostics.weights.hyperspherical import NEURONS
+from merge_models.evals.measures.weights.diagnose import diagnose_parents, diagnose_weights
 from merge_models.evals.schema import TensorWeights, WeightDiagnosis
-from merge_models.merge.checkpoint.sources.source import StateDict
 from merge_models.merge.errors import MergeError
+from tests.evals.measures.weights.states import exact_rank, gaussian, spectrum_of
 from tests.helpers import SHAPES, tensors, write_folder
 
 State = dict[str, Tensor]
-
-
-def gaussian(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def siblings(count: int, spread: float = 0.1, shape: tuple[int, ...] = (40, 30)) -> tuple[list[State], State]:
@@ -42,19 +36,6 @@ def mean(states: list[State]) -> State:
 def one(found: WeightDiagnosis) -> TensorWeights:
     (record,) = found.tensors
     return record
-
-
-def spectrum_of(matrix: Tensor, **options: Any) -> Spectrum:
-    source = StateDict({"w": matrix}, "test")
-    found = spectrum(Stored(source, source.tensors["w"]), None, float(matrix.double().norm()), 0, **options)
-    assert found is not None
-    return found
-
-
-def exact_rank(matrix: Tensor) -> float:
-    values = np.linalg.svd(matrix.double().numpy(), compute_uv=False)
-    shares = values[values > 1e-12 * values[0]] / values.sum()
-    return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
 def reference(merge: Tensor, parents: list[Tensor], base: Tensor, shares: np.ndarray) -> dict[str, Any]:
@@ -226,56 +207,6 @@ def test_a_rank_one_matrix_has_effective_rank_one(shape: tuple[int, int]) -> Non
     assert found.spectral_norm == pytest.approx(float(matrix.double().norm()), rel=1e-5)
 
 
-MATRICES = {
-    "square": lambda: gaussian(0, 600, 600),
-    "tall": lambda: gaussian(1, 1200, 400),
-    "wide": lambda: gaussian(2, 400, 1200),
-    "rank 16": lambda: gaussian(3, 600, 16) @ gaussian(4, 16, 500),
-    "rank 50": lambda: gaussian(5, 600, 50) @ gaussian(6, 50, 500),
-    "outliers": lambda: gaussian(7, 600, 400) + 9 * gaussian(8, 600, 3) @ gaussian(9, 3, 400),
-    "power law": lambda: gaussian(10, 700, 400) * torch.arange(1, 401) ** -0.5,
-}
-
-
-@pytest.mark.parametrize("kind", MATRICES)
-def test_estimates_err_less_than_they_say(kind: str) -> None:
-    matrix = MATRICES[kind]().float()
-    found = spectrum_of(matrix)
-    assert found.method == "estimated"
-    rank, top = exact_rank(matrix), float(np.linalg.norm(matrix.double().numpy(), 2))
-    assert abs(found.effective_rank / rank - 1) <= 3 * found.error + 1e-3
-    assert found.error <= 0.05
-    assert top * (1 - found.spectral_norm_error) - 1e-4 * top <= found.spectral_norm <= top * (1 + 1e-5)
-
-
-def test_estimates_equal_exact_values_where_the_rank_is_low() -> None:
-    matrix = MATRICES["rank 16"]().float()
-    found = spectrum_of(matrix)
-    assert found.effective_rank == pytest.approx(exact_rank(matrix.double()), rel=1e-3)
-    assert found.error == 0
-
-
-@pytest.mark.parametrize("shape", [(96, 80), (80, 96), (700, 600), (600, 700)], ids=str)
-def test_leading_spaces_of_strangers_overlap_by_chance_and_equal_ones_fully(shape: tuple[int, int]) -> None:
-    signal = [10 * gaussian(i, shape[0], 8) @ gaussian(10 + i, 8, shape[1]) for i in range(2)]
-    noise = [gaussian(20 + i, *shape) for i in range(2)]
-    same = [spectrum_of(signal[0] + x, leading=True).leading for x in noise]
-    other = [spectrum_of(signal[i] + x, leading=True).leading for i, x in enumerate(noise)]
-    for spaces in (same, other):
-        for space in spaces:
-            assert space is not None and space.shape == (8, shape[0])
-            assert torch.allclose(space @ space.T, torch.eye(8, dtype=torch.float64), atol=1e-5)
-    chance = 8 / shape[0]
-    assert subspace_overlap([s for s in same if s is not None]) == pytest.approx(1 - chance, abs=0.03)
-    assert subspace_overlap([s for s in other if s is not None]) == pytest.approx(0, abs=0.06)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_subspace_overlap_of_random_spaces_is_zero_on_average(seed: int) -> None:
-    spaces = [torch.linalg.qr(gaussian(100 * seed + i, 64, 8))[0].T for i in range(12)]
-    assert subspace_overlap(spaces) == pytest.approx(0, abs=0.01)
-
-
 def test_hyperspherical_energy_is_that_of_directions() -> None:
     orthogonal = torch.linalg.qr(gaussian(0, 32, 32))[0]
     rotated = gaussian(1, 40, 32) @ orthogonal
@@ -388,21 +319,6 @@ def test_folders_states_and_threads_give_the_same_numbers(tmp_path: Path) -> Non
     ]
     records = [{r.name: r for r in diagnosis.tensors} for diagnosis in found]
     assert records[0] == records[1] == records[2]
-
-
-def test_matrices_too_large_to_hold_are_read_again_with_the_same_result(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from merge_models.evals.measures.weights import matrix
-
-    tall, wide = gaussian(0, 900, 400).float(), gaussian(1, 400, 900).float()
-    held = [spectrum_of(x, leading=True) for x in (tall, wide)]
-    monkeypatch.setattr(matrix, "HELD", 0)
-    monkeypatch.setattr(matrix, "READ", 50_000)
-    for before, x in zip(held, (tall, wide), strict=True):
-        after = spectrum_of(x, leading=True)
-        assert after.effective_rank == pytest.approx(before.effective_rank, rel=1e-5)
-        assert after.spectral_norm == pytest.approx(before.spectral_norm, rel=1e-5)
 
 
 def test_parents_alone_have_no_merge_in_their_records() -> None:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 
 def effective_rank(singular_values: ArrayLike) -> float | None:
-    """exp of the entropy of the normalised singular values (Roy and Vetterli 2007).
+    """Returns exp of the entropy of the normalised singular values (Roy and Vetterli 2007).
 
     Args:
         singular_values: [k], nonnegative, any order and scale.
@@ -25,7 +25,8 @@ def effective_rank(singular_values: ArrayLike) -> float | None:
 
 
 def effective_rank_variance(eigenvalues: ArrayLike) -> float | None:
-    """exp of the entropy of the normalised eigenvalues of a covariance: never above ``effective_rank``.
+    """Returns exp of the entropy of the normalised eigenvalues of a covariance: never above
+    ``effective_rank``.
 
     Args:
         eigenvalues: [k], squares of singular values up to a factor; what rounding made negative counts as 0.
@@ -34,19 +35,19 @@ def effective_rank_variance(eigenvalues: ArrayLike) -> float | None:
 
 
 def participation_ratio(eigenvalues: ArrayLike) -> float | None:
-    """(sum l)^2 / sum l^2 of a covariance's eigenvalues."""
+    """Returns (sum l)^2 / sum l^2 of a covariance's eigenvalues."""
     shares = _shares(eigenvalues)
     return None if shares is None else float(1 / np.square(shares).sum())
 
 
 def stable_rank(eigenvalues: ArrayLike) -> float | None:
-    """sum l / max l: the squared Frobenius norm over the squared spectral norm."""
+    """Returns sum l / max l: the squared Frobenius norm over the squared spectral norm."""
     shares = _shares(eigenvalues)
     return None if shares is None else float(1 / shares.max())
 
 
 def singular_values_of(eigenvalues: ArrayLike) -> np.ndarray:
-    """Square roots of a Gram matrix's eigenvalues, less those that are only rounding.
+    """Returns square roots of a Gram matrix's eigenvalues, less those that are only rounding.
 
     A Gram matrix squares the spectrum: eigenvalues below ``k * eps`` of the largest (float64) are rounding
     errors, whose square roots would pretend to be singular values of 1e-7 of the largest. They count as 0.

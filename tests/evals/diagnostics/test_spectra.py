@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from merge_models.evals.measures.spectra import (
+from merge_models.evals.diagnostics.spectra import (
     effective_rank,
     effective_rank_variance,
     participation_ratio,

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from merge_models.evals.diagnostics.activations.case import SiteCase
+from merge_models.evals.diagnostics.diagnostic import Diagnostic, Field
+from merge_models.evals.diagnostics.drawing import LineOfEachParent
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float | None:
-    """Debiased linear CKA: HSIC_1(K, L) / sqrt(HSIC_1(K, K) HSIC_1(L, L)) with K = X X', L = Y Y'.
+    """Returns the debiased linear CKA: HSIC_1(K, L) / sqrt(HSIC_1(K, K) HSIC_1(L, L)) with K = X X', L = Y
+    Y'.
 
     HSIC_1 is the unbiased estimator of Song et al. (2012, "Feature selection via dependence maximization"),
     as Nguyen et al. (2021) use it: without the bias that makes any two matrices look alike when width exceeds
@@ -29,7 +35,7 @@ def linear_cka(x: Tensor, y: Tensor) -> float | None:
 
 
 def alignments(x: Tensor | None, others: Sequence[Tensor | None]) -> tuple[float | None, ...]:
-    """``linear_cka`` of one with several others; None where one is missing."""
+    """Returns ``linear_cka`` of one with several others; None where one is missing."""
     left = None if x is None else _scaled(x)
     own = None if left is None else _hsic(left, left)
     return tuple(_alignment(left, own, other) for other in others)
@@ -52,7 +58,7 @@ def _scaled(x: Tensor) -> Tensor | None:
         return None
     centred = x.double() - x.double().mean(0)
     norm = centred.norm()
-    return centred / norm if norm > 0 and torch.isfinite(norm) else None
+    return centred / norm if norm > 0 and norm.isfinite() else None
 
 
 def _hsic(x: Tensor, y: Tensor) -> float:
@@ -71,3 +77,30 @@ def _hsic(x: Tensor, y: Tensor) -> float:
     rows_y = y @ y.sum(0) - diagonal_y
     value = trace + rows_x.sum() * rows_y.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (rows_x @ rows_y)
     return float(value)
+
+
+def _cka(case: SiteCase) -> dict[str, Any]:
+    return {"cka": alignments(case.merged, case.others)}
+
+
+CKA = Diagnostic(
+    key="cka",
+    label="CKA",
+    definition=(
+        "Linear centred kernel alignment of the merge's activations with a parent's on the same tokens,"
+        " debiased where the width exceeds the samples. 1: the same geometry up to rotation and scale."
+    ),
+    unit="1",
+    depth="activations",
+    fields=(
+        Field(
+            "cka",
+            "Linear CKA of the merge to each parent (debiased when width exceeds samples).",
+            ("site",),
+            tuple[float | None, ...],
+            (),
+        ),
+    ),
+    measure=_cka,
+    drawing=LineOfEachParent("Similarity to each parent (CKA)", "CKA", high=1.0),
+)

@@ -13,7 +13,7 @@ _EXACT = "exact match"
 
 
 def kept_skills(evaluation: Evaluation) -> list[Recovery]:
-    """Recoveries that tell a loss: against the base.
+    """Returns the recoveries that tell a loss: those against the base.
 
     Without one, an average of experts loses much of each and may still be what was wanted, so the worst
     parent is no reference. Only where nothing but answers can be compared (another depth, text that no parent
@@ -38,7 +38,7 @@ def is_compared(evaluation: Evaluation) -> bool:
 
 
 def status_of_skill(fraction: float) -> Status:
-    """What a kept fraction of a skill means."""
+    """Returns what a kept fraction of a skill means."""
     if fraction < DEFAULT.recovery_collapsed:
         return "collapsed"
     return "degraded" if fraction < DEFAULT.recovery_degraded else "healthy"

@@ -15,7 +15,7 @@ def leaving(
     below: float = -math.inf,
     above: float = math.inf,
 ) -> list[tuple[SiteActivations, float]]:
-    """Sites whose value leaves the band."""
+    """Returns sites whose value leaves the band."""
     found = []
     for site in evaluation.activations.sites if evaluation.activations else ():
         number = value(site)
@@ -25,22 +25,22 @@ def leaving(
 
 
 def variance_ratio(site: SiteActivations) -> float | None:
-    """The site's variance over its parents' mean."""
+    """Returns the site's variance over its parents' mean."""
     return site.variance_ratio.value if site.variance_ratio else None
 
 
 def rank_ratio(site: SiteActivations) -> float | None:
-    """The site's effective rank over its parents' mean."""
+    """Returns the site's effective rank over its parents' mean."""
     return site.effective_rank_ratio.value if site.effective_rank_ratio else None
 
 
 def numbers(layers: Iterable[int | None]) -> tuple[int, ...]:
-    """The layers' numbers, each once, in order."""
+    """Returns the layers' numbers, each once, in order."""
     return tuple(sorted({layer for layer in layers if layer is not None}))
 
 
 def places(sites: Sequence[SiteActivations]) -> str:
-    """``layers 2-5, 7 (mlp, residual)``."""
+    """Returns where sites are: ``layers 2-5, 7 (mlp, residual)``."""
     layers = numbers(s.layer for s in sites)
     kinds = ", ".join(sorted({s.site for s in sites}))
     if not layers:

@@ -1,0 +1,1 @@
+"""Diagnostics of activations: the same tokens through every model."""

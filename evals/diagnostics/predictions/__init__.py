@@ -1,0 +1,1 @@
+"""Diagnostics of predictions: next-token distributions, and vectors of sentences."""

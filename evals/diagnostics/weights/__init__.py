@@ -1,0 +1,1 @@
+"""Diagnostics of weights: files alone, no forward pass."""
