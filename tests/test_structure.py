@@ -260,8 +260,8 @@ def test_help_answers_at_once() -> None:
 
 @pytest.mark.parametrize("file", STRATEGIES, ids=name_of)
 def test_a_command_and_a_method_are_found_by_their_name(file: Path) -> None:
-    from merge_models.merge.cli import main
+    from merge_models.merge.cli import COMMANDS
 
-    for command in main.commands:
+    for command in COMMANDS:
         assert (ROOT / f"merge/cli/{command}.py").is_file(), command
     assert (ROOT / f"tests/merge/strategies/test_{file.stem}.py").is_file(), file.stem

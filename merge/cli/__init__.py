@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+import importlib
+
 import click
 
-from merge_models.merge.cli.demo import demo
-from merge_models.merge.cli.eval import eval_command
 from merge_models.merge.cli.failures import Group
-from merge_models.merge.cli.inspect import inspect_command
-from merge_models.merge.cli.merge import merge
-from merge_models.merge.cli.methods import methods
-from merge_models.merge.cli.plan import plan
-from merge_models.merge.cli.repair import repair_command
-from merge_models.merge.cli.reproduce import reproduce
-from merge_models.merge.cli.run import run
-from merge_models.merge.cli.verify import verify
+
+COMMANDS = {
+    "demo": "demo",
+    "eval": "eval_command",
+    "inspect": "inspect_command",
+    "merge": "merge",
+    "methods": "methods",
+    "plan": "plan",
+    "repair": "repair_command",
+    "reproduce": "reproduce",
+    "run": "run",
+    "verify": "verify",
+}
+"""What holds each command, in the file of its name."""
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(Group):
+    """The commands, each loaded when it is asked for: a run does not wait for the options of the others."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Returns the names of all commands."""
+        del ctx
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Returns a command by its name, or None where there is none."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        return getattr(importlib.import_module(f"{__name__}.{cmd_name}"), COMMANDS[cmd_name])
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="merge-models")
 def main() -> None:
     """Merge neural-network checkpoints on the geometry that they live in.
@@ -25,18 +47,3 @@ def main() -> None:
     \b
     Example: merge-models merge ./math ./code -m linear -o ./merged
     """
-
-
-for _command in (
-    demo,
-    eval_command,
-    inspect_command,
-    merge,
-    methods,
-    plan,
-    repair_command,
-    reproduce,
-    run,
-    verify,
-):
-    main.add_command(_command)

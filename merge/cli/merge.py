@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from merge_models.merge.cli.carrying import carry_out
 from merge_models.merge.cli.options import write_options
 from merge_models.merge.cli.recipes import recipe_from, strategy_options
 from merge_models.merge.cli.reviews import review_options
-
-if TYPE_CHECKING:
-    pass
-from merge_models.merge.cli.carrying import carry_out
 
 
 @click.command()

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from merge_models.merge.checkpoint.digest import digest_file
 from merge_models.merge.checkpoint.guard import is_file
@@ -30,9 +30,6 @@ from merge_models.merge.publishing.prepared import Prepared, Target
 from merge_models.merge.publishing.targets import MODEL
 from merge_models.merge.recipes.recipe import Recipe, as_recipe
 from merge_models.merge.sizes import parse_size
-
-if TYPE_CHECKING:
-    pass
 
 
 def prepare(

@@ -10,9 +10,9 @@ import dataclasses
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 
+from merge_models.merge import strategies
 from merge_models.merge.contract.strategy import AbstractStrategy, class_text
 from merge_models.merge.errors import RecipeError, did_you_mean, printable
-from merge_models.merge.strategies import STRATEGIES
 
 GROUP = "merge_models.strategies"
 """The entry points by which packages offer strategies: ``name = "package.module:Class"``."""
@@ -32,7 +32,7 @@ def find_strategy(name: str) -> type[AbstractStrategy]:
     """
     if ":" in name:
         return _find_class(name)
-    own = [kind for kind in STRATEGIES if name in (kind.name, *kind.aliases)]
+    own = _own_strategies(name)
     offered = [point for point in _offered() if point.name == name]
     if len(own) + len(offered) > 1:
         claims = [*(class_text(kind) for kind in own), *map(_claim, offered)]
@@ -44,7 +44,7 @@ def find_strategy(name: str) -> type[AbstractStrategy]:
         return own[0]
     if offered:
         return _loaded(offered[0])
-    known = [word for kind in STRATEGIES for word in (kind.name, *kind.aliases)]
+    known = [word for kind in strategies.STRATEGIES for word in (kind.name, *kind.aliases)]
     known += [point.name for point in _offered()]
     raise RecipeError(f"unknown merge method '{printable(name)}'{did_you_mean(name, known)}")
 
@@ -52,7 +52,7 @@ def find_strategy(name: str) -> type[AbstractStrategy]:
 def strategy_name(kind: type[AbstractStrategy]) -> str:
     """Returns what recipes and manifests call a strategy class: its name, or for those of others
     ``package.module:Class``."""
-    if kind in STRATEGIES:
+    if getattr(strategies, kind.__name__, None) is kind:
         return kind.name
     text = class_text(kind)
     _USED[text] = kind
@@ -70,10 +70,21 @@ def offered_strategies() -> tuple[list[type[AbstractStrategy]], list[str]]:
     return kinds, problems
 
 
+def _own_strategies(name: str) -> list[type[AbstractStrategy]]:
+    """The package's strategies with this name or alias. Where a file is named as the method begins
+    (``dare.py`` for ``dare_ties``), it is looked into first, as loading all of them takes longer than some
+    merges."""
+    near = [kind for kind, file in strategies.HOMES.items() if name.startswith(file)]
+    for kind in (getattr(strategies, kind) for kind in near):
+        if kind.name == name:
+            return [kind]
+    return [kind for kind in strategies.STRATEGIES if name in (kind.name, *kind.aliases)]
+
+
 def _find_class(text: str) -> type[AbstractStrategy]:
     if text in _USED:
         return _USED[text]
-    for kind in STRATEGIES:
+    for kind in strategies.STRATEGIES:
         if class_text(kind) == text:
             return kind
     for point in _offered():

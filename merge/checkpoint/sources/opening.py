@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from merge_models.merge.checkpoint.guard import is_file, read_json
 from merge_models.merge.checkpoint.header import (
@@ -21,9 +20,6 @@ from merge_models.merge.checkpoint.sources.hub import resolve
 from merge_models.merge.checkpoint.sources.pickled import PickledCheckpoint, is_pickled, read_pickled
 from merge_models.merge.checkpoint.sources.stored import Checkpoint
 from merge_models.merge.errors import CheckpointError
-
-if TYPE_CHECKING:
-    pass
 
 _INDEX_SUFFIX, _PICKLED_INDEX = ".safetensors.index.json", "pytorch_model.bin.index.json"
 _ADAPTER, _ADAPTER_CONFIG = "adapter_model", "adapter_config.json"

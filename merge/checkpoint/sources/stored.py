@@ -6,7 +6,7 @@ import os
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,9 +16,6 @@ from merge_models.merge.checkpoint.header import (
     stamp,
 )
 from merge_models.merge.errors import ChangedError, CheckpointError
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

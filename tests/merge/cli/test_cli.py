@@ -22,7 +22,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from merge_models.merge.checkpoint import Staging
-from merge_models.merge.cli import main
+from merge_models.merge.cli import COMMANDS, main
 from merge_models.merge.cli.progress import Progress
 from merge_models.merge.cli.results import figure_lines
 from merge_models.merge.demo import demo_folder
@@ -358,7 +358,7 @@ def test_no_memory_is_no_traceback(place: Path, monkeypatch: pytest.MonkeyPatch)
 # Help
 
 
-@pytest.mark.parametrize("name", sorted(main.commands))
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_explains_itself_and_ends_with_an_example(name: str) -> None:
     result = call(name, "--help")
     text = result.output.split("Options:")[0].rstrip()
@@ -369,8 +369,8 @@ def test_every_command_explains_itself_and_ends_with_an_example(name: str) -> No
 
 def test_the_program_itself_shows_help_and_version() -> None:
     assert "Example: merge-models merge" in call("--help").output
-    assert set(main.commands) >= {"demo", "merge", "methods", "plan", "run"}
-    assert all(name in call("--help").output for name in main.commands)
+    assert set(COMMANDS) >= {"demo", "merge", "methods", "plan", "run"}
+    assert all(name in call("--help").output for name in COMMANDS)
     assert call("--version").exit_code == 0
 
 
