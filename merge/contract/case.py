@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from typing import Generic, TypeVar
 
 from merge_models.merge.checkpoint.dtypes import DType
@@ -74,7 +76,11 @@ class Inputs(Generic[T]):
 
     def refill(self, items: Iterator[U]) -> Inputs[U]:
         """Returns the same roles with new inputs, taken one by one in the order of iteration."""
-        return self.map(lambda _: next(items))
+        parents = tuple(islice(items, len(self.parents)))
+        base = None if self.base is None else next(items)
+        return Inputs(
+            parents, base, {role: tuple(islice(items, len(old))) for role, old in self.others.items()}
+        )
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ class TensorSpec:
         """Elements of a row of the matrix view."""
         return self.count // max(self.rows, 1)
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)

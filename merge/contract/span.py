@@ -51,7 +51,8 @@ class Span:
 
     def first(self, count: int) -> Span:
         """The same memory's first elements."""
-        return Span(self.data[: count * self.dtype.size], self.dtype)
+        nbytes = count * self.dtype.size
+        return self if nbytes >= self.data.nbytes else Span(self.data[:nbytes], self.dtype)
 
     def tensor(self) -> Tensor:
         """The same memory as a 1-D tensor."""

@@ -92,10 +92,18 @@ class Task:
         """The dtype of the domain."""
         return self.domain.dtype
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Elements of the domain."""
         return self.domain.count
+
+    @cached_property
+    def reads(self) -> tuple[tuple[Ref, int, bool], ...]:
+        """Every input in order: the tensor, its elements, and whether each block sees all of them.
+
+        Kept, as it is asked for with every block."""
+        whole = self.kernel.whole
+        return tuple((ref, ref.info.count, role in whole) for role, ref in self.inputs.by_role())
 
     @property
     def bytes_out(self) -> int:
@@ -125,10 +133,6 @@ class Task:
             return start, stop
         return start * elements // count, stop * elements // count
 
-    def input_part(self, role: str, elements: int, start: int, stop: int) -> tuple[int, int]:
-        """Returns the same of an input by its role: all of it, where blocks see it whole."""
-        return (0, elements) if role in self.kernel.whole else self.part(elements, start, stop)
-
     def worker_bytes(self) -> int:
         """Returns memory that a worker needs at most for a block: stored inputs and outputs, what the kernel
         takes, and a survey of its own."""
@@ -136,8 +140,8 @@ class Task:
         if start == stop:
             return 0
         total = (stop - start) * self.kernel.bytes_per_element
-        for role, ref in self.inputs.by_role():
-            first, last = self.input_part(role, ref.info.count, start, stop)
+        for ref, count, is_whole in self.reads:
+            first, last = (0, count) if is_whole else self.part(count, start, stop)
             total += (last - first) * ref.info.dtype.size
         for spec in self.outputs:
             first, last = self.part(spec.count, start, stop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,7 +29,8 @@ class Buffers:
 
     def get(self, use: int | str, nbytes: int) -> np.ndarray:
         """Returns memory of so many bytes at least; its content is of no use any more."""
-        self._holds.pop(use, None)
+        if self._holds:
+            self._holds.pop(use, None)
         array = self._arrays.get(use)
         if array is None or array.nbytes < nbytes:
             array = self._arrays[use] = np.empty(nbytes, dtype=np.uint8)
@@ -44,8 +46,7 @@ class Buffers:
         self._holds[use] = (task, span)
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """A piece's part of one input.
 
     Attributes:
@@ -84,7 +85,7 @@ class BlockReader:
 
     def to_write(self, piece: Piece, buffers: Buffers) -> Inputs[Span]:
         """Returns a piece's inputs, for the last time; each part is shown to ``watch``."""
-        held = self._held.get(piece.place)
+        held = self._held.get(piece.place) if self._held else None
         if held is None:
             return _by_role(piece, [self._into(piece, part, buffers, shown=True) for part in _parts(piece)])
         for part, span in zip(_parts(piece), held.spans, strict=True):
@@ -107,7 +108,7 @@ class BlockReader:
 
     def release(self, piece: Piece) -> None:
         """Lets go of what is held of a piece."""
-        held = self._held.pop(piece.place, None)
+        held = self._held.pop(piece.place, None) if self._held else None
         if held is not None:
             self._memory.give_back(held.lent)
 
@@ -157,10 +158,9 @@ class BlockReader:
 
 
 def _parts(piece: Piece) -> Iterator[_Part]:
-    task = piece.task
-    for use, (role, ref) in enumerate(task.inputs.by_role()):
-        start, stop = task.input_part(role, ref.info.count, piece.start, piece.stop)
-        yield _Part(use, ref, start, stop, role in task.kernel.whole)
+    for use, (ref, count, is_whole) in enumerate(piece.task.reads):
+        start, stop = (0, count) if is_whole else piece.task.part(count, piece.start, piece.stop)
+        yield _Part(use, ref, start, stop, is_whole)
 
 
 def _by_role(piece: Piece, spans: Sequence[Span]) -> Inputs[Span]:

@@ -71,12 +71,12 @@ class Checkpoint:
         Raises:
             CheckpointError: the file cannot be read there (it may have shrunk since it was opened).
         """
-        view = memoryview(cast("Any", buffer[: stop - start]))
-        position, done = info.offset + start, 0
-        descriptor = self._descriptor(info.file)
-        while done < len(view):
+        data = buffer[: stop - start]
+        view, position, done = data, info.offset + start, 0
+        descriptor = self._descriptors.get(info.file) or self._descriptor(info.file)
+        while done < data.nbytes:
             try:
-                got = os.preadv(descriptor, [view[done:]], position + done)
+                got = os.preadv(descriptor, [cast("Any", view)], position + done)
             except OSError as error:
                 raise CheckpointError(
                     f"{info.file}: tensor '{printable(info.name)}' cannot be read: {error.strerror};"
@@ -88,22 +88,26 @@ class Checkpoint:
                     " run it again when it is complete"
                 )
             done += got
-        return buffer[: stop - start]
+            view = data[done:]
+        return data
 
     def stored(self, info: TensorInfo) -> tuple[TensorInfo, ...]:
         return (info,)
 
     def _descriptor(self, file: Path) -> int:
+        """Opens a file of the checkpoint once, for all threads."""
         with self._lock:
             if file not in self._descriptors:
                 try:
-                    self._descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+                    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
                 except FileNotFoundError:
                     raise ChangedError(f"{file}: has changed: it is no longer there; run it again") from None
                 except OSError as error:
                     raise CheckpointError(f"{file}: cannot be opened: {error.strerror}") from None
-                if stamp(self._descriptors[file]) != self.stamps[file]:
+                if stamp(descriptor) != self.stamps[file]:
+                    os.close(descriptor)
                     raise ChangedError(f"{file}: has changed since its header was read; run it again")
+                self._descriptors[file] = descriptor  # once checked: readers look here without the lock
             return self._descriptors[file]
 
     def check_unchanged(self) -> None:
