@@ -3,14 +3,9 @@ itself."""
 
 from __future__ import annotations
 
-import filecmp
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
+from tests.tree import changed, copied_tree, edit, run, run_tests
 
 NEW_FILE = '''"""The largest entry of a tensor: what a few outliers do to it."""
 
@@ -68,64 +63,20 @@ assert "- `largest_entry_ratio`: Largest magnitude over the parents' mean." in t
 """
 
 
-def copied(place: Path) -> Path:
-    """The tree as it must be to run: this room and its tests copied, the others linked."""
-    package = place / "merge_models"
-    package.mkdir()
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "evals", package / "evals", ignore=ignored)
-    for room in ("merge", "manifolds"):
-        (package / room).symlink_to(ROOT / room)
-    (place / "evals").symlink_to(package / "evals")
-    shutil.copytree(ROOT / "tests/evals/diagnostics", place / "tests/evals/diagnostics", ignore=ignored)
-    for folder in ("tests", "tests/evals"):
-        (place / folder / "__init__.py").touch()
-    shutil.copytree(ROOT / "docs", place / "docs")
-    return package / "evals"
-
-
-def edit(file: Path, before: str, added: str) -> None:
-    """Puts lines before the only place where a text stands."""
-    text = file.read_text(encoding="utf-8")
-    assert text.count(before) == 1, before
-    file.write_text(text.replace(before, added + before), encoding="utf-8")
-
-
-def changed(old: Path, new: Path) -> list[str]:
-    """Files that differ, or that only one of two folders has."""
-    names = {
-        path.relative_to(folder).as_posix()
-        for folder in (old, new)
-        for path in folder.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
-    same, _, _ = filecmp.cmpfiles(old, new, names, shallow=False)
-    return sorted(names - set(same))
-
-
-def run(place: Path, *arguments: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(place), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=place, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_a_new_diagnostic_takes_three_places_and_is_everywhere(tmp_path: Path) -> None:
-    evals = copied(tmp_path)
-    registry, table = evals / "diagnostics/registry.py", tmp_path / "tests/evals/diagnostics/cases.py"
-    (evals / "diagnostics/weights/largest_entry.py").write_text(NEW_FILE, encoding="utf-8")
+    place = copied_tree(tmp_path)
+    registry, table = place / "evals/diagnostics/registry.py", place / "tests/evals/diagnostics/cases.py"
+    (place / "evals/diagnostics/weights/largest_entry.py").write_text(NEW_FILE, encoding="utf-8")
     edit(registry, "from merge_models.evals.diagnostics.weights.mean_norm import", IMPORT)
     edit(registry, "    # activations of one model at a site\n", "    LARGEST_ENTRY,\n")
     edit(table, '    Known("statistics", "variance",', ROW)
-    assert changed(ROOT / "evals", evals) == [
-        "diagnostics/registry.py",
-        "diagnostics/weights/largest_entry.py",
+    assert changed(place) == [
+        "evals/diagnostics/registry.py",
+        "evals/diagnostics/weights/largest_entry.py",
+        "tests/evals/diagnostics/cases.py",
     ]
-    assert changed(ROOT / "tests/evals/diagnostics", table.parent) == ["cases.py"]
-    run(tmp_path, "-c", SHOWS)
-    run(tmp_path, "-m", "merge_models.evals.report.reference", "docs")
-    assert "largest_entry_ratio" in (tmp_path / "docs/report.md").read_text(encoding="utf-8")
-    assert "largest_entry_ratio" in (tmp_path / "docs/report.schema.json").read_text(encoding="utf-8")
-    tests = "tests/evals/diagnostics/test_registry.py"
-    run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", tests)
+    run(place, "-c", SHOWS)
+    run(place, "-m", "merge_models.evals.report.reference", "docs")
+    assert "largest_entry_ratio" in (place / "docs/report.md").read_text(encoding="utf-8")
+    assert "largest_entry_ratio" in (place / "docs/report.schema.json").read_text(encoding="utf-8")
+    assert run_tests(place, "tests/evals/diagnostics/test_registry.py") >= 10
