@@ -9,11 +9,11 @@ import os
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merge_models.merge.contract.span import NOT_FINITE, OVERFLOW, Span
+from merge_models.merge.contract.span import NOT_FINITE, OVERFLOW, Span, address_of
 from merge_models.merge.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -96,19 +96,25 @@ def weighted_sum(sources: Sequence[Span], weights: Sequence[float], out: Span) -
 
 
 def _addresses(sources: Sequence[Span]):
-    return (ctypes.c_void_p * len(sources))(*[s.data.ctypes.data for s in sources])
+    return (ctypes.c_void_p * len(sources))(*[address_of(s.data) for s in sources])
 
 
 def _types(sources: Sequence[Span]):
-    return (ctypes.c_int * len(sources))(*[NATIVE_TYPES[s.dtype.code] for s in sources])
+    return _array(ctypes.c_int, tuple([NATIVE_TYPES[s.dtype.code] for s in sources]))
+
+
+@lru_cache(maxsize=256)
+def _array(kind: Any, values: tuple[float, ...]):
+    """An array for a compiled kernel to read; kept, since block after block asks for the same."""
+    return (kind * len(values))(*values)
 
 
 def _native_weighted_sum(library, used: list[tuple[Span, float]], out: Span) -> int:
     sources = [source for source, _ in used]
-    weights = (ctypes.c_double * len(used))(*[weight for _, weight in used])
+    weights = _array(ctypes.c_double, tuple([weight for _, weight in used]))
     return library.merge_models_weighted_sum(
         len(used), _addresses(sources), _types(sources), weights, out.count,
-        out.data.ctypes.data, NATIVE_TYPES[out.dtype.code],
+        address_of(out.data), NATIVE_TYPES[out.dtype.code],
     )  # fmt: skip
 
 
@@ -165,7 +171,7 @@ def is_finite(span: Span) -> bool:
     library = native_library()
     if library is not None and span.dtype.code in NATIVE_TYPES:
         return bool(
-            library.merge_models_is_finite(span.data.ctypes.data, NATIVE_TYPES[span.dtype.code], span.count)
+            library.merge_models_is_finite(address_of(span.data), NATIVE_TYPES[span.dtype.code], span.count)
         )
     values = span.tensor()
     return bool(torch.isfinite(values if span.dtype.size > 1 else values.float()).all())
@@ -189,8 +195,8 @@ def gram_moments(reference: Span, sources: Sequence[Span]) -> np.ndarray:
     spans = [reference, *sources]
     if library is not None and all(s.dtype.code in NATIVE_TYPES for s in spans):
         failed = library.merge_models_gram(
-            reference.data.ctypes.data, NATIVE_TYPES[reference.dtype.code], len(sources),
-            _addresses(sources), _types(sources), reference.count, out.ctypes.data,
+            address_of(reference.data), NATIVE_TYPES[reference.dtype.code], len(sources),
+            _addresses(sources), _types(sources), reference.count, address_of(out),
         )  # fmt: skip
         if failed:
             raise MemoryError("no memory for the Gram kernel's scratch tiles")

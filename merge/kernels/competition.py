@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from merge_models.merge.checkpoint.dtypes import BY_CODE
-from merge_models.merge.contract.span import NOT_FINITE, OVERFLOW, Span
+from merge_models.merge.contract.span import NOT_FINITE, OVERFLOW, Span, address_of
 from merge_models.merge.kernels import compiled
 from merge_models.merge.kernels.blocks import NATIVE_TARGETS
 from merge_models.merge.kernels.compiled import DOUBLE, FLOAT, addresses, place, type_of
@@ -94,7 +94,7 @@ def compete_into(
     ranges = [*_floats(sizes), *_floats(marks)]
     flags = library.merge_models_compete(
         *compiled.sources(sources), *place(base), (compiled.POINTER * 4)(*map(_address, ranges)),
-        (DOUBLE * len(weights))(*weights), scale, base.count, out.data.ctypes.data, type_of(out),
+        (DOUBLE * len(weights))(*weights), scale, base.count, address_of(out.data), type_of(out),
     )  # fmt: skip
     compiled.check(flags < 0)
     return NOT_FINITE if flags & 1 else OVERFLOW if flags else 0

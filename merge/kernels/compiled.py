@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from merge_models.merge.contract.span import Span
+from merge_models.merge.contract.span import Span, address_of
 from merge_models.merge.kernels.blocks import NATIVE_TYPES, native_library
 
 POINTER, SIZE, INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
@@ -77,7 +77,7 @@ def sources(spans: Sequence[Span]):
 
 def place(span: Span | None):
     """The arguments that tell a kernel of one source, or of none: where, and of which type."""
-    return (None, 0) if span is None else (span.data.ctypes.data, type_of(span))
+    return (None, 0) if span is None else (address_of(span.data), type_of(span))
 
 
 def type_of(span: Span) -> int:
@@ -85,7 +85,7 @@ def type_of(span: Span) -> int:
 
 
 def addresses(arrays: Sequence[np.ndarray]):
-    return (POINTER * len(arrays))(*[array.ctypes.data for array in arrays])
+    return (POINTER * len(arrays))(*[address_of(array) for array in arrays])
 
 
 def check(failed: int) -> None:

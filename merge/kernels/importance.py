@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from merge_models.merge.checkpoint.dtypes import BY_CODE
-from merge_models.merge.contract.span import NOT_FINITE, OVERFLOW, Span
+from merge_models.merge.contract.span import NOT_FINITE, OVERFLOW, Span, address_of
 from merge_models.merge.kernels import compiled
 from merge_models.merge.kernels.blocks import NATIVE_TARGETS
 from merge_models.merge.kernels.compiled import place, type_of
@@ -34,7 +34,7 @@ def divergences(parent: Span, base: Span, length: int) -> np.ndarray:
     out = np.empty(base.count // length)
     compiled.check(
         library.merge_models_divergences(
-            *place(parent), *place(base), out.size, length, out.ctypes.data
+            *place(parent), *place(base), out.size, length, address_of(out)
         )
     )  # fmt: skip
     return out
@@ -56,7 +56,7 @@ def importances(parent: Span, base: Span, divergence: np.ndarray, length: int) -
         return Span.of(torch_importance.importances(parent, base, divergence, length))
     out = Span(np.empty(4 * base.count, np.uint8), BY_CODE["F32"])
     library.merge_models_importances(
-        *place(parent), *place(base), divergence.ctypes.data, length, base.count, out.data.ctypes.data
+        *place(parent), *place(base), address_of(divergence), length, base.count, address_of(out.data)
     )
     return out
 
@@ -80,7 +80,7 @@ def take_important(
 
         return torch_importance.take_important(parent, base, divergence, length, threshold, out)
     flags = library.merge_models_take_important(
-        *place(parent), *place(base), divergence.ctypes.data, length, threshold, base.count,
-        out.data.ctypes.data, type_of(out),
+        *place(parent), *place(base), address_of(divergence), length, threshold, base.count,
+        address_of(out.data), type_of(out),
     )  # fmt: skip
     return NOT_FINITE if flags & 1 else OVERFLOW if flags else 0

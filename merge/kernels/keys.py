@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from merge_models.merge.contract.span import Span
+from merge_models.merge.contract.span import Span, address_of
 from merge_models.merge.kernels import compiled
 from merge_models.merge.kernels.compiled import WORD, addresses, place
 
@@ -35,7 +35,7 @@ def keys_of(source: Span, base: Span | None) -> np.ndarray:
 
         return torch_keys.keys_of(source, base).numpy()
     out = np.empty(source.count, np.int32)
-    library.merge_models_keys(*place(source), *place(base), source.count, out.ctypes.data)
+    library.merge_models_keys(*place(source), *place(base), source.count, address_of(out))
     return out
 
 
@@ -65,7 +65,7 @@ def count_keys(
     compiled.check(
         library.merge_models_count_keys(
             *compiled.sources(sources), *place(base), sources[0].count, windows,
-            (WORD * len(flat))(*flat), shift, bins, out.ctypes.data,
+            (WORD * len(flat))(*flat), shift, bins, address_of(out),
         )
     )  # fmt: skip
     return out
@@ -141,7 +141,7 @@ def count_shared(sources: Sequence[Span], base: Span, low: int) -> np.ndarray:
     out = np.zeros((2, len(sources)), np.int64)
     compiled.check(
         library.merge_models_count_shared(
-            *compiled.sources(sources), *place(base), base.count, ctypes.c_uint32(low), out.ctypes.data
+            *compiled.sources(sources), *place(base), base.count, ctypes.c_uint32(low), address_of(out)
         )
     )
     return out

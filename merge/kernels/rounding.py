@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from merge_models.merge.checkpoint.dtypes import DType
-from merge_models.merge.contract.span import OVERFLOW, Span
+from merge_models.merge.contract.span import OVERFLOW, Span, address_of
 from merge_models.merge.kernels.blocks import NATIVE_TYPES, native_library
 from merge_models.merge.lazy import LazyModule
 
@@ -61,7 +61,7 @@ def round_into(values: np.ndarray, out: Span, key: Key | None = None) -> int:
     if library is not None and out.dtype.code in _NATIVE_TARGETS:
         words = None if key is None else (ctypes.c_uint32 * 3)(*key)
         bad = library.merge_models_round(
-            values.ctypes.data, values.size, NATIVE_TYPES[out.dtype.code], words, out.data.ctypes.data
+            address_of(values), values.size, NATIVE_TYPES[out.dtype.code], words, address_of(out.data)
         )
         return OVERFLOW if bad else 0
     given = torch.from_numpy(values)
@@ -106,8 +106,8 @@ def survival(values: np.ndarray, stored: Span, reference: Span) -> np.ndarray:
     library = native_library()
     if library is not None and stored.dtype.code in _NATIVE_TARGETS and reference.dtype.code in NATIVE_TYPES:
         library.merge_models_survival(
-            values.ctypes.data, stored.data.ctypes.data, NATIVE_TYPES[stored.dtype.code],
-            reference.data.ctypes.data, NATIVE_TYPES[reference.dtype.code], values.size, out.ctypes.data,
+            address_of(values), address_of(stored.data), NATIVE_TYPES[stored.dtype.code],
+            address_of(reference.data), NATIVE_TYPES[reference.dtype.code], values.size, address_of(out),
         )  # fmt: skip
         return out
     kept, given = stored.tensor(), reference.tensor()

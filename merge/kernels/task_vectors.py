@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from merge_models.merge.checkpoint.dtypes import BY_CODE
-from merge_models.merge.contract.span import NOT_FINITE, OVERFLOW, Span, wide_span
+from merge_models.merge.contract.span import NOT_FINITE, OVERFLOW, Span, address_of, wide_span
 from merge_models.merge.kernels import compiled
 from merge_models.merge.kernels.blocks import NATIVE_TARGETS
 from merge_models.merge.kernels.compiled import DOUBLE, WORD, place, type_of
@@ -60,7 +60,7 @@ def mix_into(
     flags = library.merge_models_mix(
         *compiled.sources(sources), *place(base), _thinnings(thinned, base.count), doubles(*factors),
         doubles(*extra), doubles(*shares), mixing.rule, mixing.normalize, mixing.enough, mixing.scale,
-        base.count, out.data.ctypes.data, type_of(out),
+        base.count, address_of(out.data), type_of(out),
     )  # fmt: skip
     compiled.check(flags < 0)
     return NOT_FINITE if flags & 1 else OVERFLOW if flags else 0
@@ -99,7 +99,7 @@ def norms(
         return torch_task_vectors.norms(sources, base, thinned, squared)
     out = np.empty((2, len(sources)))
     known = (*compiled.sources(sources), *place(base), _thinnings(thinned, base.count))
-    compiled.check(library.merge_models_norms(*known, squared, base.count, out.ctypes.data))
+    compiled.check(library.merge_models_norms(*known, squared, base.count, address_of(out)))
     return out
 
 
@@ -111,7 +111,7 @@ def variance(sources: Sequence[Span]) -> Span:
 
         return torch_task_vectors.variance(sources)
     out = Span(np.empty(4 * sources[0].count, np.uint8), BY_CODE["F32"])
-    library.merge_models_variance(*compiled.sources(sources), out.count, out.data.ctypes.data)
+    library.merge_models_variance(*compiled.sources(sources), out.count, address_of(out.data))
     return out
 
 
@@ -120,7 +120,7 @@ def checksum(source: Span) -> tuple[int, int]:
     data, library = source.data, compiled.library()
     if library is not None:
         sums = (ctypes.c_uint64 * 2)()
-        library.merge_models_checksum(data.ctypes.data, data.nbytes, sums)
+        library.merge_models_checksum(address_of(data), data.nbytes, sums)
         return sums[0], sums[1]
     words = np.frombuffer(data.tobytes() + bytes(8 - data.nbytes % 8), dtype="<u8")
     places = np.arange(1, len(words) + 1, dtype=np.uint64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from merge_models.merge.checkpoint.dtypes import DType
 from merge_models.merge.checkpoint.header import TensorInfo
@@ -23,6 +23,20 @@ class Ref:
 
     model: int
     info: TensorInfo
+
+
+class Read(NamedTuple):
+    """An input as blocks see it.
+
+    Attributes:
+        ref: the tensor.
+        elements: how many it has.
+        is_whole: whether every block sees all of them.
+    """
+
+    ref: Ref
+    elements: int
+    is_whole: bool
 
 
 @dataclass(frozen=True)
@@ -98,12 +112,10 @@ class Task:
         return self.domain.count
 
     @cached_property
-    def reads(self) -> tuple[tuple[Ref, int, bool], ...]:
-        """Every input in order: the tensor, its elements, and whether each block sees all of them.
-
-        Kept, as it is asked for with every block."""
+    def reads(self) -> tuple[Read, ...]:
+        """Every input in order. Kept, as it is asked for with every block."""
         whole = self.kernel.whole
-        return tuple((ref, ref.info.count, role in whole) for role, ref in self.inputs.by_role())
+        return tuple(Read(ref, ref.info.count, role in whole) for role, ref in self.inputs.by_role())
 
     @property
     def bytes_out(self) -> int:

@@ -132,9 +132,9 @@ class Hands:
                     f"tensor '{printable(task.name)}': {_maker(task)}left '{printable(output.spec.name)}'"
                     " unwritten; fill every output of the kernel"
                 )
-            start, _ = task.part(output.spec.count, piece.start, piece.stop)
-            self._sink.write(output.spec.name, start * output.spec.dtype.size, output.span.data)
-            nbytes += output.span.data.nbytes
+            data = output.span.data
+            self._sink.write(output.spec.name, output.start * output.spec.dtype.size, data)
+            nbytes += data.nbytes
             if output.samples:
                 samples[output.spec.name] = output.samples
         self._reader.release(piece)
@@ -145,14 +145,15 @@ class Hands:
         spec = task.outputs[number]
         start, stop = task.part(spec.count, piece.start, piece.stop)
         first, last = start * spec.dtype.size, stop * spec.dtype.size
-        data = self._sink.buffer(spec.name, first, last, buffers.get(f"out {number}", last - first))
+        data = self._sink.buffer(spec.name, first, last, buffers.get(("out", number), last - first))
         narrow = is_narrow(spec.dtype)
         draws = narrow and options.rounding == "stochastic"
         sampled = narrow and piece.start // BLOCK_ELEMENTS % EVERY == 0
         return BlockOutput(
             spec,
+            start,
             Span(data, spec.dtype),
-            lambda nbytes: buffers.get("wide", nbytes),
+            buffers,
             rounding_key(task.case.seed, spec.name, start) if draws else None,
             _reference(spans, stop - start) if sampled else None,
             options.on_nonfinite == "keep",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from merge_models.merge.errors import PlanError, printable
 from merge_models.merge.kernels.blocks import is_finite
 from merge_models.merge.kernels.rounding import round_into, survival
 from merge_models.merge.kernels.terms import Key
+from merge_models.merge.running.reading import Buffers
 from merge_models.merge.running.survival import SAMPLED
 
 if TYPE_CHECKING:
@@ -28,8 +28,9 @@ class BlockOutput:
 
     Attributes:
         spec: the whole tensor.
+        start: the block's first element in it.
         span: the block's memory, in the output's dtype.
-        scratch: gives a worker's memory for values before they are rounded.
+        buffers: the worker's memory, for values before they are rounded.
         key: of the draws that round it; None where it is rounded to nearest.
         reference: what changes are measured against where this block is sampled; None where it is not.
         keeps_nonfinite: whether NaN and Inf are let through.
@@ -38,8 +39,9 @@ class BlockOutput:
     """
 
     spec: TensorSpec
+    start: int
     span: Span
-    scratch: Callable[[int], np.ndarray]
+    buffers: Buffers
     key: Key | None = None
     reference: Span | None = None
     keeps_nonfinite: bool = False
@@ -57,7 +59,7 @@ class BlockOutput:
         if self.key is None:
             flags = mixer(self.span)
         else:
-            wide = Span(self.scratch(4 * self.count)[: 4 * self.count], BY_CODE["F32"])
+            wide = Span(self.buffers.get("wide", 4 * self.count)[: 4 * self.count], BY_CODE["F32"])
             flags = mixer(wide)
             flags |= round_into(wide.data.view(np.float32), self.span, self.key)
         if self.reference is not None:

@@ -41,10 +41,10 @@ class Piece:
 
     def block(self, spans: Inputs[Span]) -> Block:
         """Returns what a kernel sees of it, given its inputs."""
-        whole_rows = self.task.kernel.grain is not Grain.ELEMENT
-        case = self.task.case
-        shape = case.result if case.inputs.parents else self.task.domain
-        return Block(spans, self.start, case, self.number, shape.columns if whole_rows else None)
+        case, columns = self.task.case, None
+        if self.task.kernel.grain is not Grain.ELEMENT:
+            columns = (case.result if case.inputs.parents else self.task.domain).columns
+        return Block(spans, self.start, case, self.number, columns)
 
     def sample(self, spans: Inputs[Span], places: np.ndarray) -> Block:
         """Returns the same of a sample of it: runs that begin at some places."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from merge_models.merge.checkpoint.sources.source import Source
 from merge_models.merge.contract.block import Block
 from merge_models.merge.contract.case import Inputs
-from merge_models.merge.contract.span import Span
+from merge_models.merge.contract.span import Span, address_of
 from merge_models.merge.kernels.selection.samples import RUN, run_starts, thinned
 from merge_models.merge.planning.task import Ref, Task
 from merge_models.merge.running.held import HeldBlocks
@@ -24,10 +23,10 @@ class Buffers:
     """A worker's reusable memory, one array per use, grown to the largest block seen."""
 
     def __init__(self) -> None:
-        self._arrays: dict[int | str, np.ndarray] = {}
-        self._holds: dict[int | str, tuple[str, Span]] = {}
+        self._arrays: dict[Hashable, np.ndarray] = {}
+        self._holds: dict[Hashable, tuple[str, Span]] = {}
 
-    def get(self, use: int | str, nbytes: int) -> np.ndarray:
+    def get(self, use: Hashable, nbytes: int) -> np.ndarray:
         """Returns memory of so many bytes at least; its content is of no use any more."""
         if self._holds:
             self._holds.pop(use, None)
@@ -44,27 +43,6 @@ class Buffers:
     def hold(self, use: int, task: str, span: Span) -> None:
         """Keeps an input whole until its memory is used anew."""
         self._holds[use] = (task, span)
-
-
-class _Part(NamedTuple):
-    """A piece's part of one input.
-
-    Attributes:
-        use: the number of the input in its task.
-        ref: the tensor.
-        start, stop: elements of it.
-        is_whole: whether every piece of the task sees the same.
-    """
-
-    use: int
-    ref: Ref
-    start: int
-    stop: int
-    is_whole: bool
-
-    @property
-    def nbytes(self) -> int:
-        return (self.stop - self.start) * self.ref.info.dtype.size
 
 
 @dataclass(frozen=True)
@@ -87,15 +65,17 @@ class BlockReader:
         """Returns a piece's inputs, for the last time; each part is shown to ``watch``."""
         held = self._held.get(piece.place) if self._held else None
         if held is None:
-            return _by_role(piece, [self._into(piece, part, buffers, shown=True) for part in _parts(piece)])
-        for part, span in zip(_parts(piece), held.spans, strict=True):
-            self._show(piece, part, span)
+            uses = range(len(piece.task.reads))
+            return _by_role(piece, [self._into(piece, use, buffers, shown=True) for use in uses])
+        for use, span in enumerate(held.spans):
+            self._show(piece, use, span)
         return _by_role(piece, held.spans)
 
     def to_survey(self, piece: Piece, buffers: Buffers) -> Inputs[Span]:
         """Returns a piece's inputs; they are held from the first round on that has room for them."""
         held = self._hold(piece)
-        return _by_role(piece, held or [self._into(piece, part, buffers) for part in _parts(piece)])
+        uses = range(len(piece.task.reads))
+        return _by_role(piece, held or [self._into(piece, use, buffers) for use in uses])
 
     def to_sample(self, piece: Piece, every: int) -> Block:
         """Returns a sample of a piece: of what is held, else no more than it is read from the files."""
@@ -103,7 +83,8 @@ class BlockReader:
         if held is not None:
             return thinned(piece.block(_by_role(piece, held)), every)
         starts = run_starts(piece.count, piece.number, every)
-        spans = [self._runs(part.ref, part.start + starts) for part in _parts(piece)]
+        reads = enumerate(piece.task.reads)
+        spans = [self._runs(read.ref, _part(piece, use)[0] + starts) for use, read in reads]
         return piece.sample(_by_role(piece, spans), piece.start + starts)
 
     def release(self, piece: Piece) -> None:
@@ -114,26 +95,30 @@ class BlockReader:
 
     def _hold(self, piece: Piece) -> list[Span] | None:
         if piece.place not in self._held:
-            parts = list(_parts(piece))
-            if not self._memory.admit(sum(part.nbytes for part in parts)):
+            refs = [read.ref for read in piece.task.reads]
+            parts = [_part(piece, use) for use in range(len(refs))]
+            sizes = [
+                (stop - start) * ref.info.dtype.size for ref, (start, stop) in zip(refs, parts, strict=True)
+            ]
+            if not self._memory.admit(sum(sizes)):
                 return None
-            lent = [self._memory.lend(part.nbytes) for part in parts]
-            spans = [self._read(part, buffer) for part, buffer in zip(parts, lent, strict=True)]
+            lent = [self._memory.lend(size) for size in sizes]
+            places = zip(refs, parts, lent, strict=True)
+            spans = [self._elements(ref, *part, buffer) for ref, part, buffer in places]
             self._held[piece.place] = _Held(spans, lent)
         return self._held[piece.place].spans
 
-    def _into(self, piece: Piece, part: _Part, buffers: Buffers, shown: bool = False) -> Span:
-        span = buffers.held(part.use, piece.task.name) if part.is_whole else None
+    def _into(self, piece: Piece, use: int, buffers: Buffers, shown: bool = False) -> Span:
+        ref, _, is_whole = piece.task.reads[use]
+        span = buffers.held(use, piece.task.name) if is_whole else None
         if span is None:
-            span = self._read(part, buffers.get(part.use, part.nbytes))
-            if part.is_whole:
-                buffers.hold(part.use, piece.task.name, span)
+            start, stop = _part(piece, use)
+            span = self._elements(ref, start, stop, buffers.get(use, (stop - start) * ref.info.dtype.size))
+            if is_whole:
+                buffers.hold(use, piece.task.name, span)
         if shown:
-            self._show(piece, part, span)  # now, while it is in the processor's cache
+            self._show(piece, use, span)  # now, while it is in the processor's cache
         return span
-
-    def _read(self, part: _Part, buffer: np.ndarray) -> Span:
-        return self._elements(part.ref, part.start, part.stop, buffer)
 
     def _elements(self, ref: Ref, start: int, stop: int, buffer: np.ndarray) -> Span:
         size = ref.info.dtype.size
@@ -147,20 +132,21 @@ class BlockReader:
         for k, start in enumerate(starts.tolist()):
             place = out[k * size : (k + 1) * size]
             data = self._elements(ref, start, start + RUN, place).data
-            if data.ctypes.data != place.ctypes.data:
+            if address_of(data) != address_of(place):
                 place[:] = data
         return Span(out, ref.info.dtype)
 
-    def _show(self, piece: Piece, part: _Part, span: Span) -> None:
+    def _show(self, piece: Piece, use: int, span: Span) -> None:
         """Shows a part of an input to ``watch``; what every piece sees whole only with the first."""
-        if self._watched is not None and not (part.is_whole and piece.start):
-            self._watched(piece.task, part.use, part.start * span.dtype.size, span.data)
+        if self._watched is None or (piece.start and piece.task.reads[use].is_whole):
+            return
+        self._watched(piece.task, use, _part(piece, use)[0] * span.dtype.size, span.data)
 
 
-def _parts(piece: Piece) -> Iterator[_Part]:
-    for use, (ref, count, is_whole) in enumerate(piece.task.reads):
-        start, stop = (0, count) if is_whole else piece.task.part(count, piece.start, piece.stop)
-        yield _Part(use, ref, start, stop, is_whole)
+def _part(piece: Piece, use: int) -> tuple[int, int]:
+    """The elements of an input, by its number, that a piece needs: all, where every piece sees the whole."""
+    _, count, is_whole = piece.task.reads[use]
+    return (0, count) if is_whole else piece.task.part(count, piece.start, piece.stop)
 
 
 def _by_role(piece: Piece, spans: Sequence[Span]) -> Inputs[Span]:

@@ -97,12 +97,21 @@ class Scheduler:
                     self._survival.add(name, size, sums)
             if self._options.progress:
                 self._options.progress(done.nbytes)
-            self._count_down(step.piece.task)
+            task = step.piece.task
+            with self._changed:
+                self._left[task.name] -= 1
+                if self._left[task.name]:
+                    return self._let_go(step)
+            self._sink.finish(task, self.figures(task))
         elif self._fold(job, step.piece.number, done.moments):
             self._advance(job, job.total)
         with self._changed:
-            del self._taken[id(step)]
-            self._changed.notify_all()
+            self._let_go(step)
+
+    def _let_go(self, step: Step) -> None:
+        """Counts a step as done. Called with the lock held."""
+        del self._taken[id(step)]
+        self._changed.notify_all()
 
     def fail(self, failure: BaseException) -> None:
         """Stops everything; the first failure counts."""
@@ -165,21 +174,15 @@ class Scheduler:
 
     def _unfinished(self, job: Job) -> list[Piece]:
         """The pieces of a job's tasks that are yet to be written; counts them by task."""
+        done = {task.name for task in job.tasks if is_finished(task, self._options.finished)}
         kept = []
         for piece in job.pieces():
-            if is_finished(piece.task, self._options.finished):
+            if piece.task.name in done:
                 self._hands.release(piece)
             else:
                 kept.append(piece)
                 self._left[piece.task.name] = self._left.get(piece.task.name, 0) + 1
         return kept
-
-    def _count_down(self, task: Task) -> None:
-        with self._changed:
-            self._left[task.name] -= 1
-            is_last = self._left[task.name] == 0
-        if is_last:
-            self._sink.finish(task, self.figures(task))
 
     def _fold(self, job: Job, number: int, part: Any) -> bool:
         """Adds parts in block order, as they become adjacent; returns whether it was the last.
