@@ -41,17 +41,17 @@ WAYS = {  # the way -> what it is compared with
 _CHILD = """
 import sys
 way, recipe, out = sys.argv[1:]
-from merge_models.merge import output
-from merge_models.merge.checkpoint import staging
+from merge_models.merge.checkpoint.outputs import staging
+from merge_models.merge.publishing import staged
 
 class Unhashed:
     def add(self, start, data): pass
     def text(self): return "none"
 
 if way.startswith("bare"):
-    output.TensorDigest = lambda *given: Unhashed()
-    output._feeds = lambda plan: {t.name: [None] * len(t.sources()) for t in plan.tensors}
-    output.digest_stored = lambda *given: "none"
+    staged.TensorDigest = lambda *given: Unhashed()
+    staged._feeds = lambda plan: {task.name: [None] * len(task.reads) for task in plan.tasks}
+    staged.digest_stored = lambda *given: "none"
     staging.Staging.note = lambda *given: None
 if not way.endswith("fsync"):
     staging.sync_tree = lambda folder: None

@@ -72,7 +72,14 @@ def find_manifold(name: str) -> "type[AbstractManifold]":
 
 
 class UnknownManifoldError(ValueError):
-    """No manifold has that name; the text suggests the nearest."""
+    """No manifold has that name; the text suggests the nearest.
+
+    >>> try:
+    ...     find_manifold("spher")
+    ... except UnknownManifoldError as error:
+    ...     print(error)
+    unknown manifold 'spher'; did you mean 'sphere'?
+    """
 
 
 _LAZY = {
@@ -111,6 +118,10 @@ _LAZY = {
 
 
 _LAZY |= {kind: module for module, _, kind in (place.partition(".") for place in MANIFOLDS.values())}
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
 
 
 def __getattr__(name: str) -> Any:

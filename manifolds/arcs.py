@@ -13,23 +13,29 @@ from merge_models.manifolds.span import coefficients as span_coefficients
 
 
 def angle_between(first: Tensor, second: Tensor) -> Tensor:
-    """Angle `[...]` in [0, pi] between unit vectors `[..., n]`, to rounding at both ends (Kahan)."""
+    """Returns angle `[...]` in [0, pi] between unit vectors `[..., n]`, to rounding at both ends (Kahan).
+
+    >>> first, second = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    >>> angle_between(first, second)
+    tensor(1.5708)
+    """
     return 2 * torch.atan2((first - second).norm(dim=-1), (first + second).norm(dim=-1))
 
 
 def sinc(angle: Tensor) -> Tensor:
-    """`sin(angle) / angle`, 1 at 0."""
+    """Returns `sin(angle) / angle`, 1 at 0."""
     return torch.sinc(angle / math.pi)
 
 
 def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
-    """`sum_i w_i v_i` for weights `[..., N]` and values `[..., N, *event]`."""
+    """Returns `sum_i w_i v_i` for weights `[..., N]` and values `[..., N, *event]`."""
     event = values.dim() - weights.dim()
     return (weights.reshape(*weights.shape, *[1] * event) * values).sum(dim=-1 - event)
 
 
 def mean_coefficients(units: Tensor, mean: Tensor, weights: Tensor) -> Tensor:
-    """Coefficients c `[..., N]` with `sum_i c_i u_i = mean`, for the weighted Karcher mean of the units.
+    """Returns coefficients c `[..., N]` with `sum_i c_i u_i = mean`, for the weighted Karcher mean of the
+    units.
 
     `weights` are those of the mean, on any scale.
 
@@ -39,6 +45,11 @@ def mean_coefficients(units: Tensor, mean: Tensor, weights: Tensor) -> Tensor:
 
     Where the point is no such mean (an iteration that did not converge, antipodes) the coefficients are those
     of least norm that give the point.
+
+    >>> units = torch.eye(2, dtype=torch.float64)
+    >>> mean = units.sum(0) / units.sum(0).norm()
+    >>> mean_coefficients(units, mean, torch.tensor([0.5, 0.5], dtype=torch.float64))
+    tensor([0.7071, 0.7071], dtype=torch.float64)
     """
     raw = weights / sinc(angle_between(mean.unsqueeze(-2), units)).clamp_min(1e-12)
     length = weighted_sum(raw, units).norm(dim=-1, keepdim=True)
@@ -52,10 +63,15 @@ def mean_coefficients(units: Tensor, mean: Tensor, weights: Tensor) -> Tensor:
 
 
 def step_coefficients(units: Tensor, coefficients: Tensor, weights: Tensor) -> Tensor:
-    """One Karcher step, `exp_m(sum_i w_i log_m u_i)` from `m = sum_i c_i u_i`, as coefficients `[..., N]`.
+    """Returns one Karcher step, `exp_m(sum_i w_i log_m u_i)` from `m = sum_i c_i u_i`, as coefficients `[...,
+    N]`.
 
     With t_i the angle from m to u_i and T the sum of the logs: `cos|T| m + sinc|T| T`, and
     `log_m u_i = (t_i / sin t_i) (u_i - cos t_i m)`, so both are combinations of the units.
+
+    >>> units, half = torch.eye(2, dtype=torch.float64), torch.tensor([0.5, 0.5], dtype=torch.float64)
+    >>> step_coefficients(units, torch.tensor([1.0, 0.0], dtype=torch.float64), half)
+    tensor([0.7071, 0.7071], dtype=torch.float64)
     """
     mean = weighted_sum(coefficients, units)
     angle = angle_between(mean.unsqueeze(-2), units)
@@ -67,9 +83,13 @@ def step_coefficients(units: Tensor, coefficients: Tensor, weights: Tensor) -> T
 
 
 def slerp_coefficients(angle: Tensor, t: Tensor | float) -> Tensor:
-    """`[..., 2]`: sin((1-t) a)/sin a and sin(t a)/sin a (Shoemake 1985), accurate as the angle goes to 0.
+    """Returns `[..., 2]`: sin((1-t) a)/sin a and sin(t a)/sin a (Shoemake 1985), accurate as the angle goes
+    to 0.
 
     At the antipode (angle pi) the arc is not unique and the coefficients are not bounded.
+
+    >>> slerp_coefficients(torch.tensor(torch.pi / 2), 0.5)
+    tensor([0.7071, 0.7071])
     """
     t = torch.as_tensor(t, dtype=angle.dtype, device=angle.device)
     ends = torch.stack(torch.broadcast_tensors(1 - t, t, angle)[:2], dim=-1)

@@ -29,11 +29,27 @@ __all__ = ["AbstractManifold", "CutLocusError", "GeooptSphere", "NotOnManifoldEr
 
 
 class NotOnManifoldError(ValueError):
-    """A point that should lie on the manifold does not; the text says how far off it is."""
+    """A point that should lie on the manifold does not; the text says how far off it is.
+
+    >>> from merge_models.manifolds import Sphere
+    >>> try:
+    ...     Sphere().require(torch.tensor([3.0, 4.0]))
+    ... except NotOnManifoldError as error:
+    ...     print(error)
+    Sphere: a norm is off 1 by 4 ...
+    """
 
 
 class CutLocusError(ValueError):
-    """A logarithm was asked for where none, or more than one, shortest path exists."""
+    """A logarithm was asked for where none, or more than one, shortest path exists.
+
+    >>> from merge_models.manifolds import Sphere
+    >>> try:
+    ...     Sphere().log(torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 0.0]))
+    ... except CutLocusError as error:
+    ...     print(error)
+    Sphere: no single shortest path for 1 of 1 pairs ...
+    """
 
 
 class AbstractManifold(Manifold):
@@ -42,6 +58,11 @@ class AbstractManifold(Manifold):
     - `ndim`: the number of event dimensions
     - `event`: what the raw numbers of a point are: a `vector`, a `square` matrix, or a `tall` one
     - `undefined`: what is wrong with raw numbers that no point is made of
+
+    >>> from merge_models.manifolds import find_manifold
+    >>> sphere = find_manifold("sphere")()
+    >>> sphere.dist(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
+    tensor(1.5708)
     """
 
     ndim: int
@@ -80,30 +101,33 @@ class AbstractManifold(Manifold):
 
     @abc.abstractmethod
     def minimal_log(self, point: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-        """The shortest tangent that leads from `point` to `other`, and where there is no single one.
+        """Returns the shortest tangent that leads from `point` to `other`, and where there is no single one.
 
         Returns the tangent `[..., *event]` and a mask `[...]`; under the mask the tangent is zero.
         """
 
     @abc.abstractmethod
     def magnitude(self, point: Tensor) -> Tensor:
-        """The size `[...]` of the numbers that tangents at `point` come from: they round at eps times it."""
+        """Returns the size `[...]` of the numbers that tangents at `point` come from: they round at eps times
+        it."""
 
     @abc.abstractmethod
     def mean_is_unique(self, mean: Tensor, points: Tensor, weights: Tensor) -> Tensor:
-        """Whether `[B]` a theorem guarantees that `points [B, N, *event]` have no other mean than `mean`."""
+        """Returns whether `[B]` a theorem guarantees that `points [B, N, *event]` have no other mean than
+        `mean`."""
 
     def mean_start(self, points: Tensor, weights: Tensor) -> Tensor:
-        """Where the mean's iteration starts `[B, *event]`: the flat mean, projected."""
+        """Returns where the mean's iteration starts `[B, *event]`: the flat mean, projected."""
         return self.projx(weighted_sum(weights, points))
 
     def mean_step(self, point: Tensor, logs: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
-        """The tangent to follow from `point` toward the mean, given the mean of `logs`."""
+        """Returns the tangent to follow from `point` toward the mean, given the mean of `logs`."""
         del point, logs, weights
         return gradient
 
     def safe_step(self, point: Tensor, logs: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
-        """The tangent that never leads away from the mean: the mean of `logs` under curvature of 0 or more.
+        """Returns the tangent that never leads away from the mean: the mean of `logs` under curvature of 0 or
+        more.
 
         The Hessian of half the mean squared distance is then at most the identity.
         """
@@ -120,29 +144,31 @@ class AbstractManifold(Manifold):
         return tangent
 
     def project(self, point: Tensor) -> Tensor:
-        """The nearest point of the manifold."""
+        """Returns the nearest point of the manifold."""
         return self.projx(point)
 
     def exp(self, point: Tensor, tangent: Tensor) -> Tensor:
-        """Follow the geodesic that leaves `point` along `tangent` for unit time."""
+        """Follows the geodesic that leaves `point` along `tangent` for unit time."""
         return self.expmap(point, tangent)
 
     def log(self, point: Tensor, other: Tensor) -> Tensor:
-        """The tangent at `point` with `exp(point, tangent) = other`; `CutLocusError` if it is not unique."""
+        """Returns the tangent at `point` with `exp(point, tangent) = other`; `CutLocusError` if it is not
+        unique."""
         return self.logmap(point, other)
 
     def transport(self, point: Tensor, other: Tensor, tangent: Tensor) -> Tensor:
-        """Carry a tangent at `point` to `other`."""
+        """Carries a tangent at `point` to `other`."""
         return self.transp(point, other, tangent)
 
     def geodesic(self, start: Tensor, end: Tensor, t: Tensor | float) -> Tensor:
-        """The point at `t` on the shortest path: `start` at 0, `end` at 1. `t` broadcasts over the batch."""
+        """Returns the point at `t` on the shortest path: `start` at 0, `end` at 1. `t` broadcasts over the
+        batch."""
         time = torch.as_tensor(t, dtype=start.dtype, device=start.device)
         time = time.reshape(*time.shape, *[1] * self.ndim)
         return self.expmap(start, time * self.logmap(start, end))
 
     def check(self, point: Tensor, *, tolerance: float | None = None) -> str | None:
-        """None if every point of the batch lies on the manifold, or else the reason in words."""
+        """Returns None if every point of the batch lies on the manifold, or else the reason in words."""
         if not point.is_floating_point():
             return f"a point is a floating tensor, not {point.dtype}"
         if point.dim() < self.ndim:
@@ -153,7 +179,7 @@ class AbstractManifold(Manifold):
         return self._violation(point, tolerance)
 
     def require(self, point: Tensor) -> None:
-        """Raise `NotOnManifoldError` with the reason that `check` gives."""
+        """Raises `NotOnManifoldError` with the reason that `check` gives."""
         reason = self.check(point)
         if reason is not None:
             raise NotOnManifoldError(f"{self.name}: {reason}")

@@ -7,7 +7,12 @@ from merge_models.manifolds.base import AbstractManifold
 
 
 class Euclidean(AbstractManifold):
-    """Vectors `[..., n]` with their straight distance: what linear merging assumes."""
+    """Vectors `[..., n]` with their straight distance: what linear merging assumes.
+
+    >>> import torch
+    >>> Euclidean().geodesic(torch.zeros(2), torch.ones(2), 0.25)
+    tensor([0.2500, 0.2500])
+    """
 
     name = "Euclidean"
     ndim = 1

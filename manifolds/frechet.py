@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
 
 class FrechetMeanError(ValueError):
-    """Points and weights that have no Fréchet mean; the text holds shapes and values."""
+    """Points and weights that have no Fréchet mean; the text holds shapes and values.
+
+    >>> from merge_models.manifolds import Sphere
+    >>> try:
+    ...     frechet_mean(Sphere(), torch.eye(2), torch.tensor([1.0, -1.0]))
+    ... except FrechetMeanError as error:
+    ...     print("negative" in str(error))
+    True
+    """
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,11 @@ class FrechetMean:
     - `converged`: residual below tolerance, `[...]`
     - `unique`: whether a theorem guarantees that there is no other mean, `[...]`
     - `reason`: in words, over the batch
+
+    >>> from merge_models.manifolds import Sphere
+    >>> mean = frechet_mean(Sphere(), torch.eye(3, dtype=torch.float64))
+    >>> bool(mean.converged), bool(mean.unique), mean.reason
+    (True, True, 'converged in 0 iterations')
     """
 
     point: Tensor
@@ -54,7 +67,8 @@ def frechet_mean(
     tolerance: float = 1e-12,
     max_iterations: int = 200,
 ) -> FrechetMean:
-    """The weighted Fréchet mean of `points [..., N, *event]` under `weights [..., N]` (equal unless given).
+    """Returns the weighted Fréchet mean of `points [..., N, *event]` under `weights [..., N]` (equal unless
+    given).
 
     Converged means `residual <= tolerance * spread + 16 eps * magnitude`, where the spread is the root of the
     weighted mean squared distance, and the last term is what rounding leaves in a tangent. Weights are
@@ -62,6 +76,10 @@ def frechet_mean(
 
     Raises `FrechetMeanError` for shapes or weights that make no sense. What does not converge, or
     has points at each other's cut locus, is reported in the result, never raised.
+
+    >>> from merge_models.manifolds import Sphere
+    >>> frechet_mean(Sphere(), torch.eye(2, dtype=torch.float64)).point
+    tensor([0.7071, 0.7071], dtype=torch.float64)
     """
     points, weights = _prepare(manifold, points, weights)
     batch, event = weights.shape[:-1], points.shape[weights.dim() :]

@@ -14,17 +14,28 @@ from merge_models.manifolds.lifting import Lifted
 
 
 def covariance_root(covariance: Tensor) -> Tensor:
-    """The symmetric square root of positive semidefinite matrices `[..., d, d]`; rounding below 0 is cut."""
+    """Returns the symmetric square root of positive semidefinite matrices `[..., d, d]`; rounding below 0 is
+    cut.
+
+    >>> covariance_root(torch.diag(torch.tensor([4.0, 9.0]))).round(decimals=4)
+    tensor([[2., 0.],
+            [0., 3.]])
+    """
     values, vectors = torch.linalg.eigh(covariance)
     return (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)) @ vectors.mT
 
 
 def optimal_map(source: Tensor, target: Tensor) -> Tensor:
-    """The symmetric T `[..., d, d]` that pushes N(0, source) to N(0, target) at least cost.
+    """Returns the symmetric T `[..., d, d]` that pushes N(0, source) to N(0, target) at least cost.
 
     `T = A^-1 (A B A)^1/2 A^-1`, A the root of the source, B the target (Knott & Smith 1984). Where the
     source has no mass, T is the identity; what target mass lies out of the source's range is out of reach
     of any map.
+
+    >>> narrow, round_ = torch.diag(torch.tensor([1.0, 4.0])), torch.diag(torch.tensor([4.0, 4.0]))
+    >>> optimal_map(narrow, round_).round(decimals=4)
+    tensor([[2., 0.],
+            [0., 1.]])
     """
     displacement, _ = _displacement(source, target)
     return torch.eye(source.shape[-1]).to(displacement) + displacement
@@ -33,9 +44,14 @@ def optimal_map(source: Tensor, target: Tensor) -> Tensor:
 def barycenter(
     covariances: Tensor, weights: Tensor | None = None, *, max_iterations: int = 200
 ) -> FrechetMean:
-    """Wasserstein barycenter of `[..., N, d, d]` by the fixed point of Álvarez-Esteban et al. (2016).
+    """Returns Wasserstein barycenter of `[..., N, d, d]` by the fixed point of Álvarez-Esteban et al. (2016).
 
     Commuting covariances, and so diagonal ones, are done at the start, which is `(sum_i w_i C_i^1/2)^2`.
+
+    >>> narrow, wide = torch.diag(torch.tensor([1.0, 4.0])), torch.diag(torch.tensor([9.0, 4.0]))
+    >>> barycenter(torch.stack([narrow, wide])).point.round(decimals=4)
+    tensor([[4., 0.],
+            [0., 4.]], dtype=torch.float64)
     """
     return frechet_mean(BuresWasserstein(), covariances, weights, max_iterations=max_iterations)
 
@@ -76,6 +92,10 @@ class BuresWasserstein(AbstractManifold):
     defined there too. The curvature is not negative. The mean is unique if some point of positive weight is
     nonsingular where any is (Agueh & Carlier 2011). There is no closed
     form for `transport`.
+
+    >>> one, other = torch.eye(2), 4 * torch.eye(2)
+    >>> BuresWasserstein().dist(one, other)
+    tensor(1.4142)
     """
 
     name = "BuresWasserstein"
@@ -130,7 +150,8 @@ class BuresWasserstein(AbstractManifold):
         raise NotImplementedError("BuresWasserstein.transport has no closed form")
 
     def geodesic(self, start: Tensor, end: Tensor, t: Tensor | float) -> Tensor:
-        """Covariance of `(1-t) X + t Y`, optimally coupled (McCann 1997), independent where that is free."""
+        """Returns covariance of `(1-t) X + t Y`, optimally coupled (McCann 1997), independent where that is
+        free."""
         time = torch.as_tensor(t, dtype=start.dtype, device=start.device)[..., None, None]
         first, second = covariance_root(start), covariance_root(end)
         left, values, right = torch.linalg.svd(second @ first)
@@ -176,6 +197,9 @@ class DiagonalBuresWasserstein(AbstractManifold):
 
     A tangent is a displacement of the standard deviations; `dist^2 = sum (s_i - t_i)^2`. The mean is
     `(sum_i w_i s_i)^2`, one step away and unique.
+
+    >>> DiagonalBuresWasserstein().dist(torch.tensor([1.0, 4.0]), torch.tensor([16.0, 4.0]))
+    tensor(3.)
     """
 
     name = "DiagonalBuresWasserstein"

@@ -49,7 +49,15 @@ class AbstractHyperbolic(AbstractManifold):
 
 
 class Lorentz(AbstractHyperbolic):
-    """Points `[..., n + 1]` of the hyperboloid `<p, p>_L = -1, p_0 > 0`; any vector of R^n lifts onto it."""
+    """Points `[..., n + 1]` of the hyperboloid `<p, p>_L = -1, p_0 > 0`; any vector of R^n lifts onto it.
+
+    >>> import torch
+    >>> lorentz = Lorentz()
+    >>> origin = lorentz.project(torch.zeros(3, dtype=torch.float64))
+    >>> reached = lorentz.exp(origin, torch.tensor([0.0, 2.0, 0.0], dtype=torch.float64))
+    >>> round(float(lorentz.dist(origin, reached)), 9)
+    2.0
+    """
 
     name = "Lorentz"
 
@@ -92,7 +100,7 @@ class Lorentz(AbstractHyperbolic):
         return distance if keepdim else distance[..., 0]
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """Parallel transport along the geodesic."""
+        """Returns parallel transport along the geodesic."""
         return v + minkowski(y, v, keepdim=True) / (1 - minkowski(x, y, keepdim=True)) * (x + y)
 
     def magnitude(self, point: Tensor) -> Tensor:
@@ -117,7 +125,12 @@ class Lorentz(AbstractHyperbolic):
 
 
 class PoincareBall(AbstractHyperbolic):
-    """Points `[..., n]` of the open unit ball; a vector of R^n lifts into it by the exponential at zero."""
+    """Points `[..., n]` of the open unit ball; a vector of R^n lifts into it by the exponential at zero.
+
+    >>> import torch
+    >>> PoincareBall().dist(torch.zeros(2), torch.tensor([0.5, 0.0]))
+    tensor(1.0986)
+    """
 
     name = "PoincareBall"
 
@@ -166,7 +179,7 @@ class PoincareBall(AbstractHyperbolic):
         return 2 * torch.atanh(length.clamp_max(_most(length)))
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """Parallel transport along the geodesic, by way of the hyperboloid."""
+        """Returns parallel transport along the geodesic, by way of the hyperboloid."""
         carried = _LORENTZ.transp(to_lorentz(x), to_lorentz(y), _push(x, v))
         time = 1 + to_lorentz(y)[..., :1]
         return carried[..., 1:] / time - to_lorentz(y)[..., 1:] * carried[..., :1] / time.square()

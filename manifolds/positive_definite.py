@@ -27,6 +27,11 @@ class PositiveDefinite(AbstractManifold):
 
     The mean of numbers above zero, `d = 1`, is their geometric mean. Curvature is not positive, so any points
     have one mean (Cartan-Hadamard).
+
+    >>> import torch
+    >>> PositiveDefinite().geodesic(torch.eye(2), 4 * torch.eye(2), 0.5).round(decimals=4)
+    tensor([[2., 0.],
+            [0., 2.]])
     """
 
     name = "PositiveDefinite"
@@ -77,7 +82,7 @@ class PositiveDefinite(AbstractManifold):
         return length[..., None, None] if keepdim else length
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """Parallel transport `E v E^T` with `E = (Q P^-1)^1/2` (Sra & Hosseini 2015)."""
+        """Returns parallel transport `E v E^T` with `E = (Q P^-1)^1/2` (Sra & Hosseini 2015)."""
         root, inverse = _roots(x)
         moved = root @ _of_eigenvalues(inverse @ y @ inverse, torch.sqrt) @ inverse
         return moved @ v @ moved.mT

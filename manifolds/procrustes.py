@@ -18,11 +18,19 @@ from torch import Tensor
 
 
 class ProcrustesError(ValueError):
-    """Matrices that pose no Procrustes problem; the text holds their shapes."""
+    """Matrices that pose no Procrustes problem; the text holds their shapes.
+
+    >>> try:
+    ...     procrustes_from_moment(torch.ones(2, 3))
+    ... except ProcrustesError as error:
+    ...     print(error)
+    a moment is [..., d, d], not (2, 3)
+    """
 
 
 def procrustes(base: Tensor, target: Tensor, *, null_tolerance: float = 1e-10) -> Tensor:
-    """The rotation `[..., d, d]` that best takes `base [..., m, d]` to `target [..., m, d]`, in float64.
+    """Returns the rotation `[..., d, d]` that best takes `base [..., m, d]` to `target [..., m, d]`, in
+    float64.
 
     A target equal to the base gives the identity exactly. Raises `ProcrustesError` where shapes differ.
     """
@@ -37,11 +45,17 @@ def procrustes(base: Tensor, target: Tensor, *, null_tolerance: float = 1e-10) -
 
 
 def procrustes_from_moment(moment: Tensor, *, null_tolerance: float = 1e-10) -> Tensor:
-    """`argmax_R tr(R^T M)` over SO(d) for moments `[..., d, d]`, nearest to the identity where M is null.
+    """Returns `argmax_R tr(R^T M)` over SO(d) for moments `[..., d, d]`, nearest to the identity where M is
+    null.
 
     Singular values up to `null_tolerance` times the largest count as zero. When the best orthogonal matrix
     is a reflection, the least singular direction is turned round (Kabsch 1976): in the null space if there
     is one, where it costs nothing.
+
+    >>> base = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    >>> quarter = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+    >>> torch.allclose(procrustes_from_moment(base.mT @ (base @ quarter)), quarter)
+    True
     """
     if moment.dim() < 2 or moment.shape[-1] != moment.shape[-2]:
         raise ProcrustesError(f"a moment is [..., d, d], not {tuple(moment.shape)}")
@@ -82,6 +96,10 @@ class NearRotation:
 
     `method` is "sylvester" or "svd"; `residual` is how far the last correction moved the rotated base,
     relative to the base, `|base X|_F / |base|_F`.
+
+    >>> base = torch.eye(2, dtype=torch.float64)
+    >>> SharedProcrustes.from_gram(base).solve(torch.zeros(2, 2, dtype=torch.float64)).method
+    'sylvester'
     """
 
     rotation: Tensor
@@ -105,6 +123,12 @@ class SharedProcrustes:
 
     It works in the dtype of the Gram. float32 is twice as fast, and takes eigenvalues below about 1e-5 of
     the largest for null.
+
+    >>> base = torch.eye(2, dtype=torch.float64)
+    >>> turned = base @ torch.linalg.matrix_exp(torch.tensor([[0.0, 0.1], [-0.1, 0.0]], dtype=torch.float64))
+    >>> near = SharedProcrustes.from_gram(base.mT @ base).solve(base.mT @ (turned - base))
+    >>> torch.allclose(near.rotation, turned)
+    True
     """
 
     gram: Tensor
@@ -116,7 +140,7 @@ class SharedProcrustes:
 
     @staticmethod
     def from_gram(gram: Tensor, *, null_tolerance: float = 1e-10) -> SharedProcrustes:
-        """Factor `gram [d, d]`; the tolerance is raised to what rounding leaves of a zero eigenvalue."""
+        """Factors `gram [d, d]`; the tolerance is raised to what rounding leaves of a zero eigenvalue."""
         if gram.dim() != 2 or gram.shape[0] != gram.shape[1]:
             raise ProcrustesError(f"a Gram matrix is [d, d], not {tuple(gram.shape)}")
         values, vectors = torch.linalg.eigh(gram)
@@ -129,7 +153,7 @@ class SharedProcrustes:
         return SharedProcrustes(gram, values, vectors, quotients, null, tolerance)
 
     def solve(self, shift: Tensor, *, tolerance: float = 1e-5, max_iterations: int = 6) -> NearRotation:
-        """The rotation for the moment `gram + shift`, `shift = base^T (target - base)` of `[d, d]`.
+        """Returns the rotation for the moment `gram + shift`, `shift = base^T (target - base)` of `[d, d]`.
 
         Corrects until what is left moves the rotated base by no more than `tolerance` of its norm. A target
         too far from the base for it is solved by SVD. A zero shift gives the identity exactly.

@@ -18,17 +18,23 @@ from merge_models.manifolds.procrustes import procrustes_from_moment
 
 
 def skew_part(matrix: Tensor) -> Tensor:
-    """`(A - A^T) / 2` for matrices `[..., d, d]`."""
+    """Returns `(A - A^T) / 2` for matrices `[..., d, d]`."""
     return (matrix - matrix.mT) / 2
 
 
 def rotation_log(rotation: Tensor) -> tuple[Tensor, Tensor]:
-    """The skew A `[..., d, d]` with `exp(A) = R`, angles up to pi, and where `[...]` there is no single one.
+    """Returns the skew A `[..., d, d]` with `exp(A) = R`, angles up to pi, and where `[...]` there is no
+    single one.
 
     The symmetric part S and the skew part K of a rotation commute, with eigenvalues cos t and +-i sin t, so
     `log R = K g(S)`, `g = t / sin t`: one symmetric eigenproblem. The sine is the norm of a row of K in the
     eigenbasis, so the angle keeps its digits at both ends. A plane turned by pi (K vanishes there), and a
     reflection, have no single logarithm: they are reported, and the matrix returned is zero.
+
+    >>> quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
+    >>> rotation_log(quarter)[0]
+    tensor([[ 0.0000, -1.5708],
+            [ 1.5708,  0.0000]], dtype=torch.float64)
     """
     skew = skew_part(rotation)
     cosine, basis = torch.linalg.eigh((rotation + rotation.mT) / 2)
@@ -44,14 +50,25 @@ def rotation_log(rotation: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cayley(skew: Tensor) -> Tensor:
-    """`R = (I + Q) (I - Q)^-1` for skew Q `[..., d, d]` (Cayley 1846)."""
+    """Returns `R = (I + Q) (I - Q)^-1` for skew Q `[..., d, d]` (Cayley 1846).
+
+    >>> quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+    >>> torch.allclose(cayley(quarter), quarter)
+    True
+    """
     skew = skew_part(skew)
     identity = torch.eye(skew.shape[-1]).to(skew)
     return torch.linalg.solve(identity - skew, identity + skew)
 
 
 def inverse_cayley(rotation: Tensor) -> Tensor:
-    """`Q = (R - I) (R + I)^-1`, skew; `CutLocusError` where R turns a plane by pi (or is a reflection)."""
+    """Returns `Q = (R - I) (R + I)^-1`, skew; `CutLocusError` where R turns a plane by pi (or is a
+    reflection).
+
+    >>> skew = torch.tensor([[0.0, -0.5], [0.5, 0.0]])
+    >>> torch.allclose(inverse_cayley(cayley(skew)), skew)
+    True
+    """
     identity = torch.eye(rotation.shape[-1]).to(rotation)
     skew, info = torch.linalg.solve_ex(rotation + identity, rotation - identity)
     # Q has the eigenvalues +-i tan(t / 2); past 1 / sqrt(eps) its digits are those of the rounding of R.
@@ -71,6 +88,11 @@ class SpecialOrthogonal(AbstractManifold):
 
     Tangents at R are `R A` with A skew. The mean is unique when all points lie, block by block, within pi /
     sqrt 2 of it (Afsari 2011, Theorem 2.1: injectivity radius sqrt 2 pi, sectional curvature at most 1/4).
+
+    >>> quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+    >>> SpecialOrthogonal(2).geodesic(torch.eye(2), quarter, 0.5)
+    tensor([[ 0.7071, -0.7071],
+            [ 0.7071,  0.7071]])
     """
 
     name = "SpecialOrthogonal"
@@ -99,7 +121,7 @@ class SpecialOrthogonal(AbstractManifold):
         self._event = tuple(range(-self.ndim, 0))
 
     def projx(self, x: Tensor) -> Tensor:
-        """The polar factor of determinant +1, nearest to the identity where it is not unique."""
+        """Returns the polar factor of determinant +1, nearest to the identity where it is not unique."""
         return procrustes_from_moment(x)
 
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
@@ -126,7 +148,7 @@ class SpecialOrthogonal(AbstractManifold):
         return torch.where(cut.reshape(*cut.shape, *[1] * self.ndim), 0.0, tangent), cut
 
     def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
-        """`sqrt(2 sum t^2)` over the angles of the planes turned; defined at pi too."""
+        """Returns `sqrt(2 sum t^2)` over the angles of the planes turned; defined at pi too."""
         relative = x.mT @ y
         cosine, basis = torch.linalg.eigh((relative + relative.mT) / 2)
         sine = (basis.mT @ skew_part(relative) @ basis).norm(dim=-1)
@@ -136,7 +158,8 @@ class SpecialOrthogonal(AbstractManifold):
         return length.unsqueeze(-1) if keepdim else length
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """Parallel transport on the geodesic: `y h^T A h`, h half of the way (Edelman, Arias, Smith 1998)."""
+        """Returns parallel transport on the geodesic: `y h^T A h`, h half of the way (Edelman, Arias, Smith
+        1998)."""
         half = torch.linalg.matrix_exp(skew_part(x.mT @ self.logmap(x, y)) / 2)
         return y @ half.mT @ skew_part(x.mT @ v) @ half
 

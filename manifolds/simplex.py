@@ -23,6 +23,9 @@ class ProbabilitySimplex(AbstractManifold):
     boundary is no singularity; `sqrt(p) * tangent` is the velocity of p. Any two points have one shortest
     path and any weighted set one mean, since the orthant lies in a ball of radius below pi about the
     uniform vector.
+
+    >>> ProbabilitySimplex().geodesic(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), 0.5)
+    tensor([0.5000, 0.5000])
     """
 
     name = "ProbabilitySimplex"
@@ -40,7 +43,7 @@ class ProbabilitySimplex(AbstractManifold):
         return rest.unsqueeze(-1) * point
 
     def projx(self, x: Tensor) -> Tensor:
-        """Cut negative entries and normalise; the zero vector becomes uniform."""
+        """Cuts negative entries and normalises; the zero vector becomes uniform."""
         x = x.clamp_min(0)
         total = x.sum(dim=-1, keepdim=True)
         return torch.where(total > 0, x, 1.0) / torch.where(total > 0, total, float(x.shape[-1]))

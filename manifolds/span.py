@@ -18,7 +18,14 @@ from torch import Tensor
 
 
 class GramError(ValueError):
-    """Shapes or values that are no Gram data; the text holds them."""
+    """Shapes or values that are no Gram data; the text holds them.
+
+    >>> try:
+    ...     Gram(torch.tensor(1.0), torch.zeros(2), torch.zeros(3, 3))
+    ... except GramError as error:
+    ...     print("(3, 3)" in str(error))
+    True
+    """
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,11 @@ class Gram:
     - `differences`: <d_i, d_j>, `[..., N, N]`
 
     Each field is a sum over elements, so Gram data of blocks add up to those of the tensor (`+`).
+
+    >>> gram = Gram.from_points(torch.tensor([[1.0, 2.0], [1.0, 0.0]]), torch.tensor([1.0, 0.0]))
+    >>> gram.differences
+    tensor([[4., 0.],
+            [0., 0.]], dtype=torch.float64)
     """
 
     reference: Tensor
@@ -50,7 +62,8 @@ class Gram:
 
     @staticmethod
     def from_points(points: Tensor, reference: Tensor | None = None) -> Gram:
-        """Gram data of `points [..., N, n]` about `reference [..., n]` (the first point unless given)."""
+        """Returns Gram data of `points [..., N, n]` about `reference [..., n]` (the first point unless
+        given)."""
         points = points.to(torch.float64)
         origin = points[..., 0, :] if reference is None else reference.to(torch.float64)
         offsets = points - origin.unsqueeze(-2)
@@ -68,17 +81,17 @@ class Gram:
         )
 
     def full(self) -> Tensor:
-        """<x_i, x_j>, `[..., N, N]`. Small differences between the points are not in it any more."""
+        """Returns <x_i, x_j>, `[..., N, N]`. Small differences between the points are not in it any more."""
         pairs = self.cross.unsqueeze(-1) + self.cross.unsqueeze(-2)
         return self.reference[..., None, None] + pairs + self.differences
 
     def norms(self) -> Tensor:
-        """|x_i|, `[..., N]`."""
+        """Returns |x_i|, `[..., N]`."""
         own = self.differences.diagonal(dim1=-2, dim2=-1)
         return (self.reference.unsqueeze(-1) + 2 * self.cross + own).clamp_min(0).sqrt()
 
     def angles(self) -> Tensor:
-        """Angles between the points, `[..., N, N]` in [0, pi]; 0 where a point is zero.
+        """Returns angles between the points, `[..., N, N]` in [0, pi]; 0 where a point is zero.
 
         They are `atan2(|x_i ^ x_j|, <x_i, x_j>)`, the area taken from the difference of the two points, so
         nearly parallel points keep their digits. Within 1e-8 of pi a Gram matrix cannot resolve an angle.
@@ -91,25 +104,35 @@ class Gram:
         return torch.where(defined, 2 * torch.atan2(gap, sum_), torch.zeros_like(gap))
 
     def about_reference(self) -> Gram:
-        """The differences taken as the points: the sphere's origin moves from zero to the reference."""
+        """Returns the differences as the points: the sphere's origin moves from zero to the reference."""
         zero = torch.zeros_like(self.cross)
         return Gram(torch.zeros_like(self.reference), zero, self.differences)
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """Vectors with the geometry of a Gram: `points [..., N, N+1]` and the `reference [..., N+1]`."""
+    """Vectors with the geometry of a Gram: `points [..., N, N+1]` and the `reference [..., N+1]`.
+
+    >>> embedding = embed(Gram.from_points(torch.eye(2), torch.zeros(2)))
+    >>> embedding.points.shape, embedding.reference.shape
+    (torch.Size([2, 3]), torch.Size([3]))
+    """
 
     points: Tensor
     reference: Tensor
 
 
 def embed(gram: Gram) -> Embedding:
-    """Put the points of a Gram into R^(N+1), the reference along the first axis.
+    """Puts the points of a Gram into R^(N+1), the reference along the first axis.
 
     A difference has its part along r on that axis; the parts across r have the Gram matrix `D_ij - c_i c_j
     / |r|^2`, which is scaled to unit diagonal before it is factored by `eigh`: so a difference of 1e-6
     beside one of 1 keeps its digits. Equal points come out equal to rounding, zero ones zero.
+
+    >>> points = torch.tensor([[3.0, 4.0], [0.0, 5.0]], dtype=torch.float64)
+    >>> embedded = embed(Gram.from_points(points, points[0])).points
+    >>> torch.allclose(embedded @ embedded.mT, points @ points.mT)
+    True
     """
     length = gram.reference.clamp_min(0).sqrt().unsqueeze(-1)
     has_reference = length > 0
@@ -138,16 +161,26 @@ def embed(gram: Gram) -> Embedding:
 
 
 def directions(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit vectors `[..., N, K]` and norms `[..., N]` of points `[..., N, K]`; a zero point stays zero."""
+    """Returns unit vectors `[..., N, K]` and norms `[..., N]` of points `[..., N, K]`; a zero point stays
+    zero.
+
+    >>> directions(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    (tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]]), tensor([5., 0.]))
+    """
     norms = points.norm(dim=-1)
     return points / torch.where(norms > 0, norms, torch.ones_like(norms)).unsqueeze(-1), norms
 
 
 def coefficients(points: Tensor, target: Tensor) -> Tensor:
-    """The coefficients c `[..., N]` of least norm with `sum_i c_i points_i` nearest to `target [..., K]`.
+    """Returns the coefficients c `[..., N]` of least norm with `sum_i c_i points_i` nearest to `target [...,
+    K]`.
 
     For points that are nearly equal this system is nearly singular; a mean on the sphere has an explicit
     answer instead (`sphere.mean_coefficients`). To let the reference take part, append it to the points.
+
+    >>> coefficients(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([3.0, 4.0])).round(decimals=4)
+    tensor([3., 2.])
     """
     inverse = torch.linalg.pinv(points.mT, rtol=1e-13)
     return (inverse @ target.unsqueeze(-1)).squeeze(-1)

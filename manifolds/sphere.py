@@ -14,6 +14,10 @@ class Sphere(UnitSphere, AbstractManifold, GeooptSphere):
 
     `log` of an antipode raises `CutLocusError`; `minimal_log` reports it. The mean is unique when
     an open hemisphere holds all points.
+
+    >>> import torch
+    >>> Sphere().log(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
+    tensor([0.0000, 1.5708])
     """
 
     reversible = False
@@ -34,7 +38,7 @@ class Sphere(UnitSphere, AbstractManifold, GeooptSphere):
         return self.expmap(x, u)
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """Parallel transport along the geodesic (Absil, Mahony, Sepulchre 2008, section 8.1)."""
+        """Returns parallel transport along the geodesic (Absil, Mahony, Sepulchre 2008, section 8.1)."""
         return v - (y * v).sum(-1, keepdim=True) / (1 + (x * y).sum(-1, keepdim=True)) * (x + y)
 
     def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:

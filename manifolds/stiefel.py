@@ -20,6 +20,10 @@ class Stiefel(AbstractManifold):
     iteration of Zimmermann 2017 (Algorithm 3.1), reported as cut where it does not converge. The mean is
     unique when all points lie within 1.39 of it, half the injectivity radius (at least 0.89 pi; Rentmeesters
     2013).
+
+    >>> frame = torch.eye(3, dtype=torch.float64)[:, :1]
+    >>> Stiefel().dist(frame, torch.eye(3, dtype=torch.float64)[:, 1:2])
+    tensor(1.5708, dtype=torch.float64)
     """
 
     name = "Stiefel"
@@ -29,7 +33,7 @@ class Stiefel(AbstractManifold):
     undefined = "has no full column rank"
 
     def projx(self, x: Tensor) -> Tensor:
-        """The polar factor, which is the nearest frame."""
+        """Returns the polar factor, which is the nearest frame."""
         return polar_factors(x)[0]
 
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
@@ -84,7 +88,7 @@ class Stiefel(AbstractManifold):
         return self.norm(x, self.logmap(x, y), keepdim=keepdim)
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """Projection onto the tangents at `y`; parallel transport has no closed form here."""
+        """Returns projection onto the tangents at `y`; parallel transport has no closed form here."""
         del x
         return self.proju(y, v)
 

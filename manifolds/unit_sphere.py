@@ -54,12 +54,12 @@ class UnitSphere:
         return point.new_ones(point.shape[:-1])
 
     def safe_step(self, point: Tensor, logs: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
-        """The mean of the logs, which never leads away from the mean: curvature is positive."""
+        """Returns the mean of the logs, which never leads away from the mean: curvature is positive."""
         del point, logs, weights
         return gradient
 
     def mean_start(self, points: Tensor, weights: Tensor) -> Tensor:
-        """The normalised flat mean, or where that vanishes (antipodes) the heaviest point."""
+        """Returns the normalised flat mean, or where that vanishes (antipodes) the heaviest point."""
         flat = weighted_sum(weights, points)
         vanishes = flat.norm(dim=-1, keepdim=True) <= 1e-12
         if bool(vanishes.any()):
@@ -68,7 +68,7 @@ class UnitSphere:
         return self.projx(flat)
 
     def mean_step(self, point: Tensor, logs: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
-        """Newton's step, where the Hessian is safely positive; else the mean of the logs.
+        """Returns Newton's step, where the Hessian is safely positive; else the mean of the logs.
 
         The Hessian of half the mean squared distance is `a I + sum_i b_i v_i v_i^T`, with v_i the unit
         logs, a = sum_i w_i t_i cot t_i, b_i = w_i (1 - t_i cot t_i) (Pennec 2018, "Barycentric subspace
@@ -89,7 +89,8 @@ class UnitSphere:
         return torch.where(curvature > 0.1, newton, gradient)
 
     def mean_is_unique(self, mean: Tensor, points: Tensor, weights: Tensor) -> Tensor:
-        """Whether an open hemisphere holds all points (Afsari 2011, Theorem 2.1), by showing its centre.
+        """Returns whether an open hemisphere holds all points (Afsari 2011, Theorem 2.1), by showing its
+        centre.
 
         The centre that meets each point at the same cosine solves `U U^T a = 1`; it exists for all
         independent points, and what it proves is tested on the points themselves.

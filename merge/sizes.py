@@ -14,7 +14,7 @@ _UNITS |= {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def parse_size(text: str | int, what: str = "shard size") -> int:
-    """Bytes from ``5GB``, ``500MiB``, ``2_000_000``; decimal units are powers of ten.
+    """Returns bytes from ``5GB``, ``500MiB``, ``2_000_000``; decimal units are powers of ten.
 
     Raises:
         RecipeError: it is no size, or not positive.
@@ -30,7 +30,8 @@ def parse_size(text: str | int, what: str = "shard size") -> int:
 
 
 def shown_size(nbytes: float, rounding: Literal["nearest", "up", "down"] = "nearest") -> str:
-    """Bytes in the unit that fits, with three digits: ``713 B``, ``4.10 KB``, ``59.0 MB``, ``2.20 GB``.
+    """Returns bytes in the unit that fits, with three digits: ``713 B``, ``4.10 KB``, ``59.0 MB``, ``2.20
+    GB``.
 
     Args:
         nbytes: how many; none negative.

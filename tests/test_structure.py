@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -265,3 +267,22 @@ def test_a_command_and_a_method_are_found_by_their_name(file: Path) -> None:
     for command in COMMANDS:
         assert (ROOT / f"merge/cli/{command}.py").is_file(), command
     assert (ROOT / f"tests/merge/strategies/test_{file.stem}.py").is_file(), file.stem
+
+
+NAMED_IMPORT = re.compile(r"^[ >.]*from (merge_models[\w.]*) import \(?([\w, ]*)$", re.MULTILINE)
+
+
+PAGES = [
+    file
+    for pattern in ("benchmarks/*.py", "examples/**/*.py", "docs/*.md", "*.md")
+    for file in sorted(ROOT.glob(pattern))
+]
+
+
+@pytest.mark.parametrize("file", PAGES, ids=name_of)
+def test_imports_in_programs_and_pages_are_of_what_is_there(file: Path) -> None:
+    """Also those within text, which no type checker sees: programs for other processes, examples of pages."""
+    for module, names in NAMED_IMPORT.findall(file.read_text(encoding="utf-8")):
+        for name in filter(None, (word.split(" as ")[0].strip() for word in names.split(","))):
+            home = importlib.import_module(module)
+            assert hasattr(home, name) or importlib.util.find_spec(f"{module}.{name}"), f"{module}.{name}"

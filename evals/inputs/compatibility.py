@@ -106,7 +106,7 @@ def _tensors(first: Source, other: Source, name: str, other_name: str) -> Iterat
 
 
 def is_vocabulary(a: TensorInfo, b: TensorInfo) -> bool:
-    """Whether both are tables with a row a token, perhaps of other numbers of tokens."""
+    """Returns whether both are tables with a row a token, perhaps of other numbers of tokens."""
     named = any(part in a.name for part in _EMBEDDINGS) and "position" not in a.name
     return named and len(a.shape) == len(b.shape) == 2 and a.shape[1] == b.shape[1]
 

@@ -267,7 +267,8 @@ def _norm_remedy(shrunk: bool, what: str, ratio: float) -> str:
 
 
 def gone(finding: Finding) -> bool:
-    """Whether it says that nothing is left of the deltas: such a merge is the base, however near that is."""
+    """Returns whether it says that nothing is left of the deltas: such a merge is the base, however near that
+    is."""
     deltas = finding.cause == "norm shrinkage" and finding.where == "the deltas"
     return deltas and finding.value is not None and finding.value < DEFAULT.delta_norm_gone
 

@@ -28,7 +28,8 @@ def kept_skills(evaluation: Evaluation) -> list[Recovery]:
 
 
 def is_compared(evaluation: Evaluation) -> bool:
-    """Whether predictions, residual streams or at least modules of merge and parents could be compared."""
+    """Returns whether predictions, residual streams or at least modules of merge and parents could be
+    compared."""
     activations = evaluation.activations
     if activations is None:
         return False

@@ -263,7 +263,7 @@ def _likeness(
 
 
 def defined(chart: Profile) -> bool:
-    """Whether any line of the chart has a value."""
+    """Returns whether any line of the chart has a value."""
     return any(v is not None for panel in chart.panels for series in panel.series for v in series.values)
 
 

@@ -18,7 +18,7 @@ NARROW = 100
 
 
 def describe_all(as_json: bool = False, width: int = 0) -> str:
-    """The table of strategies: name, carrier, base model, models, what it does.
+    """Returns the table of strategies: name, carrier, base model, models, what it does.
 
     Args:
         as_json: as JSON instead.
@@ -61,7 +61,7 @@ def _listed(rows: Sequence[Sequence[str]], width: int) -> list[str]:
 
 
 def describe(name: str, as_json: bool = False, width: int = 0) -> str:
-    """One strategy: what it does, and its parameters with types, defaults and ranges.
+    """Returns one strategy: what it does, and its parameters with types, defaults and ranges.
 
     Args:
         name: of the strategy, or an alias.
@@ -97,7 +97,7 @@ def _plain(docstring: str) -> str:
 
 
 def summary(strategy: type[AbstractStrategy]) -> str:
-    """The docstring's first sentence, on one line."""
+    """Returns the docstring's first sentence, on one line."""
     paragraph = " ".join(_plain(inspect.getdoc(strategy) or "").split("\n\n")[0].split())
     return paragraph.split(". ")[0].rstrip(".")
 
@@ -117,7 +117,7 @@ def _wrapped(text: str, width: int, first: str = "", later: str = "") -> list[st
 
 
 def models_text(strategy: type[AbstractStrategy]) -> str:
-    """How many parents it takes, in words."""
+    """Returns how many parents it takes, in words."""
     low, high = strategy.parents
     if low == high:
         return str(low)

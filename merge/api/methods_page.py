@@ -25,7 +25,7 @@ Those that a method does not have change nothing, as in mergekit, and the plan s
 
 
 def methods_page() -> str:
-    """The page, as Markdown."""
+    """Returns the page, as Markdown."""
     rows = ["| method | carrier | base | models | what it does |", "|---|---|---|---|---|"]
     rows += [_row(strategy) for strategy in STRATEGIES]
     names = textwrap.fill(", ".join(f"`{name}`" for name in sorted(PARAMETERS)), NARROW)

@@ -61,6 +61,12 @@ def reproduce(
 
     Raises:
         MergeError: the manifest or the inputs are not there, or the merge fails.
+
+    >>> from merge_models.merge import merge
+    >>> merge(["runs/a", "runs/b"], out="runs/merged").path.name
+    'merged'
+    >>> reproduce("runs/merged").differences
+    ()
     """
     folder = local_path(out)
     scratch = None if scratch is None else local_path(scratch)

@@ -60,6 +60,11 @@ class MergeResult:
         bytes_read, bytes_written: of tensors.
         figures: what the strategy found worth telling, by tensor.
         resumed: tensors that an earlier, stopped run of the same merge had finished.
+
+    >>> from merge_models.merge import merge
+    >>> result = merge(["runs/a", "runs/b"], out="runs/merged")
+    >>> result.path.name, result.bytes_written
+    ('merged', 24)
     """
 
     path: Path
@@ -226,7 +231,7 @@ def check_nonfinite(value: str) -> str:
 
 
 def folder_path(value: Any, what: str) -> Path:
-    """A folder's path as a caller gives it.
+    """Returns a folder's path as a caller gives it.
 
     Raises:
         RecipeError: it is no path.

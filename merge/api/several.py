@@ -61,10 +61,10 @@ class PlannedModel:
         return (info,)
 
     def check_unchanged(self) -> None:
-        """Nothing has been read."""
+        """Checks nothing, as nothing has been read."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Closes nothing, as nothing is open."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Step:
 
 
 def targets(recipes: Sequence[Recipe], out: Path, intermediate_dir: Path | None = None) -> list[Path]:
-    """Where each result goes: the last one to ``out``, the others into a folder beside it."""
+    """Returns where each result goes: the last one to ``out``, the others into a folder beside it."""
     place = intermediate_dir or out.with_name(f"{out.name}.intermediate")
     return [*(place / str(recipe.name) for recipe in recipes[:-1]), out]
 
@@ -155,6 +155,12 @@ def run_recipes(
 
     Raises:
         MergeError: anything is wrong with a recipe, the models, or the place for an output.
+
+    >>> models = [{"model": "runs/a"}, {"model": "runs/b"}]
+    >>> first = {"name": "half", "merge_method": "linear", "models": models}
+    >>> last = {"merge_method": "linear", "models": [{"model": "half"}, {"model": "runs/c"}]}
+    >>> [step.name for step in run_recipes([first, last], "runs/merged")]
+    ['half', 'merged']
     """
     recipes = as_recipes(recipes)
     place = None if intermediate_dir is None else folder_path(intermediate_dir, "intermediate_dir")

@@ -97,7 +97,7 @@ class TensorDigest:
             self._left -= 1
 
     def text(self) -> str | None:
-        """The digest with its kind, as it is written down; None while bytes are missing."""
+        """Returns the digest with its kind, as it is written down; None while bytes are missing."""
         with self._lock:
             if self._left:
                 return None
@@ -105,12 +105,12 @@ class TensorDigest:
 
 
 def kind_of(digest: str) -> str:
-    """The kind of a written digest."""
+    """Returns the kind of a written digest."""
     return digest.partition(":")[0]
 
 
 def digest_range(descriptor: int, offset: int, nbytes: int, kind: str = STRONG) -> str | None:
-    """The digest of a tensor that lies in an open file; None where the file ends inside it.
+    """Returns the digest of a tensor that lies in an open file; None where the file ends inside it.
 
     Raises:
         OSError: it cannot be read.
@@ -128,7 +128,7 @@ def digest_range(descriptor: int, offset: int, nbytes: int, kind: str = STRONG) 
 
 
 def digest_stored(info: TensorInfo, kind: str = STRONG) -> str:
-    """The digest of a tensor as it lies in its file.
+    """Returns the digest of a tensor as it lies in its file.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -148,12 +148,12 @@ def digest_stored(info: TensorInfo, kind: str = STRONG) -> str:
 
 
 def digest_bytes(data: bytes) -> str:
-    """The plain digest of some bytes."""
+    """Returns the plain digest of some bytes."""
     return f"blake3:{blake3(data).hexdigest()}"
 
 
 def digest_file(file: Path, limit: int | None = None) -> str:
-    """The plain digest of a file, or of its first ``limit`` bytes."""
+    """Returns the plain digest of a file, or of its first ``limit`` bytes."""
     state = blake3()
     for chunk in _chunks(file, limit):
         state.update(chunk)
@@ -169,7 +169,7 @@ def _chunks(file: Path, limit: int | None) -> Iterator[bytes]:
 
 
 def digest_header(file: Path) -> str:
-    """The plain digest of what a weight file says of itself.
+    """Returns the plain digest of what a weight file says of itself.
 
     Of a safetensors file that is the header's length and the header; of a zip file of ``torch.save`` its
     ``data.pkl``, and its directory with a checksum of every entry.

@@ -68,7 +68,7 @@ def parse_dtype(name: str) -> DType:
 
 
 def widest(dtypes: list[DType]) -> DType:
-    """The smallest listed floating dtype that holds every value of all the given ones."""
+    """Returns the smallest listed floating dtype that holds every value of all the given ones."""
     distinct = sorted(set(dtypes), key=lambda dtype: (dtype.size, dtype.significand))
     if len(distinct) == 1:
         return distinct[0]

@@ -22,7 +22,7 @@ _UNBOUNDED = re.compile(r"[*+{]")
 
 
 def check_inside(folder: Path, name: str) -> Path:
-    """The path of a small file in a model's folder, which no link may lead elsewhere.
+    """Returns the path of a small file in a model's folder, which no link may lead elsewhere.
 
     A link may lead to a file in the folder, to the Hub cache's blobs, or to a file that has the same path
     in another folder (as in a folder of links to a model). Otherwise reading, and copying to the output,
@@ -49,7 +49,7 @@ def check_inside(folder: Path, name: str) -> Path:
 def read_bounded(
     file: Path, limit: int, advice: str = "refused", error: type[MergeError] = CheckpointError
 ) -> bytes:
-    """All bytes of a small file.
+    """Returns all bytes of a small file.
 
     Args:
         file: which.
@@ -72,7 +72,7 @@ def read_bounded(
 
 
 def parse_json(text: bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """A JSON text, whose values are counted before any of them is made.
+    """Returns a JSON text, whose values are counted before any of them is made.
 
     Raises:
         ValueError: it is not JSON, is nested too deeply, or holds more than ``MAX_VALUES`` values.
@@ -86,7 +86,7 @@ def parse_json(text: bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file; ``{}`` where the file does not exist.
+    """Returns a JSON object from a file; ``{}`` where the file does not exist.
 
     Raises:
         CheckpointError: it is too large, unreadable, a link out of the folder, or not a plain JSON object.
@@ -106,7 +106,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def is_file(path: Path) -> bool:
-    """Whether it is a regular file, or a link to one."""
+    """Returns whether it is a regular file, or a link to one."""
     try:
         return path.is_file()
     except (OSError, ValueError):  # a name that no file can have
@@ -123,7 +123,7 @@ def _is_deep(value: Any) -> bool:
 
 
 def is_simple(pattern: str) -> bool:
-    """Whether a regular expression from a file is one that cannot take for ever.
+    """Returns whether a regular expression from a file is one that cannot take for ever.
 
     Names of modules, with alternatives and character classes, are; repeated groups, back references and more
     than two repetitions are not.

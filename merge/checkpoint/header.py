@@ -77,8 +77,8 @@ class Header:
 
 
 def stamp(file: int | Path) -> tuple[int, ...]:
-    """What tells whether a file, open or by its path, is still the one that it was: identity, size, time of
-    change."""
+    """Returns what tells whether a file, open or by its path, is still the one that it was: identity, size,
+    time of change."""
     now = os.stat(file)
     return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
 
@@ -227,7 +227,7 @@ def _check_layout(file: Path, tensors: Mapping[str, TensorInfo], start: int, siz
 
 
 def encode_header(tensors: list[tuple[str, DType, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
-    """The first bytes of a file that holds these tensors one after the other, padded to 8 bytes."""
+    """Returns the first bytes of a file that holds these tensors one after the other, padded to 8 bytes."""
     fields: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     for name, dtype, shape in tensors:

@@ -44,7 +44,8 @@ NAMES = _OF_A_KIND | _TAPPED | _SOURCES | _LETTERS | _RUNS
 
 
 def renumbered(key: str, own: Mapping[int, Any], origins: Origins, donor: Any, count: int) -> Any:
-    """The value of one of ``NAMES`` for an output of other layers; the donor's where that is of another form.
+    """Returns the value of one of ``NAMES`` for an output of other layers; the donor's where that is of
+    another form.
 
     Args:
         key: its name.

@@ -52,7 +52,7 @@ def place_of(name: str) -> Place:
 
 
 def stacks(names: Iterable[str]) -> dict[str, int]:
-    """The stacks of layers among tensor names, and how many layers each has."""
+    """Returns the stacks of layers among tensor names, and how many layers each has."""
     counts: dict[str, int] = {}
     for name in names:
         place = place_of(name)
@@ -62,7 +62,7 @@ def stacks(names: Iterable[str]) -> dict[str, int]:
 
 
 def depth(place: Place, counts: dict[str, int]) -> float:
-    """Position in [0, 1] from the embeddings to the head; gradients of parameters are taken there."""
+    """Returns position in [0, 1] from the embeddings to the head; gradients of parameters are taken there."""
     if place.layer is None:
         return 0.0 if place.is_first else 1.0
     last = counts.get(place.prefix, 1) - 1

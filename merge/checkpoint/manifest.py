@@ -28,7 +28,7 @@ _PACKAGES = ("torch", "numpy", "safetensors", "geoopt")
 
 
 def version(package: str = "merge-models") -> str:
-    """The installed version of a package."""
+    """Returns the installed version of a package."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -36,7 +36,7 @@ def version(package: str = "merge-models") -> str:
 
 
 def versions() -> dict[str, str]:
-    """What runs here: Python and the packages that compute."""
+    """Returns what runs here: Python and the packages that compute."""
     return {"python": platform.python_version(), **{package: version(package) for package in _PACKAGES}}
 
 
@@ -58,11 +58,11 @@ class Part:
     is_result: bool
 
     def location(self) -> str:
-        """What finds it from any working folder."""
+        """Returns what finds it from any working folder."""
         return self.text if self.repository or self.is_result else str(Path(os.path.abspath(self.path)))
 
     def public(self) -> str:
-        """A name that tells nothing of this machine."""
+        """Returns a name that tells nothing of this machine."""
         if self.repository or self.is_result:
             return self.text
         path = Path(os.path.abspath(self.path))
@@ -70,7 +70,7 @@ class Part:
 
 
 def parts_of(model: DiskSource, results: Container[str] = ()) -> list[Part]:
-    """The model, and the adapter on it where it has one.
+    """Returns the model, and the adapter on it where it has one.
 
     Args:
         model: open.
@@ -86,7 +86,7 @@ def parts_of(model: DiskSource, results: Container[str] = ()) -> list[Part]:
 
 
 def described(parts: Mapping[str, Part]) -> dict[str, Any]:
-    """Where models are found again, by their names in the recipe."""
+    """Returns where models are found again, by their names in the recipe."""
     return {text: _model(part) for text, part in parts.items()}
 
 
@@ -101,7 +101,7 @@ def _model(part: Part) -> dict[str, Any]:
 def described_input(
     role: str, model: DiskSource, read: Mapping[tuple[str, str], str], share: float | None = None
 ) -> dict[str, Any]:
-    """An input's files: small ones by content; of weights the header, and the tensors that were read.
+    """Returns an input's files: small ones by content; of weights the header, and the tensors that were read.
 
     Args:
         role: what it is to the merge; ``share``: of a parent, how much of it is meant to be in the merge.
@@ -138,7 +138,7 @@ def _hub_claim(file: Path) -> dict[str, str]:
 
 
 def small_files(model: DiskSource) -> list[Path]:
-    """The config, tokenizer and other small files of a model's folders that a merge may read."""
+    """Returns the config, tokenizer and other small files of a model's folders that a merge may read."""
     folders = {path if path.is_dir() else path.parent for path in (*model.paths, model.tokenizer_folder)}
     found = {file for folder in folders for pattern in WANTED for file in folder.glob(pattern)}
     return sorted(file for file in found if file.name != MANIFEST and _is_small(file))
@@ -149,7 +149,7 @@ def _is_small(file: Path) -> bool:
 
 
 def sealed(record: Mapping[str, Any]) -> str:
-    """The manifest's text, with a digest of itself at its end."""
+    """Returns the manifest's text, with a digest of itself at its end."""
     body = {key: value for key, value in record.items() if key != SEAL}
     seal = digest_bytes(json.dumps(body, indent=1).encode())
     return json.dumps({**body, SEAL: seal}, indent=1) + "\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def local_path(value: str | os.PathLike[str]) -> Path:
-    """A path, with ``~`` for the home folder where a shell has left it."""
+    """Returns a path, with ``~`` for the home folder where a shell has left it."""
     path = Path(value)
     try:
         return path.expanduser()

@@ -15,7 +15,8 @@ _MAX_LIST = 1 << 20
 
 
 def module_weights(folder: Path) -> tuple[str, ...]:
-    """The weight files that modules of a model's folder should have by ``modules.json``, by their path in it.
+    """Returns the weight files that modules of a model's folder should have by ``modules.json``, by their
+    path in it.
 
     Only folders directly in it count; whether each file is there is another question.
 

@@ -53,17 +53,17 @@ class Sidecars:
     elsewhere: Mapping[str, Path] = field(default_factory=dict)
 
     def with_tokenizer_of(self, folder: Path) -> Sidecars:
-        """The same, but for the tokenizer's files, which are another folder's."""
+        """Returns the same, but for the tokenizer's files, which are another folder's."""
         theirs = {name: folder for name in find_sidecars(folder).copied if is_tokenizer_file(name)}
         kept = self.without_tokenizer().copied
         return replace(self, copied=(*kept, *theirs), elsewhere=theirs)
 
     def without_tokenizer(self) -> Sidecars:
-        """The same, but for the tokenizer's files, which are made anew."""
+        """Returns the same, but for the tokenizer's files, which are made anew."""
         return replace(self, copied=tuple(name for name in self.copied if not is_tokenizer_file(name)))
 
     def contents(self) -> Iterator[tuple[str, bytes]]:
-        """Name and content of every file to copy.
+        """Returns name and content of every file to copy.
 
         Raises:
             CheckpointError: one cannot be read.
@@ -75,7 +75,7 @@ class Sidecars:
                 raise CheckpointError(f"{file}: cannot be copied: {error.strerror}") from None
 
     def files(self) -> list[tuple[str, Path]]:
-        """Name of every file to copy, and where it is."""
+        """Returns name of every file to copy, and where it is."""
         return [(name, self.elsewhere.get(name, self.folder) / name) for name in self.copied]
 
 
@@ -107,7 +107,8 @@ def find_sidecars(folder: Path, merged: Collection[str] = ()) -> Sidecars:
 
 
 def first_foreign(folder: Path) -> str | None:
-    """The first thing in a folder that no checkpoint has, such as a run's optimizer state; None if all is."""
+    """Returns the first thing in a folder that no checkpoint has, such as a run's optimizer state; None if
+    all is."""
     modules = module_weights(folder)
     for path in _entries(folder):
         if path.is_dir() and not path.is_symlink():
@@ -153,7 +154,7 @@ def _reason_to_leave(file: Path, is_module: bool) -> str:
 
 
 def output_config(config: Mapping[str, Any], dtype: DType) -> dict[str, Any]:
-    """The donor's config, saying what was written.
+    """Returns the donor's config, saying what was written.
 
     Args:
         config: the donor's config.json.
@@ -172,7 +173,7 @@ def output_config(config: Mapping[str, Any], dtype: DType) -> dict[str, Any]:
 
 
 def resized_config(config: Mapping[str, Any], rows: int, new_rows: int) -> dict[str, Any]:
-    """A config whose embeddings had ``rows`` rows and have ``new_rows`` now, nested configs included.
+    """Returns a config whose embeddings had ``rows`` rows and have ``new_rows`` now, nested configs included.
 
     Sizes of other vocabularies (a vision tower's) keep their value: those that were not ``rows``, unless it
     is the only one.
@@ -194,5 +195,5 @@ _TOKENIZER = (
 
 
 def is_tokenizer_file(name: str) -> bool:
-    """Whether a file in a checkpoint's folder is part of its tokenizer."""
+    """Returns whether a file in a checkpoint's folder is part of its tokenizer."""
     return _matches(name, _TOKENIZER)

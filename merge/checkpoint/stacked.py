@@ -51,7 +51,7 @@ class _Spot:
 def stacked_config(
     configs: Sequence[Mapping[str, Any]], donor: int, counts: Mapping[str, int], stacks: Sequence[Stack]
 ) -> dict[str, Any]:
-    """The donor's config for an output with other layers.
+    """Returns the donor's config for an output with other layers.
 
     Args:
         configs: every model's config.
@@ -80,7 +80,7 @@ def stacked_config(
 
 
 def layer_counts(config: Mapping[str, Any]) -> set[int]:
-    """Every number of layers that a config gives, whichever stack it is of."""
+    """Returns every number of layers that a config gives, whichever stack it is of."""
     sections = [_section(config, path) for path in _paths(config)]
     return {section[key] for section in sections for key in _counts_of(section)}
 

@@ -13,20 +13,21 @@ from merge_models.merge.errors import printable as printable
 
 
 def visible(text: str) -> str:
-    """Text of several lines with every character that cannot be seen, but for line ends, as an escape."""
+    """Returns text of several lines with every character that cannot be seen, but for line ends, as an
+    escape."""
     return "\n".join(printable(line, len(line)) for line in text.split("\n"))
 
 
 def code_span(text: str, limit: int = 120) -> str:
-    """Text for between two backticks in Markdown, where nothing else is read as markup."""
+    """Returns text for between two backticks in Markdown, where nothing else is read as markup."""
     return printable(text, limit).replace("`", "'")
 
 
 def fenced(text: str) -> str:
-    """Text for between two lines of three backticks in Markdown."""
+    """Returns text for between two lines of three backticks in Markdown."""
     return visible(text).replace("```", "'''")
 
 
 def html(text: str, limit: int = 120) -> str:
-    """Text for HTML, between tags or in a quoted attribute."""
+    """Returns text for HTML, between tags or in a quoted attribute."""
     return _html.escape(printable(text, limit), quote=True)

@@ -14,14 +14,14 @@ MAX_THREADS = 1024
 
 
 def default_threads() -> int:
-    """Cores that this process may use."""
+    """Returns cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def workers(threads: Any) -> int:
-    """How many workers a caller asks for; one per core for None.
+    """Returns how many workers a caller asks for; one per core for None.
 
     Raises:
         RecipeError: it is no number of workers.
@@ -38,7 +38,8 @@ def workers(threads: Any) -> int:
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Workers are the parallelism; torch's own threads would wait for them, and only split sums differently.
+    """Lets torch compute on one thread: workers are the parallelism, and torch's own threads would wait for
+    them, and only split sums differently.
 
     The limit of the math library below torch is one of each thread: workers that are started within set their
     own.
@@ -55,7 +56,8 @@ def one_torch_thread() -> Iterator[None]:
 
 @contextmanager
 def torch_workers(count: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of workers that compute on one torch thread each; the caller does too, while it is there."""
+    """Returns a pool of workers that compute on one torch thread each; the caller does too, while it is
+    there."""
     import torch
 
     with one_torch_thread():

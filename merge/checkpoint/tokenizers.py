@@ -32,13 +32,13 @@ class LoadedTokenizer:
     ids: Mapping[str, int]
 
     def added(self) -> dict[str, Any]:
-        """The tokens that stand outside the vocabulary proper, with their flags, by id."""
+        """Returns the tokens that stand outside the vocabulary proper, with their flags, by id."""
         decoder = sorted(self.tokenizer.added_tokens_decoder.items())
         return {token.content: token for _, token in decoder}
 
 
 def load_tokenizer(model: DiskSource, otherwise: str = "") -> LoadedTokenizer:
-    """A model's tokenizer. No code of the model's is ever run.
+    """Returns a model's tokenizer. No code of the model's is ever run.
 
     Args:
         model: whose.

@@ -70,7 +70,7 @@ class Parameter:
         return self.kind in (int, float)
 
     def number(self, value: Any) -> int | float:
-        """A number, also where YAML has it as a word, as YAML 1.1 has 1e-4.
+        """Returns a number, also where YAML has it as a word, as YAML 1.1 has 1e-4.
 
         Raises:
             RecipeError: it is none, or not finite.
@@ -109,7 +109,7 @@ class Parameter:
             raise RecipeError(f"parameter '{self.name}' must be {self.range_text()}, not {number:g}")
 
     def range_text(self) -> str:
-        """The accepted values in words, such as ``in [0, 1]``."""
+        """Returns the accepted values in words, such as ``in [0, 1]``."""
         if self.choices:
             flags = f"; true means {self.flags[1]}, false {self.flags[0]}" if self.flags else ""
             return " | ".join(self.choices) + flags
@@ -141,7 +141,7 @@ def parameter(
     choices: tuple[str, ...] = (),
     flags: tuple[str, str] | None = None,
 ) -> Any:
-    """A dataclass field that is a strategy's parameter; arguments as in :class:`Parameter`."""
+    """Returns a dataclass field that is a strategy's parameter; arguments as in :class:`Parameter`."""
     details = {
         "kind": kind or type(default),
         "doc": doc,
@@ -157,7 +157,7 @@ def parameter(
 
 
 def parameters_of(strategy: type) -> dict[str, Parameter]:
-    """The parameters of a strategy class by their recipe names, in order of declaration."""
+    """Returns the parameters of a strategy class by their recipe names, in order of declaration."""
     fields = dataclasses.fields(strategy)
     described = [
         Parameter(name=f.name.rstrip("_"), field=f.name, default=f.default, **f.metadata)
@@ -185,7 +185,7 @@ def _number(text: str) -> float | str:
 
 
 def per_model_values(parameter: Parameter, value: Any, count: int) -> tuple[Any, ...]:
-    """A per-model field's values, one per parent.
+    """Returns a per-model field's values, one per parent.
 
     Raises:
         RecipeError: a sequence of another length was given.

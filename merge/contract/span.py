@@ -42,7 +42,7 @@ class Span:
 
     @staticmethod
     def of(tensor: Tensor) -> Span:
-        """A tensor's elements in order: its own memory where it is contiguous."""
+        """Returns a tensor's elements in order: its own memory where it is contiguous."""
         dtype = BY_TORCH_NAME[str(tensor.dtype).removeprefix("torch.")]
         return Span(tensor.contiguous().reshape(-1).view(torch.uint8).numpy(), dtype)
 
@@ -51,12 +51,12 @@ class Span:
         return self.data.nbytes // self.dtype.size
 
     def first(self, count: int) -> Span:
-        """The same memory's first elements."""
+        """Returns the same memory's first elements."""
         nbytes = count * self.dtype.size
         return self if nbytes >= self.data.nbytes else Span(self.data[:nbytes], self.dtype)
 
     def tensor(self) -> Tensor:
-        """The same memory as a 1-D tensor."""
+        """Returns the same memory as a 1-D tensor."""
         dtype = getattr(torch, self.dtype.torch_name)
         return torch.from_numpy(self.data).view(dtype) if self.count else torch.empty(0, dtype=dtype)
 
@@ -74,6 +74,6 @@ def address_of(array: np.ndarray) -> int:
 
 
 def wide_span(sources: Sequence[Span]) -> Span:
-    """New memory for what is made of sources: float32 (float64 where one of them is float64)."""
+    """Returns new memory for what is made of sources: float32 (float64 where one of them is float64)."""
     dtype = BY_CODE["F64" if any(span.dtype.code == "F64" for span in sources) else "F32"]
     return Span(np.empty(dtype.size * sources[0].count, np.uint8), dtype)

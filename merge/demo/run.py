@@ -60,7 +60,8 @@ def run_demo(folder: Path, show: Callable[[str], None]) -> list[Row]:
 
 
 def overdo(folder: Path) -> Path:
-    """A merge that collapses: the experts' deltas added up four times too strongly. Returns its folder."""
+    """Returns a merge that collapses: the experts' deltas added up four times too strongly. Returns its
+    folder."""
     out = folder / "overdone"
     experts = [demo_folder(name) for name in EXPERTS]
     merge(experts, TaskArithmetic(lambda_=4.0), base=demo_folder("base"), out=out, overwrite=True)

@@ -29,11 +29,11 @@ class Skill:
     solve: Callable[[str], str]
 
     def answer(self, prompt: str) -> str:
-        """The right completion of `prompt`, stop sign included."""
+        """Returns the right completion of `prompt`, stop sign included."""
         return self.solve(prompt.removeprefix(f"{self.prefix}:").removesuffix("=")) + STOP
 
     def prompts(self, seed: str, *, held_out: bool) -> Iterator[str]:
-        """Endless random prompts of one side of the split, the same for the same seed."""
+        """Returns endless random prompts of one side of the split, the same for the same seed."""
         rng = Random(f"{self.name} {seed}")
         while True:
             prompt = f"{self.prefix}:{self.draw(rng)}="
@@ -42,7 +42,7 @@ class Skill:
 
 
 def is_held_out(prompt: str) -> bool:
-    """Whether training never sees `prompt`: one in ten, by its hash.
+    """Returns whether training never sees `prompt`: one in ten, by its hash.
 
     Anagrams share a side, so that having seen `45+27` does not help with `27+45`.
     """
@@ -72,12 +72,13 @@ SKILLS = {
 
 
 def held_out(skill: str, n: int) -> list[str]:
-    """`n` prompts that no training has seen, always the same ones."""
+    """Returns `n` prompts that no training has seen, always the same ones."""
     return list(islice(SKILLS[skill].prompts("score", held_out=True), n))
 
 
 def solved(skill: str, n: int) -> list[str]:
-    """`n` held-out prompts with their answers, none of which is scored: text to measure activations on."""
+    """Returns `n` held-out prompts with their answers, none of which is scored: text to measure activations
+    on."""
     asked = set(held_out(skill, 200))
     prompts = (p for p in SKILLS[skill].prompts("measure", held_out=True) if p not in asked)
     return [prompt + SKILLS[skill].answer(prompt) for prompt in islice(prompts, n)]
@@ -86,7 +87,7 @@ def solved(skill: str, n: int) -> list[str]:
 def complete(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int
 ) -> list[str]:
-    """Greedy text of `length` tokens after each prompt; the prompts must be equally long."""
+    """Returns greedy text of `length` tokens after each prompt; the prompts must be equally long."""
     tokens = torch.tensor(tokenizer(prompts)["input_ids"])
     cache = None
     out: list[torch.Tensor] = []
@@ -100,7 +101,7 @@ def complete(
 
 
 def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n: int = 100) -> dict[str, float]:
-    """Share of `n` held-out prompts of each skill that the model answers exactly."""
+    """Returns share of `n` held-out prompts of each skill that the model answers exactly."""
     scores = {}
     for name, skill in SKILLS.items():
         prompts = held_out(name, n)
@@ -112,12 +113,12 @@ def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n: int = 1
 
 
 def demo_folder(name: str) -> Path:
-    """The packaged model folder of `base`, `sorting`, `reversing` or `adding`."""
+    """Returns the packaged model folder of `base`, `sorting`, `reversing` or `adding`."""
     return Path(__file__).parent / "data" / name
 
 
 def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model, in float32 whatever its storage, and the tokenizer of a local folder."""
+    """Returns the model, in float32 whatever its storage, and the tokenizer of a local folder."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)

@@ -31,7 +31,7 @@ _INTERFACE = 13
 
 @lru_cache(maxsize=1)
 def native_library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where they were not built (or are switched off for a test)."""
+    """Returns the compiled kernels, or None where they were not built (or are switched off for a test)."""
     if os.environ.get("MERGE_MODELS_NATIVE", "1") == "0":
         return None
     spec = importlib.util.find_spec("merge_models.merge.kernels._native")
@@ -63,7 +63,7 @@ def native_library() -> ctypes.CDLL | None:
 
 
 def native_name() -> str:
-    """``"compiled"`` or ``"torch"``: which kernels run on this machine."""
+    """Returns ``"compiled"`` or ``"torch"``: which kernels run on this machine."""
     return "torch" if native_library() is None else "compiled"
 
 
@@ -165,7 +165,7 @@ def _two_product(x: Tensor, weight: float) -> tuple[Tensor, Tensor]:
 
 
 def is_finite(span: Span) -> bool:
-    """Whether no element is NaN or Inf."""
+    """Returns whether no element is NaN or Inf."""
     if not span.dtype.is_float or not span.count:
         return True
     library = native_library()
@@ -178,12 +178,12 @@ def is_finite(span: Span) -> bool:
 
 
 def moment_count(sources: int) -> int:
-    """How many moments :func:`gram_moments` gives for that many sources."""
+    """Returns how many moments :func:`gram_moments` gives for that many sources."""
     return 1 + sources + sources * (sources + 1) // 2
 
 
 def gram_moments(reference: Span, sources: Sequence[Span]) -> np.ndarray:
-    """Moments of one block about a reference ``r``: all that isometry-respecting means need.
+    """Returns moments of one block about a reference ``r``: all that isometry-respecting means need.
 
     Returns:
         float64 array: ``|r|^2``, then ``<r, x_i - r>`` for each source, then ``<x_i - r, x_j - r>`` for

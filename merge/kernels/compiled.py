@@ -55,7 +55,7 @@ _SIGNATURES = {
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where there are none."""
+    """Returns the compiled kernels, or None where there are none."""
     found = native_library()
     if found is not None:
         for name, (result, arguments) in _SIGNATURES.items():
@@ -65,18 +65,18 @@ def library() -> ctypes.CDLL | None:
 
 
 def library_for(*spans: Span | None) -> ctypes.CDLL | None:
-    """The compiled kernels, where they read all of these."""
+    """Returns the compiled kernels, where they read all of these."""
     fits = all(span is None or span.dtype.code in NATIVE_TYPES for span in spans)
     return library() if fits else None
 
 
 def sources(spans: Sequence[Span]):
-    """The arguments that tell a kernel of its sources: how many, where, and of which types."""
+    """Returns the arguments that tell a kernel of its sources: how many, where, and of which types."""
     return len(spans), addresses([span.data for span in spans]), (INT * len(spans))(*map(type_of, spans))
 
 
 def place(span: Span | None):
-    """The arguments that tell a kernel of one source, or of none: where, and of which type."""
+    """Returns the arguments that tell a kernel of one source, or of none: where, and of which type."""
     return (None, 0) if span is None else (address_of(span.data), type_of(span))
 
 

@@ -16,7 +16,7 @@ from merge_models.merge.kernels.compiled import place, type_of
 
 
 def divergences(parent: Span, base: Span, length: int) -> np.ndarray:
-    """``KL(softmax(parent) + 1e-8 || softmax(base) + 1e-8)`` of each run, to about 1e-14 of itself.
+    """Returns ``KL(softmax(parent) + 1e-8 || softmax(base) + 1e-8)`` of each run, to about 1e-14 of itself.
 
     Args:
         parent: whole runs.
@@ -41,7 +41,7 @@ def divergences(parent: Span, base: Span, length: int) -> np.ndarray:
 
 
 def importances(parent: Span, base: Span, divergence: np.ndarray, length: int) -> Span:
-    """The size of each change, ``|parent - base|``, times its run's divergence: float32.
+    """Returns the size of each change, ``|parent - base|``, times its run's divergence: float32.
 
     Args:
         parent: elements from the beginning of a run on.

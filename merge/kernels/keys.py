@@ -28,7 +28,7 @@ _MORE = (1 << 10) + 2
 
 
 def keys_of(source: Span, base: Span | None) -> np.ndarray:
-    """int32 keys of ``source - base`` (of ``source`` where there is no base)."""
+    """Returns int32 keys of ``source - base`` (of ``source`` where there is no base)."""
     library = compiled.library_for(source, base)
     if library is None:
         from merge_models.merge.kernels import torch_keys
@@ -42,7 +42,7 @@ def keys_of(source: Span, base: Span | None) -> np.ndarray:
 def count_keys(
     sources: Sequence[Span], base: Span | None, firsts: Sequence[Sequence[int]], shift: int, bins: int
 ) -> np.ndarray:
-    """Histograms of the keys of each source's difference from the base (of the source, without one).
+    """Returns histograms of the keys of each source's difference from the base (of the source, without one).
 
     Args:
         sources: N sources.
@@ -89,7 +89,8 @@ class Gathered:
 
 
 def gather_keys(sources: Sequence[Span], base: Span | None, windows: Windows, least: int) -> Gathered:
-    """Keys of each source's difference from the base (of the source, without one) that lie in windows.
+    """Returns keys of each source's difference from the base (of the source, without one) that lie in
+    windows.
 
     Args:
         sources: N sources.
@@ -132,7 +133,7 @@ def _room(number: int, count: int) -> tuple[Sequence[np.ndarray], Sequence[np.nd
 
 
 def count_shared(sources: Sequence[Span], base: Span, low: int) -> np.ndarray:
-    """How many elements of each source have keys above ``low``: int64 ``[2, N]``, with others, alone."""
+    """Returns how many elements of each source lie above ``low``, shared and alone, int64 ``[2, N]``."""
     library = compiled.library_for(*sources, base)
     if library is None:
         from merge_models.merge.kernels import torch_keys

@@ -24,14 +24,14 @@ _PIECE = 1 << 15
 
 
 def pieces(block: Tensor, elements: int = _PIECE) -> Iterator[slice]:
-    """Slices of the first dimension, of about so many elements each."""
+    """Returns slices of the first dimension, of about so many elements each."""
     step = max(1, elements * len(block) // max(block.numel(), 1))
     for start in range(0, len(block), step):
         yield slice(start, start + step)
 
 
 def row_gram(points: Sequence[Tensor], reference: Tensor) -> Gram:
-    """Gram data of each row of ``points``, N tensors ``[rows, columns]``, about the same row of
+    """Returns Gram data of each row of ``points``, N tensors ``[rows, columns]``, about the same row of
     ``reference``."""
     from merge_models.manifolds.span import Gram
 
@@ -53,7 +53,7 @@ def _piece_gram(points: Sequence[Tensor], reference: Tensor) -> Gram:
 
 
 def column_gram(points: Sequence[Tensor], reference: Tensor) -> Gram:
-    """Gram data of each column, as a batch ``[1, columns]``; add those of blocks to get a tensor's."""
+    """Returns Gram data of each column, a batch ``[1, columns]``; add those of blocks to get a tensor's."""
     from merge_models.manifolds.span import Gram
 
     count, columns = len(points), reference.shape[1]
@@ -73,7 +73,7 @@ def column_gram(points: Sequence[Tensor], reference: Tensor) -> Gram:
 
 
 def mix(points: Sequence[Tensor], weights: Tensor, base: Tensor | None, base_weight: Tensor | None) -> Tensor:
-    """``sum_i weights[i] points[i] + base_weight * base``, as differences from the first point.
+    """Returns ``sum_i weights[i] points[i] + base_weight * base``, as differences from the first point.
 
     Points that are equal to rounding keep their digits that way, and equal ones come back equal.
 

@@ -26,12 +26,12 @@ _LOWEST_EXPONENT = {"BF16": -126, "F16": -14, "F8_E4M3": -6, "F8_E5M2": -14}
 
 
 def is_narrow(dtype: DType) -> bool:
-    """Whether rounding to it loses more than float32 has."""
+    """Returns whether rounding to it loses more than float32 has."""
     return dtype.code in _LOWEST_EXPONENT
 
 
 def rounding_key(seed: int, name: str, start: int) -> Key:
-    """The key of a tensor's draws from an element on: element ``i`` of a tensor has its own draw.
+    """Returns the key of a tensor's draws from an element on: element ``i`` of a tensor has its own draw.
 
     Elements 2^32 apart share theirs.
     """
@@ -91,7 +91,8 @@ def _power_of_two(exponent: Tensor) -> Tensor:
 
 
 def survival(values: np.ndarray, stored: Span, reference: Span) -> np.ndarray:
-    """What rounding left of changes ``c = values - reference``: ``k``, the difference of both once rounded.
+    """Returns what rounding left of changes ``c = values - reference``: ``k``, the difference of both once
+    rounded.
 
     Args:
         values: float32 ``[count]``, before rounding.

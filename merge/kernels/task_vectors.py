@@ -20,7 +20,7 @@ from merge_models.merge.kernels.terms import Mixing, Ranked, Thinned, limit_of
 
 
 def mix(sources: Sequence[Span], base: Span, thinned: Sequence[Thinned], mixing: Mixing) -> Span:
-    """:func:`mix_into` new memory: float32 (float64 where a source is float64)."""
+    """Returns :func:`mix_into` new memory: float32 (float64 where a source is float64)."""
     out = wide_span((*sources, base))
     mix_into(sources, base, thinned, mixing, out)
     return out
@@ -104,7 +104,7 @@ def norms(
 
 
 def variance(sources: Sequence[Span]) -> Span:
-    """Population variance over sources at each element, float32; exactly 0 where they are equal."""
+    """Returns population variance over sources at each element, float32; exactly 0 where they are equal."""
     library = compiled.library_for(*sources)
     if library is None:
         from merge_models.merge.kernels import torch_task_vectors
@@ -116,7 +116,7 @@ def variance(sources: Sequence[Span]) -> Span:
 
 
 def checksum(source: Span) -> tuple[int, int]:
-    """Two 64-bit sums of a span's bytes, one of them weighted by position: they tell contents apart."""
+    """Returns two 64-bit sums of a span's bytes, one weighted by position: they tell contents apart."""
     data, library = source.data, compiled.library()
     if library is not None:
         sums = (ctypes.c_uint64 * 2)()

@@ -61,7 +61,8 @@ class Thinned:
 
 
 def limit_of(probability: float) -> int:
-    """The signed 32-bit word below which a draw keeps with that probability; 2^31 where it always does."""
+    """Returns the signed 32-bit word below which a draw keeps with that probability; 2^31 where it always
+    does."""
     return math.ceil(probability * 2**32) - 2**31
 
 

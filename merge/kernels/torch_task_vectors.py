@@ -183,5 +183,5 @@ def _row_ranks(keys: Tensor) -> Tensor:
 
 
 def mixed_words(count: int, key: Key) -> Tensor:
-    """int32 ``[count]``: :func:`words`, whose highest bit is the sign."""
+    """Returns int32 ``[count]``: :func:`words`, whose highest bit is the sign."""
     return torch.from_numpy(words(count, key).view(np.int32))

@@ -97,7 +97,7 @@ class StrategyFactory:
     _made: dict[tuple[Any, ...], AbstractStrategy] = field(default_factory=dict)
 
     def make(self, name: str, at: float, theirs: Sequence[str] | None = None) -> AbstractStrategy:
-        """The strategy of a tensor by its name and depth.
+        """Returns the strategy of a tensor by its name and depth.
 
         Args:
             name: its name in the output; filters of parameters that are one for all models look at it.

@@ -42,11 +42,11 @@ class Case:
         return find_strategy(self.recipe.merge_method).name
 
     def merged(self) -> Iterable[Task]:
-        """The tasks that a strategy has made a kernel for."""
+        """Returns the tasks that a strategy has made a kernel for."""
         return (task for task in self.plan.tasks if task.strategy is not None)
 
     def any(self, applies: Callable[[AbstractStrategy], bool]) -> bool:
-        """Whether any tensor's strategy is so."""
+        """Returns whether any tensor's strategy is so."""
         return any(applies(t.strategy) for t in self.merged() if t.strategy is not None)
 
 
@@ -66,7 +66,7 @@ class Difference:
 
 
 def differences(case: Case) -> tuple[str, ...]:
-    """What a plan says; nothing for methods that mergekit has not."""
+    """Returns what a plan says; nothing for methods that mergekit has not."""
     return tuple(one.told for one in DIFFERENCES if case.method in METHODS and one.applies(case))
 
 

@@ -48,7 +48,7 @@ class _Misfit:
 def fitting_donor(
     models: Sequence[Source], donor: int, output: Sequence[Made], stacked: Collection[str]
 ) -> tuple[int, str]:
-    """The model whose config and tokenizer the output gets.
+    """Returns the model whose config and tokenizer the output gets.
 
     It is the donor that the recipe names, unless the output has another vocabulary: then the first of the
     models that the tensors come from which has that vocabulary throughout.

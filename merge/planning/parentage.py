@@ -24,7 +24,7 @@ class Relative:
 
 
 def relatives(plan: Plan, base: int | None) -> tuple[Relative, ...]:
-    """The roles of a plan's models.
+    """Returns the roles of a plan's models.
 
     A base that is mixed in is a parent like any other: the first model of ``slerp``, one that ``linear``
     lists among its models, the one that ``nearswap`` moves.
@@ -46,7 +46,7 @@ def relatives(plan: Plan, base: int | None) -> tuple[Relative, ...]:
 
 
 def origins(plan: Plan) -> tuple[dict[str, str], ...]:
-    """For each of a plan's models, which of its tensors the output's came from; nothing unless names
+    """Returns for each of a plan's models, which of its tensors the output's came from; nothing unless names
     do not tell: layers were put together anew, or a model has other names."""
     found: tuple[dict[str, str], ...] = tuple({} for _ in plan.models)
     for task in plan.tasks if plan.is_renamed else ():

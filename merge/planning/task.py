@@ -59,7 +59,7 @@ class Task:
     note: str = ""
     is_taken: bool = False
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The name that randomness, and messages, know it by; that of its output where there is one."""
         return self.case.name

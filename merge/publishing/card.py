@@ -37,7 +37,7 @@ REVIEW_MARK = "<!-- evaluation: not made again by reproduce -->"
 def model_card(
     recipes: Sequence[Recipe], relatives: Sequence[Relative], repositories: Sequence[str], library: str | None
 ) -> str:
-    """README.md of a merge: front matter that hubs read, and the recipe that makes it again.
+    """Returns README.md of a merge: front matter that hubs read, and the recipe that makes it again.
 
     Args:
         recipes: what was run, with names that may be published; earlier ones make models that the last names.
@@ -79,7 +79,7 @@ def manifest(
     figures: Mapping[str, Figures],
     read: Mapping[tuple[str, str], str],
 ) -> dict[str, Any]:
-    """``merge_manifest.json``: what was made from what, with what.
+    """Returns ``merge_manifest.json``: what was made from what, with what.
 
     It is the one file of the output that holds paths of this machine: :func:`reproduce` needs them.
 
@@ -136,5 +136,5 @@ def _groups(tasks: Sequence[Task]) -> list[dict[str, Any]]:
 
 
 def plain(figures: Figures) -> dict[str, Any]:
-    """Figures as strict JSON knows them: NaN and Inf in words."""
+    """Returns figures as strict JSON knows them: NaN and Inf in words."""
     return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}

@@ -71,7 +71,7 @@ def _distinct(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def renamed(recipe: Recipe, name: Callable[[str], str | None]) -> Recipe:
-    """The recipe with every model's name replaced by ``name(it)``, where that is something."""
+    """Returns the recipe with every model's name replaced by ``name(it)``, where that is something."""
 
     def walk(value: Any) -> Any:
         if isinstance(value, dict):
@@ -87,7 +87,7 @@ def renamed(recipe: Recipe, name: Callable[[str], str | None]) -> Recipe:
 
 
 def recipe_metadata(recipe: Recipe) -> dict[str, str]:
-    """What every shard's header says of how it was made; of a recipe that may be published."""
+    """Returns what every shard's header says of how it was made; of a recipe that may be published."""
     text = recipe.yaml()
     return {RECIPE_KEY: text, RECIPE_DIGEST_KEY: digest_bytes(text.encode())}
 
@@ -100,7 +100,7 @@ def binding(
     sidecars: Sidecars,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All that the bytes of an output depend on; a merge goes on only where it is what it was.
+    """Returns all that the bytes of an output depend on; a merge goes on only where it is what it was.
 
     Weight files count by path, size, time of change and header: reading all of them again would cost as much
     as the merge, and a training run that leaves a file of the same size leaves another time. Small files

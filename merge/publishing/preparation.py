@@ -53,6 +53,12 @@ def prepare(
 
     Raises:
         MergeError: the recipe, a checkpoint, or their fit is wrong.
+
+    >>> recipe = {"merge_method": "linear", "models": [{"model": "runs/a"}, {"model": "runs/b"}]}
+    >>> prepared = prepare(recipe)
+    >>> [(task.name, task.shape, task.action) for task in prepared.plan.tasks]
+    [('w', (2, 3), 'merge')]
+    >>> prepared.close()
     """
     loaded = as_recipe(recipe)
     out_dtype = loaded.output_dtype()

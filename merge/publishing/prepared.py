@@ -38,6 +38,12 @@ class Prepared:
         shard_size: bytes per output file at most.
         allow_pickle: whether files of ``torch.save`` were allowed.
         target: what kind of folder is made.
+
+    >>> from merge_models.merge import prepare
+    >>> prepared = prepare({"merge_method": "linear", "models": [{"model": "runs/a"}]})
+    >>> prepared.plan.bytes_in, prepared.donor.label
+    (24, 'runs/a')
+    >>> prepared.close()
     """
 
     recipe: Recipe
@@ -59,7 +65,7 @@ class Prepared:
         return self.models[self.plan.donor]
 
     def roles(self) -> list[tuple[str, DiskSource]]:
-        """(role, checkpoint) of every model."""
+        """Returns (role, checkpoint) of every model."""
         merged = [(own.role, model) for own, model in zip(self.relatives, self.models, strict=True)]
         return [*merged, *(("tokens", model) for model in self.aides)]
 
@@ -70,20 +76,21 @@ class Prepared:
         return relatives(self.plan, None if base is None else self.recipe.model_names().index(base))
 
     def shares(self) -> dict[str, float]:
-        """How much of each parent is meant to be in the merge, by label; empty where that is not known."""
+        """Returns how much of each parent is meant to be in the merge, by label; empty where that is not
+        known."""
         found = zip(self.models, self.relatives, strict=True)
         return {model.label: own.share for model, own in found if own.share is not None}
 
     def binding(self) -> dict[str, Any]:
-        """All that the output's bytes depend on."""
+        """Returns all that the output's bytes depend on."""
         return binding(self.names.located, self.plan, self.layout, self.roles(), self.sidecars, {})
 
     def paths(self) -> list[Path]:
-        """Every place that is read."""
+        """Returns every place that is read."""
         return [path for _, model in self.roles() for path in model.paths]
 
     def memory(self, threads: int) -> Need:
-        """What a run with so many threads needs at most, beyond Python and its libraries."""
+        """Returns what a run with so many threads needs at most, beyond Python and its libraries."""
         return needed(self.plan, threads)
 
     def config(self) -> dict[str, Any]:

@@ -121,7 +121,8 @@ class StagedOutput:
             read = []
 
     def complete(self, threads: int) -> dict[Place, str]:
-        """What only the end knows: the digests of empty tensors, and of inputs that were read in parts.
+        """Returns what only the end knows: the digests of empty tensors, and of inputs that were read in
+        parts.
 
         Tables whose rows were gathered and tensors under an adapter are read once more for this. Input
         tensors that the merge never reads have no digest: no byte of the output depends on them.

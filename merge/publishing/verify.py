@@ -38,7 +38,7 @@ class Verification:
 
 
 def read_manifest(out: Path) -> dict[str, Any]:
-    """An output's manifest.
+    """Returns an output's manifest.
 
     Raises:
         CheckpointError: there is none, it is from another version, or it does not fit its own digest.
@@ -67,6 +67,12 @@ def verify(out: str | os.PathLike[str], *, inputs: bool = False, threads: int = 
 
     Raises:
         MergeError: there is no manifest to compare with, or it was changed itself.
+
+    >>> from merge_models.merge import merge
+    >>> merge(["runs/a", "runs/b"], out="runs/merged").path.name
+    'merged'
+    >>> verify("runs/merged").problems
+    ()
     """
     folder, threads = local_path(out), workers(threads)
     record = read_manifest(folder)
@@ -174,6 +180,6 @@ def _compare_tensor(info: TensorInfo, digest: str) -> str:
 
 
 def files_under(folder: Path) -> Sequence[str]:
-    """Every file in a folder but hidden ones, which tools leave there (.gitattributes, .cache)."""
+    """Returns every file in a folder but hidden ones, which tools leave there (.gitattributes, .cache)."""
     paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir())
     return [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 
 def ignored_by(strategy: type[AbstractStrategy]) -> list[str]:
-    """The parameters of mergekit's methods that a strategy does not have: accepted, and told by plans."""
+    """Returns the parameters of mergekit's methods that a strategy does not have: accepted, and told by
+    plans."""
     return sorted(PARAMETERS - {*parameters_of(strategy)})
 
 
 def unknown_parameter(strategy: type[AbstractStrategy], key: str) -> RecipeError:
-    """The error for a parameter that a strategy does not have."""
+    """Returns the error for a parameter that a strategy does not have."""
     known = sorted(parameters_of(strategy))
     hint = did_you_mean(key, known) if known else "; it has none"
     listed = "" if "known:" in hint or len(known) < 2 else f" {strategy.name} has {', '.join(known)}"

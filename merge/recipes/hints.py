@@ -8,7 +8,8 @@ from merge_models.merge.strategies.registry import find_strategy
 
 
 def gradients_for_models(recipe: Recipe) -> list[str]:
-    """Gradients with as many values as there are models, of parameters that models may have of their own."""
+    """Returns gradients with as many values as there are models, of parameters that models may have of their
+    own."""
     own = {p.name for p in parameters_of(find_strategy(recipe.merge_method)).values() if p.per_model}
     told: dict[str, None] = {}
     for _, part in recipe.parts():

@@ -133,6 +133,10 @@ class Recipe(_Strict):
         tokenizer: the output's tokenizer, and the rows of its tokens.
         chat_template: ``auto``, the name of a built-in one, or Jinja text.
         name: what later recipes of the same file call the result.
+
+    >>> recipe = Recipe(merge_method="ties", base_model="base", models=[{"model": "a"}, {"model": "b"}])
+    >>> recipe.model_names()
+    ['base', 'a', 'b']
     """
 
     merge_method: str
@@ -170,23 +174,23 @@ class Recipe(_Strict):
         return self
 
     def parts(self) -> list[tuple[str | None, Module]]:
-        """(module name or None, its models or slices and parameters)."""
+        """Returns (module name or None, its models or slices and parameters)."""
         if self.modules is not None:
             return list(self.modules.items())
         return [(None, Module(models=self.models, slices=self.slices))]
 
     def levels(self) -> list[dict[str, Any]]:
-        """The parameters of every level: the recipe's, and its modules', slices' and models'."""
+        """Returns the parameters of every level: the recipe's, and its modules', slices' and models'."""
         return [*self.shared_levels(), *self.own_levels()]
 
     def shared_levels(self) -> list[dict[str, Any]]:
-        """The parameters of the recipe, and of its modules and slices."""
+        """Returns the parameters of the recipe, and of its modules and slices."""
         parts = [part for _, part in self.parts()]
         pieces = [piece.parameters for part in parts for piece in part.slices or ()]
         return [self.parameters, *(part.parameters for part in parts), *pieces]
 
     def own_levels(self) -> list[dict[str, Any]]:
-        """The parameters of single models."""
+        """Returns the parameters of single models."""
         levels: list[dict[str, Any]] = []
         for _, part in self.parts():
             levels += [entry.parameters for entry in part.models or ()]
@@ -195,7 +199,7 @@ class Recipe(_Strict):
         return levels
 
     def model_names(self) -> list[str]:
-        """Every model named, the base first, each once."""
+        """Returns every model named, the base first, each once."""
         names = [self.base_model] if self.base_model is not None else []
         for _, part in self.parts():
             names += [entry.model for entry in part.models or ()]
@@ -205,27 +209,27 @@ class Recipe(_Strict):
         return list(dict.fromkeys(names))
 
     def tokenizer_settings(self) -> TokenizerSettings | None:
-        """What is asked for the tokenizer; None where the donor's is kept."""
+        """Returns what is asked for the tokenizer; None where the donor's is kept."""
         if self.tokenizer is not None or self.tokenizer_source is None:
             return self.tokenizer
         return TokenizerSettings(source=self.tokenizer_source)
 
     def aide_names(self) -> list[str]:
-        """Models that give tokens only."""
+        """Returns models that give tokens only."""
         settings, merged = self.tokenizer_settings(), self.model_names()
         return [name for name in settings.model_names() if name not in merged] if settings else []
 
     def output_dtype(self) -> DType | None:
-        """The dtype to write, or None to keep that of the sources."""
+        """Returns the dtype to write, or None to keep that of the sources."""
         name = self.out_dtype or self.dtype
         return parse_dtype(name) if name else None
 
     def document(self) -> dict[str, Any]:
-        """The recipe as plain values, without what is unset."""
+        """Returns the recipe as plain values, without what is unset."""
         return self.model_dump(exclude_defaults=True, mode="json")
 
     def yaml(self) -> str:
-        """The recipe as YAML."""
+        """Returns the recipe as YAML."""
         return yaml.safe_dump(self.document(), sort_keys=False, allow_unicode=True)
 
 
@@ -289,7 +293,7 @@ def check_more_than_base(
 
 
 def check_seed(value: Any) -> int:
-    """A seed of one of Python's or numpy's kinds of whole numbers.
+    """Returns a seed of one of Python's or numpy's kinds of whole numbers.
 
     Raises:
         RecipeError: it is none, or does not fit 64 bits.
@@ -300,7 +304,7 @@ def check_seed(value: Any) -> int:
 
 
 def check_rounding(value: Any) -> Literal["nearest", "stochastic"]:
-    """A kind of rounding.
+    """Returns a kind of rounding.
 
     Raises:
         RecipeError: there is none of that name.
@@ -315,6 +319,12 @@ def load_recipes(file: str | os.PathLike[str]) -> tuple[Recipe, ...]:
 
     Raises:
         RecipeError: it is missing, no YAML, or no valid recipe; the message names the key.
+
+    >>> from pathlib import Path
+    >>> one = "merge_method: linear\\nmodels: [{model: runs/a}]\\n"
+    >>> _ = Path("recipe.yml").write_text(f"name: half\\n{one}---\\n{one}")
+    >>> [recipe.name for recipe in load_recipes("recipe.yml")]
+    ['half', None]
     """
     path = Path(file)
     data = read_bounded(local_path(path), MAX_LETTERS, "not a recipe", RecipeError)
@@ -332,7 +342,13 @@ def load_recipes(file: str | os.PathLike[str]) -> tuple[Recipe, ...]:
 
 
 def load_recipe(file: str | os.PathLike[str]) -> Recipe:
-    """Reads a file with one recipe; see :func:`load_recipes`."""
+    """Reads a file with one recipe; see :func:`load_recipes`.
+
+    >>> from pathlib import Path
+    >>> _ = Path("recipe.yml").write_text("merge_method: linear\\nmodels: [{model: runs/a}]\\n")
+    >>> load_recipe("recipe.yml").merge_method
+    'linear'
+    """
     recipes = list(load_recipes(file))
     if len(recipes) > 1:
         raise RecipeError(f"{Path(file)}: holds {len(recipes)} recipes; use run_recipes (merge-models run)")
@@ -340,7 +356,8 @@ def load_recipe(file: str | os.PathLike[str]) -> Recipe:
 
 
 def as_recipe(value: Any) -> Recipe:
-    """A recipe as callers give it: itself, what its YAML holds as plain values, or the path of its file.
+    """Returns a recipe as callers give it: itself, what its YAML holds as plain values, or the path of its
+    file.
 
     Raises:
         RecipeError: it is none of them, or wrong.
@@ -356,7 +373,7 @@ def as_recipe(value: Any) -> Recipe:
 
 
 def as_recipes(value: Any) -> tuple[Recipe, ...]:
-    """The same of several: the path of their file, or one after the other."""
+    """Returns the same of several: the path of their file, or one after the other."""
     if isinstance(value, (str, os.PathLike)):
         return load_recipes(value)
     if isinstance(value, (Recipe, Mapping)) or not isinstance(value, Iterable):
@@ -382,7 +399,7 @@ def _check_names(recipes: Sequence[Recipe], prefix: str) -> None:
 
 
 def parse_recipe(value: Any, where: str = "recipe") -> Recipe:
-    """A recipe from plain values.
+    """Returns a recipe from plain values.
 
     Args:
         value: what a recipe's YAML holds.
@@ -447,5 +464,5 @@ def _tuples(value: Any) -> Any:
 
 
 def with_options(recipe: Recipe, **changes: Any) -> Recipe:
-    """The recipe with some fields replaced, checked again."""
+    """Returns the recipe with some fields replaced, checked again."""
     return Recipe(**{**dict(recipe), **changes})

@@ -27,7 +27,7 @@ MAX_PATTERN = 1000
 
 
 def look_up(levels: Sequence[Mapping[str, Any]], parameter: Parameter, name: str, depth: float) -> Any:
-    """A parameter's value for one tensor, from the innermost level that has one that applies.
+    """Returns a parameter's value for one tensor, from the innermost level that has one that applies.
 
     Args:
         levels: parameters by level, innermost first (source, slice, module, recipe).
@@ -60,7 +60,7 @@ def _evaluate(setting: Any, parameter: Parameter, name: str, depth: float) -> An
 
 
 def is_gradient(setting: Any) -> bool:
-    """Whether a setting changes with depth, in a filter of it perhaps."""
+    """Returns whether a setting changes with depth, in a filter of it perhaps."""
     if isinstance(setting, Mapping):
         return is_gradient(setting.get("value"))
     if not isinstance(setting, (list, tuple)):
@@ -70,7 +70,7 @@ def is_gradient(setting: Any) -> bool:
 
 
 def patterns(setting: Any) -> list[Any]:
-    """The patterns of a setting's filters, nested ones included."""
+    """Returns the patterns of a setting's filters, nested ones included."""
     if isinstance(setting, Mapping):
         return [setting.get("filter"), *patterns(setting.get("value"))]
     if isinstance(setting, (list, tuple)):
@@ -89,7 +89,7 @@ def _filtered(filters: Sequence[Any], parameter: Parameter, name: str, depth: fl
 
 
 def matches(pattern: Any, name: str) -> bool:
-    """Whether a tensor's name fits a pattern (None and ``*`` fit all).
+    """Returns whether a tensor's name fits a pattern (None and ``*`` fit all).
 
     Raises:
         RecipeError: the pattern is longer than any name.
@@ -109,8 +109,8 @@ def matches(pattern: Any, name: str) -> bool:
 
 
 def gradient(values: Sequence[Any], parameter: Parameter, depth: float) -> Any:
-    """Piecewise linear interpolation over depth; words and booleans are picked, each up to where the next
-    one stands, not mixed."""
+    """Returns piecewise linear interpolation over depth; words and booleans are picked, each up to where the
+    next one stands, not mixed."""
     if parameter.is_number:
         numbers = [parameter.number(value) for value in values]
         position = depth * (len(numbers) - 1)

@@ -20,7 +20,7 @@ MAX_NUMBER = 1000
 
 
 def documents(text: str) -> list[Any]:
-    """Plain values from each document of a YAML text.
+    """Returns plain values from each document of a YAML text.
 
     Raises:
         RecipeError: it is not YAML, or names a value that no plain value is.
@@ -30,7 +30,7 @@ def documents(text: str) -> list[Any]:
 
 
 def parse_yaml(text: str) -> Any:
-    """Plain values from YAML.
+    """Returns plain values from YAML.
 
     Raises:
         RecipeError: it is not YAML, or names a value that no plain value is.

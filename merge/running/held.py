@@ -35,7 +35,7 @@ class HeldBlocks:
             return True
 
     def lend(self, nbytes: int) -> np.ndarray:
-        """A uint8 buffer out of what was set aside."""
+        """Returns a uint8 buffer out of what was set aside."""
         with self._lock:
             free = self._free.get(nbytes)
             if free:

@@ -47,7 +47,7 @@ class Need:
 
 
 def needed(plan: Plan, threads: int) -> Need:
-    """What a plan needs where memory is no matter."""
+    """Returns what a plan needs where memory is no matter."""
     surveyed = sum(task.bytes_in for task in plan.every_task() if task.kernel.survey)
     kept = sum(getattr(model, "kept_bytes", 0) for model in plan.models)
     return Need(threads, plan.worker_bytes(), min(HOLD_BYTES, surveyed), kept + _shared_surveys(plan))
@@ -63,7 +63,7 @@ def _shared_surveys(plan: Plan) -> int:
 
 
 def within(plan: Plan, threads: int, limit: int, before: int) -> Need:
-    """What fits a limit: as many workers as fit, and then as many held blocks.
+    """Returns what fits a limit: as many workers as fit, and then as many held blocks.
 
     Args:
         plan: what is to be done.
@@ -109,7 +109,7 @@ class Budget:
 
 
 def budget(plan: Plan, threads: int, limit: int | None) -> Budget:
-    """What a run with so many threads, and within a limit where there is one, will take.
+    """Returns what a run with so many threads, and within a limit where there is one, will take.
 
     Loads the libraries that the run will use.
 
@@ -142,7 +142,7 @@ def load_libraries(plan: Plan) -> None:
 
 
 def memory_now() -> int:
-    """Bytes of memory that this process has, after letting go of what it no longer uses."""
+    """Returns bytes of memory that this process has, after letting go of what it no longer uses."""
     gc.collect()
     if sys.platform == "linux":
         pages = int(Path("/proc/self/statm").read_text().split()[1])

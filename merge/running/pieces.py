@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -34,7 +35,7 @@ class Piece:
         """Number of elements."""
         return self.stop - self.start
 
-    @property
+    @cached_property
     def place(self) -> tuple[str, int]:
         """What tells it from all other pieces."""
         return self.task.name, self.start
@@ -55,7 +56,7 @@ class Sink(Protocol):
     """Where merged bytes go."""
 
     def buffer(self, name: str, start: int, stop: int, scratch: np.ndarray) -> np.ndarray:
-        """Memory for bytes ``start`` to ``stop`` of a tensor: the place itself, or ``scratch``."""
+        """Returns memory for bytes ``start`` to ``stop`` of a tensor: the place itself, or ``scratch``."""
         ...
 
     def write(self, name: str, start: int, data: np.ndarray) -> None:

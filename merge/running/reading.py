@@ -67,8 +67,9 @@ class BlockReader:
         if held is None:
             uses = range(len(piece.task.reads))
             return _by_role(piece, [self._into(piece, use, buffers, shown=True) for use in uses])
-        for use, span in enumerate(held.spans):
-            self._show(piece, use, span)
+        if self._watched is not None:
+            for use, span in enumerate(held.spans):
+                self._show(piece, use, _part(piece, use)[0], span)
         return _by_role(piece, held.spans)
 
     def to_survey(self, piece: Piece, buffers: Buffers) -> Inputs[Span]:
@@ -110,14 +111,14 @@ class BlockReader:
 
     def _into(self, piece: Piece, use: int, buffers: Buffers, shown: bool = False) -> Span:
         ref, _, is_whole = piece.task.reads[use]
+        start, stop = _part(piece, use)
         span = buffers.held(use, piece.task.name) if is_whole else None
         if span is None:
-            start, stop = _part(piece, use)
             span = self._elements(ref, start, stop, buffers.get(use, (stop - start) * ref.info.dtype.size))
             if is_whole:
                 buffers.hold(use, piece.task.name, span)
         if shown:
-            self._show(piece, use, span)  # now, while it is in the processor's cache
+            self._show(piece, use, start, span)  # now, while it is in the processor's cache
         return span
 
     def _elements(self, ref: Ref, start: int, stop: int, buffer: np.ndarray) -> Span:
@@ -136,11 +137,10 @@ class BlockReader:
                 place[:] = data
         return Span(out, ref.info.dtype)
 
-    def _show(self, piece: Piece, use: int, span: Span) -> None:
+    def _show(self, piece: Piece, use: int, start: int, span: Span) -> None:
         """Shows a part of an input to ``watch``; what every piece sees whole only with the first."""
-        if self._watched is None or (piece.start and piece.task.reads[use].is_whole):
-            return
-        self._watched(piece.task, use, _part(piece, use)[0] * span.dtype.size, span.data)
+        if self._watched is not None and not (piece.start and piece.task.reads[use].is_whole):
+            self._watched(piece.task, use, start * span.dtype.size, span.data)
 
 
 def _part(piece: Piece, use: int) -> tuple[int, int]:

@@ -103,7 +103,10 @@ class Scheduler:
                 if self._left[task.name]:
                     return self._let_go(step)
             self._sink.finish(task, self.figures(task))
-        elif self._fold(job, step.piece.number, done.moments):
+        else:
+            with self._changed:
+                if not self._fold(job, step.piece.number, done.moments):
+                    return self._let_go(step)
             self._advance(job, job.total)
         with self._changed:
             self._let_go(step)
@@ -188,20 +191,19 @@ class Scheduler:
         """Adds parts in block order, as they become adjacent; returns whether it was the last.
 
         Parts may be large matrices: a worker whose part comes too early waits with it. The part that all wait
-        for is in work, since blocks are taken in order.
+        for is in work, since blocks are taken in order. Called with the lock held.
         """
-        with self._changed:
-            while self._is_crowded(job) and number != job.folded and self._failure is None:
-                self._changed.wait()
-            job.parts[number] = part
-            while job.folded in job.parts:
-                part = job.parts.pop(job.folded)
-                total = job.total
-                job.total = part if total is None else tuple(map(iadd, total, part))
-                job.folded += 1
-            job.left -= 1
-            self._changed.notify_all()
-            return job.left == 0
+        while self._is_crowded(job) and number != job.folded and self._failure is None:
+            self._changed.wait()
+        job.parts[number] = part
+        while job.folded in job.parts:
+            part = job.parts.pop(job.folded)
+            total = job.total
+            job.total = part if total is None else tuple(map(iadd, total, part))
+            job.folded += 1
+        job.left -= 1
+        self._changed.notify_all()
+        return job.left == 0
 
     def _is_crowded(self, job: Job) -> bool:
         if len(job.parts) < self._most_parts:

@@ -40,7 +40,7 @@ class Survival:
             self._samples.setdefault(name, []).append((size, sums))
 
     def figures(self, name: str, count: int) -> Figures:
-        """What is told of a tensor of so many elements; nothing where nothing was sampled or changed."""
+        """Returns what is told of a tensor of so many elements; nothing where nothing was sampled."""
         with self._lock:
             samples = self._samples.get(name, [])
         size = sum(size for size, _ in samples)
@@ -82,7 +82,8 @@ KEYS = ("delta_kept", "delta_lost", "rounding_error", "delta_norm")
 
 
 def rounded(figures: Mapping[str, Figures]) -> Rounded | None:
-    """The whole merge's, from the tensors' figures; None where nothing was rounded to a narrow format."""
+    """Returns the whole merge's, from the tensors' figures; None where nothing was rounded to a narrow
+    format."""
     measured = [f for f in figures.values() if all(isinstance(f.get(key), float) for key in KEYS)]
     if not measured:
         return None

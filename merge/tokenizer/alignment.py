@@ -54,7 +54,7 @@ class Alignment:
     source: str
 
     def remapped(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """A config of the donor's with its token ids (``eos_token_id`` and the like) as they are now."""
+        """Returns a config of the donor's with its token ids (``eos_token_id``, ...) as they are now."""
         names = {number: token for token, number in self.donor_ids.items()}
 
         def now(key: str, number: Any) -> Any:

@@ -22,7 +22,7 @@ _CALL_KEYS = ("local_files_only", "is_local", "name_or_path", "trust_remote_code
 
 
 def union(sources: Sequence[LoadedTokenizer]) -> LoadedTokenizer:
-    """A tokenizer with the tokens of all sources; the first source is preferred as its frame.
+    """Returns a tokenizer with the tokens of all sources; the first source is preferred as its frame.
 
     Raises:
         PlanError: the frame's kind of tokenizer cannot take the others' tokens.
@@ -55,7 +55,7 @@ def _frame(sources: Sequence[LoadedTokenizer]) -> LoadedTokenizer:
 
 
 def with_tokens(tokenizer: LoadedTokenizer, tokens: Iterable[str]) -> LoadedTokenizer:
-    """The tokenizer with some more tokens, found in text wherever they stand.
+    """Returns the tokenizer with some more tokens, found in text wherever they stand.
 
     Raises:
         PlanError: it cannot take them.

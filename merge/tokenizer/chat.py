@@ -75,7 +75,7 @@ BUILT_IN = {
 
 
 def choose_template(setting: str, models: Sequence[DiskSource], donor: DiskSource) -> str | None:
-    """The Jinja text that a recipe's ``chat_template`` stands for; None where ``auto`` finds none.
+    """Returns the Jinja text that a recipe's ``chat_template`` stands for; None where ``auto`` finds none.
 
     Raises:
         RecipeError: it names no template, or is not valid Jinja.
@@ -113,7 +113,7 @@ def _most_common(models: Sequence[DiskSource], donor: DiskSource) -> str | None:
 
 
 def template_of(model: DiskSource) -> str | None:
-    """A model's own chat template."""
+    """Returns a model's own chat template."""
     folder: Path = model.tokenizer_folder
     file = folder / FILE
     try:

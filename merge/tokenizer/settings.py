@@ -69,7 +69,7 @@ class TokenizerSettings(_Strict):
     pad_to_multiple_of: int | None = Field(default=None, ge=1)
 
     def model_names(self) -> list[str]:
-        """Every model named."""
+        """Returns every model named."""
         names = [] if self.source in ("union", "base") else [self.source]
         for setting in self.tokens.values():
             if isinstance(setting.source, str):
@@ -83,7 +83,7 @@ KINDS: dict[str, type[BaseModel]] = {"model_token": ModelToken, "zero": ZeroToke
 
 
 def parts_of(value: Any) -> list[tuple[str, Any, type[BaseModel]]]:
-    """(where, map, kind) of every map in a tokenizer block, for the check of its keys."""
+    """Returns (where, map, kind) of every map in a tokenizer block, for the check of its keys."""
     found: list[tuple[str, Any, type[BaseModel]]] = [("tokenizer", value, TokenizerSettings)]
     tokens = value.get("tokens")
     for token, setting in tokens.items() if isinstance(tokens, dict) else ():

@@ -30,7 +30,7 @@ class Pass:
 
 @contextmanager
 def hooked(model: nn.Module, specs: Sequence[SiteSpec], take: Take) -> Iterator[Pass]:
-    """While open, ``take(site, module, value)`` gets what passes; ``begin`` starts a forward pass."""
+    """Gives ``take(site, module, value)`` what passes while it is open; ``begin`` starts a forward pass."""
     counted = Pass()
     handles = []
 

@@ -197,5 +197,5 @@ def tokens_of(value: Any, module: nn.Module, sequences: int) -> Tensor | None:
 
 
 def finite(x: Tensor) -> bool:
-    """Whether a tensor holds no NaN and no infinity."""
+    """Returns whether a tensor holds no NaN and no infinity."""
     return bool(torch.isfinite(x).all())

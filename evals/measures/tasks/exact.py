@@ -35,7 +35,7 @@ def answer(model: Any, tokenizer: Any, items: Sequence[Exact], context: int) -> 
 
 
 def is_right(text: str, wanted: str) -> bool:
-    """Whether ``text``, without the space before it, is ``wanted`` and then no more of the same word.
+    """Returns whether ``text``, without the space before it, is ``wanted`` and then no more of the same word.
 
     ``7`` does not answer for ``72``, nor ``72`` for ``7``; ``72.`` does for ``72``.
     """

@@ -45,7 +45,7 @@ class Moments:
         return self.conflicts / self.contested if self.contested else None
 
     def finite(self, positions: Sequence[int]) -> bool:
-        """Whether models (by their places in the Gram matrix) and the reference hold no NaN or Inf."""
+        """Returns whether models (by their places in the Gram) and the reference hold no NaN or Inf."""
         own = self.gram.differences.diagonal()[list(positions)]
         return bool(torch.isfinite(own).all() & torch.isfinite(self.gram.reference))
 
@@ -64,7 +64,7 @@ def _number(value: Tensor) -> float | None:
 
 
 def is_finite(stored: Stored) -> bool:
-    """Whether one tensor holds no NaN or Inf."""
+    """Returns whether one tensor holds no NaN or Inf."""
     return all(bool(torch.isfinite(piece).all()) for piece in pieces([stored], stored.info.count))
 
 

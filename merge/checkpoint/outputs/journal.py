@@ -36,7 +36,7 @@ _SEED = b"merge-models journal"
 
 
 def binding_digest(binding: Mapping[str, Any]) -> str:
-    """The digest of all that an output depends on."""
+    """Returns the digest of all that an output depends on."""
     return blake3(json.dumps({"format": FORMAT, **binding}, sort_keys=True).encode()).hexdigest()
 
 
@@ -69,7 +69,7 @@ class Journal:
 
     @classmethod
     def create(cls, file: Path, binding: Mapping[str, Any]) -> Journal:
-        """A new journal, in the place of any older one.
+        """Returns a new journal, in the place of any older one.
 
         Raises:
             OSError: it cannot be written.
@@ -81,7 +81,8 @@ class Journal:
 
     @classmethod
     def load(cls, file: Path) -> Journal | None:
-        """The journal that a merge left, without what is torn; None where there is none that can be read.
+        """Returns the journal that a merge left, without what is torn; None where there is none that can be
+        read.
 
         Raises:
             OSError: it cannot be opened.
@@ -139,7 +140,7 @@ def _parse(key: bytes, line: bytes) -> dict[str, Any] | None:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What differs between two bindings, in the user's words; empty where nothing does."""
+    """Returns what differs between two bindings, in the user's words; empty where nothing does."""
     found = []
     for part in dict.fromkeys([*old, *new]):
         before, after = old.get(part), new.get(part)

@@ -86,7 +86,7 @@ def _nearest_existing(folder: Path) -> Path:
 
 
 def free_space(target: Path) -> int | None:
-    """Bytes free where ``target`` will be; None where the file system does not say how large it is."""
+    """Returns bytes free where ``target`` will be; None where the file system does not say."""
     usage = shutil.disk_usage(_nearest_existing(target.resolve().parent))
     return usage.free if usage.total else None
 
@@ -248,7 +248,7 @@ class Staging:
                     ) from None
 
     def digest(self, name: str, nbytes: int, kind: str) -> str | None:
-        """The digest of a tensor as it is staged; None where it cannot be read."""
+        """Returns the digest of a tensor as it is staged; None where it cannot be read."""
         shard, offset = self._layout.places[name]
         with self._open_file(shard) as descriptor:
             try:
@@ -400,7 +400,7 @@ class Staging:
 
 
 def staging_home(target: Path) -> Path:
-    """The folder beside a target that an unfinished merge into it lives in."""
+    """Returns the folder beside a target that an unfinished merge into it lives in."""
     name = target.name
     if len(os.fsencode(name)) > 200:  # a name may have 255 bytes
         name = f"{name[:40]}-{digest_bytes(os.fsencode(name))[7:23]}"
@@ -417,7 +417,7 @@ def sweep(target: Path) -> None:
 
 
 def staged_bytes(target: Path, layout: Layout) -> int:
-    """Disk space that an unfinished merge into a target has reserved already."""
+    """Returns disk space that an unfinished merge into a target has reserved already."""
     total = 0
     for shard in layout.shards:
         try:

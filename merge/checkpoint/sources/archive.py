@@ -48,12 +48,12 @@ class Archive:
     directory: tuple[int, int]
 
     def find(self, name: str) -> Entry | None:
-        """The entry with this name under the archive's own folder (``archive/data.pkl``)."""
+        """Returns the entry with this name under the archive's own folder (``archive/data.pkl``)."""
         return next((e for e in self.entries if e.name.partition("/")[2] == name), None)
 
 
 def is_archive(start: bytes) -> bool:
-    """Whether a file with these first 9 bytes or more is such a zip file.
+    """Returns whether a file with these first 9 bytes or more is such a zip file.
 
     A safetensors header may be as long as the mark of a zip file reads; it then begins with a brace.
     """

@@ -18,7 +18,7 @@ _OTHERS = ["*/*.safetensors", "onnx/*", "openvino/*", "original/*"]
 
 
 def resolve(name: str | os.PathLike[str], *, allow_pickle: bool = False) -> Path:
-    """The local path of a checkpoint; Hub ids are fetched into, or found in, huggingface_hub's cache.
+    """Returns the local path of a checkpoint; Hub ids are fetched into, or found in, huggingface_hub's cache.
 
     Args:
         name: what the user typed.
@@ -49,19 +49,21 @@ def resolve(name: str | os.PathLike[str], *, allow_pickle: bool = False) -> Path
 
 
 def hub_repositories(name: str) -> list[str]:
-    """The Hub repositories that a model's name (``a+b`` with an adapter) refers to; none for local paths."""
+    """Returns the Hub repositories that a model's name (``a+b`` with an adapter) refers to; none for local
+    paths."""
     parts = [part for part in name.split("+") if _HUB_ID.fullmatch(part) and not Path(part).exists()]
     return [part.partition("@")[0] for part in parts]
 
 
 def hub_revision(path: Path) -> str | None:
-    """The commit that a folder of huggingface_hub's cache holds; None for any other folder."""
+    """Returns the commit that a folder of huggingface_hub's cache holds; None for any other folder."""
     found = re.fullmatch(r"[0-9a-f]{40}", path.name)
     return path.name if found and path.parent.name == "snapshots" else None
 
 
 def cached(repository: str, revision: str) -> Path | None:
-    """The folder of huggingface_hub's cache with a repository at a commit; None where it is not there.
+    """Returns the folder of huggingface_hub's cache with a repository at a commit; None where it is not
+    there.
 
     Nothing is fetched.
     """

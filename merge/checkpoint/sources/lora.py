@@ -111,7 +111,7 @@ class Adapted(WrappedSource):
         self._adapter.close()
 
     def read(self, info: TensorInfo, start: int, stop: int, buffer: np.ndarray) -> np.ndarray:
-        """Bytes ``start`` to ``stop`` of a tensor; for adapted ones those of the unrounded sum."""
+        """Returns bytes ``start`` to ``stop`` of a tensor; for adapted ones those of the unrounded sum."""
         change = self._changes.get(info.name)
         if change is None:
             owner = self._adapter if info.file in self._adapter.files else self._base
@@ -241,7 +241,7 @@ def _open_adapted(label: str, base: DiskSource, adapter: str | Path | DiskSource
 
 
 def split_adapter(name: str, is_model: Container[str] = ()) -> tuple[str, str | None]:
-    """``BASE+ADAPTER`` in two, or the name and None.
+    """Returns ``BASE+ADAPTER`` in two, or the name and None.
 
     A path that exists is never split, and among several places to split the first wins that leaves an
     existing path (or one of the names ``is_model``) before it.

@@ -34,7 +34,7 @@ class Renamed(WrappedSource):
 
 
 def with_names_of_first(models: Sequence[DiskSource]) -> tuple[tuple[DiskSource, ...], list[str]]:
-    """The models under the names of the first, and remarks on those that are read so."""
+    """Returns the models under the names of the first, and remarks on those that are read so."""
     first = models[0]
     result: list[DiskSource] = [first]
     told = []

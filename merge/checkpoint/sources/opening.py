@@ -55,7 +55,7 @@ def open_checkpoint(name: str | os.PathLike[str], *, allow_pickle: bool = False)
 
 
 def open_weights(path: Path, label: str, *, allow_pickle: bool = False) -> Checkpoint:
-    """The same of anything that has tensors, an adapter's file among it."""
+    """Returns the same of anything that has tensors, an adapter's file among it."""
     try:
         files = weight_files(path, label, allow_pickle=allow_pickle)
     except OSError as error:
@@ -77,8 +77,9 @@ def open_weights(path: Path, label: str, *, allow_pickle: bool = False) -> Check
 
 
 def why_no_model(names: Collection[str]) -> str:
-    """Why tensors of these names are not a model's: low-rank factors, of which no mean means anything, and no
-    model, or one that they are not yet added to. Empty for a model's, whose architecture may have factors."""
+    """Returns why tensors of these names are not a model's: low-rank factors, of which no mean means
+    anything, and no model, or one that they are not yet added to. Empty for a model's, whose architecture may
+    have factors."""
     others = [name for name in names if not _FACTOR.search(name) and not name.endswith(".alpha")]
     if len(others) == len(names) or not all(name.startswith(_ADAPTER_PREFIX) for name in others):
         return ""
@@ -113,7 +114,7 @@ def _joined(path: Path, files: Sequence[Mapping[str, TensorInfo]]) -> dict[str, 
 
 
 def weight_files(path: Path, label: str = "", *, allow_pickle: bool = False) -> list[Path]:
-    """The weight files of a checkpoint: as transformers looks, a single file before an index.
+    """Returns the weight files of a checkpoint: as transformers looks, a single file before an index.
 
     Pickles are found only where they are allowed and there are no safetensors.
 

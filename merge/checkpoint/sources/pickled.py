@@ -56,7 +56,7 @@ class PickledFile(NamedTuple):
     stamp: tuple[int, ...]
 
     def stored(self) -> dict[str, TensorInfo]:
-        """Where the bytes of each tensor lie."""
+        """Returns where the bytes of each tensor lie."""
         return {name: self.views[name].span if name in self.views else i for name, i in self.tensors.items()}
 
 
@@ -84,7 +84,7 @@ class PickledCheckpoint(Checkpoint):
         return (_KEPT + 1) * max(sizes, default=0) + max(spans, default=0)
 
     def read(self, info: TensorInfo, start: int, stop: int, buffer: np.ndarray) -> np.ndarray:
-        """Bytes ``start`` to ``stop`` of a tensor in the order of its elements."""
+        """Returns bytes ``start`` to ``stop`` of a tensor in the order of its elements."""
         view = self.views.get(info.name)
         if view is None:
             return super().read(info, start, stop, buffer)
@@ -111,7 +111,7 @@ class PickledCheckpoint(Checkpoint):
 
 
 def is_pickled(file: Path) -> bool:
-    """Whether a file's first bytes are those of a pickle or of a zip file."""
+    """Returns whether a file's first bytes are those of a pickle or of a zip file."""
     try:
         with open(file, "rb") as stream:
             start = stream.read(9)

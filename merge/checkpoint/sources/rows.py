@@ -38,13 +38,13 @@ class RowMap:
     infos: tuple[TensorInfo | None, ...]
 
     def used(self) -> set[int]:
-        """Indices of the models that are read."""
+        """Returns indices of the models that are read."""
         single = set(np.unique(self.models[self.models >= 0]).tolist())
         owning = (self.owners[:, self.models == MEAN] >= 0).any(axis=1)
         return single | set(np.flatnonzero(owning).tolist())
 
     def starts(self) -> np.ndarray:
-        """First rows of the runs: within one, every row is read right after the row before it."""
+        """Returns first rows of the runs: within one, every row is read right after the row before it."""
         models, rows, owners = self.models, self.rows, self.owners
         joined = models[1:] == models[:-1]
         follows = rows[1:] == rows[:-1] + 1
@@ -104,7 +104,7 @@ class GatheredRows(WrappedSource):
             model.check_unchanged()
 
     def read(self, info: TensorInfo, start: int, stop: int, buffer: np.ndarray) -> np.ndarray:
-        """Bytes ``start`` to ``stop`` of a tensor, run by run where its rows are gathered."""
+        """Returns bytes ``start`` to ``stop`` of a tensor, run by run where its rows are gathered."""
         table = self._tables.get(info.name)
         if table is None:
             return self._model.read(info, start, stop, buffer)

@@ -36,7 +36,7 @@ class Source(Protocol):
         ...
 
     def read(self, info: TensorInfo, start: int, stop: int, buffer: np.ndarray) -> np.ndarray:
-        """Bytes ``start`` to ``stop`` of a tensor as uint8: in ``buffer``, or where they are already."""
+        """Returns bytes ``start`` to ``stop`` of a tensor as uint8: in ``buffer``, or where they are."""
         ...
 
 
@@ -78,8 +78,8 @@ class DiskSource(Source, Protocol):
         ...
 
     def stored(self, info: TensorInfo) -> tuple[TensorInfo, ...]:
-        """What lies in files of all that reading a tensor takes bytes from; only ``info`` itself where
-        reading gives a file's own bytes."""
+        """Returns what lies in files of all that reading a tensor takes bytes from; only ``info`` itself
+        where reading gives a file's own bytes."""
         ...
 
     def check_unchanged(self) -> None:
@@ -118,7 +118,7 @@ class StateDict:
         return TensorInfo(name, dtype, tuple(tensor.shape), Path(self.label), 0)
 
     def read(self, info: TensorInfo, start: int, stop: int, buffer: np.ndarray) -> np.ndarray:
-        """Bytes ``start`` to ``stop`` of a tensor, in place where it is contiguous in main memory."""
+        """Returns bytes ``start`` to ``stop`` of a tensor, in place where it is contiguous in main memory."""
         del buffer
         import torch
 

@@ -18,12 +18,12 @@ _TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 
 
 def is_head(name: str) -> bool:
-    """Whether a tensor is the head of a language model, which may be a part of the whole."""
+    """Returns whether a tensor is the head of a language model, which may be a part of the whole."""
     return name in HEADS or name.endswith(_NESTED_HEADS)
 
 
 def find_tensor(model: Source, name: str) -> TensorInfo | None:
-    """A tensor of a model, under another name where weights are tied."""
+    """Returns a tensor of a model, under another name where weights are tied."""
     if name in model.tensors:
         return model.tensors[name]
     alias = getattr(model, "metadata", {}).get(name)
@@ -37,7 +37,7 @@ def find_tensor(model: Source, name: str) -> TensorInfo | None:
 
 
 def says_tied(config: Mapping[str, Any], head: str) -> bool | None:
-    """What a config says of a head: that it is the embedding, or not, or nothing.
+    """Returns what a config says of a head: that it is the embedding, or not, or nothing.
 
     A language model that is a part of another has a config of its own in the whole one's, which decides
     for a head that lies in the part.
@@ -49,7 +49,7 @@ def says_tied(config: Mapping[str, Any], head: str) -> bool | None:
 
 
 def untied(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a model whose head is not its embedding, whatever it said before."""
+    """Returns the config of a model whose head is not its embedding, whatever it said before."""
     parts = {key: config[key] for key in _TEXT_CONFIGS if isinstance(config.get(key), dict)}
     said = {key: {**part, "tie_word_embeddings": False} for key, part in parts.items()}
     return {**config, **said, "tie_word_embeddings": False}

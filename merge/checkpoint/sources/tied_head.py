@@ -36,7 +36,7 @@ class TiedHead:
 
 
 def tied_head(model: Source) -> TiedHead | None:
-    """The tied head of a model; None where it has a head of its own, or not one embedding."""
+    """Returns the tied head of a model; None where it has a head of its own, or not one embedding."""
     stored = next((name for name in HEADS if name in model.tensors), None)
     embeddings = [name for name in model.tensors if name.endswith(EMBEDDINGS)]
     said = says_tied(model.config, stored or HEADS[0])

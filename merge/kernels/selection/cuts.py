@@ -28,11 +28,11 @@ class Cut:
     quota: int
 
     def least(self, number: int) -> int:
-        """The least key of which a block takes all; ties in the cut's own block aside."""
+        """Returns the least key of which a block takes all; ties in the cut's own block aside."""
         return self.key if number < self.block else self.key + 1
 
     def ties(self, number: int) -> int:
-        """How many of a block's elements below that key are taken: the first of those just below it."""
+        """Returns how many of a block's elements just below that key are taken: the first ones."""
         return self.quota if number == self.block else 0
 
 
@@ -59,7 +59,7 @@ Sizes = Callable[[Totals], Sequence[Sequence[int]]]
 
 
 def with_edges(wanted: Sequence[Sequence[int]], cuts: list[list[Cut]], elements: int) -> list[list[Cut]]:
-    """The cuts, but for sizes that take nothing or everything."""
+    """Returns the cuts, but for sizes that take nothing or everything."""
 
     def edge(size: int, cut: Cut) -> Cut:
         if size <= 0:

@@ -34,7 +34,7 @@ _Searches = list[list[_Search]]
 
 
 def by_rounds(count: int, series: Series, sizes: Sizes) -> Generator[Pass, Moments, list[list[Cut]]]:
-    """The cuts of :func:`merge_models.merge.kernels.selection.select.largest`."""
+    """Returns the cuts of :func:`merge_models.merge.kernels.selection.select.largest`."""
     top, totals = yield from _first_round(count, series)
     wanted = sizes(totals)
     searches = [[_narrowed(0, 19, top[s, 0], size) for size in row] for s, row in enumerate(wanted)]
@@ -45,7 +45,7 @@ def by_rounds(count: int, series: Series, sizes: Sizes) -> Generator[Pass, Momen
 
 
 def nth_keys(keys: np.ndarray, places: Sequence[int]) -> list[int]:
-    """The keys at some places, counted from 1, of an int32 list in descending order."""
+    """Returns the keys at some places, counted from 1, of an int32 list in descending order."""
     stored = [Span(keys.view(np.uint8), BY_CODE["F32"])]
     top = count_keys(stored, None, [[0]], 19, 4096)[0, 0]
     searches = [[_narrowed(0, 19, top, place) for place in places]]
@@ -84,7 +84,7 @@ def _narrowed(first: int, shift: int, counts: np.ndarray, wanted: int) -> _Searc
 
 
 def run_out(counts: np.ndarray, wanted: int) -> tuple[int, int]:
-    """Where the first ``wanted`` end: the place, and how many of its own are among them."""
+    """Returns where the first ``wanted`` end: the place, and how many of its own are among them."""
     reached = counts.cumsum(dtype=np.int64)
     place = min(int(reached.searchsorted(wanted)), len(counts) - 1)
     return place, wanted - (int(reached[place - 1]) if place else 0)

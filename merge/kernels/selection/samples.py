@@ -33,7 +33,7 @@ _GOLDEN = 0.6180339887498949
 
 
 def take_sample(elements: int) -> Generator[Pass, Moments, Block]:
-    """A sample of so many elements, as one block; empty where blocks are shorter than a run."""
+    """Returns a sample of so many elements, as one block; empty where blocks are shorter than a run."""
     (listed,) = yield Pass(_listed, every=_every(elements))
     return _joined(listed.parts)
 
@@ -41,7 +41,7 @@ def take_sample(elements: int) -> Generator[Pass, Moments, Block]:
 def sample_beside(
     elements: int, measure: Callable[[Block], Moments]
 ) -> Generator[Pass, Moments, tuple[Block, Moments]]:
-    """The same sample, taken in a round that reads everything, since it measures something else, too."""
+    """Returns the same sample, taken in a round that reads everything since it measures more."""
     listed, *moments = yield Pass(_listed_beside, (_every(elements), measure))
     return _joined(listed.parts), tuple(moments)
 
@@ -55,7 +55,7 @@ def _listed_beside(block: Block, every: int, measure: Callable[[Block], Moments]
 
 
 def sampled_elements(elements: int) -> int:
-    """How many of so many are in a sample, about."""
+    """Returns how many of so many are in a sample, about."""
     return elements // _every(elements)
 
 
@@ -64,7 +64,8 @@ def _every(elements: int) -> int:
 
 
 def run_starts(count: int, number: int, every: int) -> np.ndarray:
-    """Where runs begin in the ``number``-th block, of ``count`` elements, for one element of ``every``.
+    """Returns where runs begin in the ``number``-th block, of ``count`` elements, for one element of
+    ``every``.
 
     Each lies anywhere in a stretch of its own, so that runs wander over the columns of a matrix.
     """
@@ -77,7 +78,7 @@ def run_starts(count: int, number: int, every: int) -> np.ndarray:
 
 
 def thinned(block: Block, every: int) -> Block:
-    """The sample of a block that is in memory."""
+    """Returns the sample of a block that is in memory."""
     base = block.base_span
     starts = run_starts(block.spans[0].count, block.number, every)
     parents = [_cut_out(span, starts) for span in block.spans]

@@ -41,12 +41,13 @@ def largest(
 
 
 def sample_of(elements: int) -> Generator[Pass, Moments, Block | None]:
-    """A sample for one call of :func:`largest` or more, where it saves anything."""
+    """Returns a sample for one call of :func:`largest` or more, where it saves anything."""
     return (yield from samples.take_sample(elements)) if elements > samples.SAMPLE else None
 
 
 def selection_bytes(elements: int, count: int) -> int:
-    """Memory that :func:`largest` takes beyond blocks, at most: a sample and its keys, and keys gathered."""
+    """Returns memory that :func:`largest` takes beyond blocks, at most: a sample and its keys, and keys
+    gathered."""
     if elements <= samples.SAMPLE:
         return 0
     sample = samples.sampled_elements(elements) * (4 * (count + 1) + 12 * count)

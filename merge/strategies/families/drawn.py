@@ -14,7 +14,7 @@ from merge_models.merge.kernels.task_vectors import checksum
 
 
 def copy(source: Span, out: Span) -> None:
-    """A source's elements, in the dtype of ``out``."""
+    """Writes a source's elements in the dtype of ``out``."""
     if source.dtype == out.dtype:
         out.data[:] = source.data
     else:
@@ -22,7 +22,7 @@ def copy(source: Span, out: Span) -> None:
 
 
 def copy_rows(sources: Sequence[Span], drawn: np.ndarray, columns: int, out: Span) -> None:
-    """Each row, of so many elements, from the source that was drawn; the last one may be cut short."""
+    """Writes each row, of so many elements, from the source drawn for it; the last may be cut short."""
     element = np.dtype(f"u{out.dtype.size}")
     copied = Span(np.empty_like(out.data), out.dtype)
     for number, source in enumerate(sources):
@@ -32,7 +32,7 @@ def copy_rows(sources: Sequence[Span], drawn: np.ndarray, columns: int, out: Spa
 
 
 def checksums(block: Block) -> Moments:
-    """int64 ``[N, 2]`` sums, which wrap around, of what each parent holds."""
+    """Returns int64 ``[N, 2]`` sums, which wrap around, of what each parent holds."""
     place = 2 * block.number + 1
     sums = [[a, b * place] for a, b in map(checksum, block.spans)]
     return (np.array([[_wrapped(word) for word in pair] for pair in sums], dtype=np.int64),)

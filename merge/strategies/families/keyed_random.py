@@ -17,7 +17,7 @@ from merge_models.merge.kernels.terms import Key
 
 
 def parent_keys(block: Block, own: Sequence[tuple[float, ...]]) -> list[Key]:
-    """A key for each parent of a block.
+    """Returns a key for each parent of a block.
 
     Args:
         block: the block.
@@ -29,7 +29,7 @@ def parent_keys(block: Block, own: Sequence[tuple[float, ...]]) -> list[Key]:
 def identity_keys(
     case: Case, start: int, identities: Sequence[tuple[int, int]], own: Sequence[tuple[float, ...]]
 ) -> list[Key]:
-    """A key for each parent, from what it holds; ``own`` parameters tell equal parents apart."""
+    """Returns a key for each parent, from what it holds; ``own`` parameters tell equal parents apart."""
     order = sorted(range(len(identities)), key=lambda i: (identities[i], own[i]))
     keys: dict[int, Key] = {}
     twins = 0
@@ -40,7 +40,7 @@ def identity_keys(
 
 
 def key(case: Case, *numbers: int) -> Key:
-    """Three 32-bit words from the seed, the tensor's name and some numbers."""
+    """Returns three 32-bit words from the seed, the tensor's name and some numbers."""
     text = "\0".join([str(case.seed), *map(str, numbers), case.name])
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
     words = [int.from_bytes(digest[at : at + 4], "little") for at in (0, 4, 8)]

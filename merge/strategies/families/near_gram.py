@@ -23,8 +23,8 @@ class NearGram:
 
     @staticmethod
     def unpacked(moments: np.ndarray, count: int, has_base: bool) -> NearGram:
-        """From :func:`merge_models.merge.kernels.blocks.gram_moments`; without a base the first parent is the
-        reference, at difference 0."""
+        """Returns from :func:`merge_models.merge.kernels.blocks.gram_moments`; without a base the first
+        parent is the reference, at difference 0."""
         measured = count if has_base else count - 1
         first = count - measured
         cross, differences = np.zeros(count), np.zeros((count, count))
@@ -35,5 +35,5 @@ class NearGram:
         return NearGram(float(moments[0]), cross, differences)
 
     def about_reference(self) -> NearGram:
-        """The differences as the points."""
+        """Returns the differences as the points."""
         return NearGram(0.0, np.zeros_like(self.cross), self.differences)

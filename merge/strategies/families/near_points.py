@@ -34,7 +34,7 @@ class NearPoints:
 
     @staticmethod
     def of(gram: NearGram, shares: tuple[float, ...]) -> NearPoints | None:
-        """The points, where all are finite, none is as good as zero, and none far from another."""
+        """Returns the points, where all are finite, none is as good as zero, and none far from another."""
         own = np.diagonal(gram.differences)
         if not (np.isfinite(gram.reference) and np.isfinite(gram.differences).all()):
             return None
@@ -66,11 +66,12 @@ class NearPoints:
         return float(self.shares @ self.norms)
 
     def mixture(self, units: np.ndarray, figures: dict | None = None) -> FixedMixture:
-        """Coefficients of a direction over the units as those of the points, as long as the mean norm."""
+        """Returns coefficients of a direction over the units as those of the points, as long as the mean
+        norm."""
         return self.closed(self.mean_norm * units / self.norms, figures)
 
     def closed(self, coefficients: np.ndarray, figures: dict | None = None) -> FixedMixture:
-        """Coefficients of the points; made to sum to 1 where only rounding keeps them from it."""
+        """Returns coefficients of the points; made to sum to 1 where only rounding keeps them from it."""
         gap = 1 - coefficients.sum()
         if abs(gap) <= _ROUNDING:
             coefficients = coefficients + gap * self.shares
@@ -78,24 +79,24 @@ class NearPoints:
 
 
 def about_base(mixture: FixedMixture) -> FixedMixture:
-    """A mixture of differences from the base, as one of the parents and the base."""
+    """Returns a mixture of differences from the base, as one of the parents and the base."""
     rest = 1 - float(np.sum(mixture.parents))
     return replace(mixture, base=0.0 if abs(rest) <= _ROUNDING else rest)
 
 
 def angles(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Angles between unit vectors, from half chords (``manifolds.arcs.angle_between``)."""
+    """Returns angles between unit vectors, from half chords (``manifolds.arcs.angle_between``)."""
     gap, both = first - second, first + second
     return 2 * np.arctan2(np.sqrt((gap * gap).sum(-1)), np.sqrt((both * both).sum(-1)))
 
 
 def sinc(angle: np.ndarray | np.floating) -> np.ndarray:
-    """``sin(angle) / angle``, 1 at 0."""
+    """Returns ``sin(angle) / angle``, 1 at 0."""
     return np.sinc(angle / np.pi)
 
 
 def karcher(points: NearPoints, tolerance: float, most: int) -> FixedMixture | None:
-    """The Karcher mean of near points; None where ``most`` iterations do not reach it.
+    """Returns the Karcher mean of near points; None where ``most`` iterations do not reach it.
 
     At the mean m the logs ``(t_i / sin t_i) (u_i - cos t_i m)`` sum to zero, so m is along
     ``sum_i (w_i t_i / sin t_i) u_i``. Repeating that contracts by about ``t^2 / 3``.
@@ -125,7 +126,8 @@ def karcher(points: NearPoints, tolerance: float, most: int) -> FixedMixture | N
 
 
 def one_step(points: NearPoints) -> np.ndarray:
-    """One Karcher step from the normalised mean, over the units (``manifolds.arcs.step_coefficients``)."""
+    """Returns one Karcher step from the normalised mean, over the units
+    (``manifolds.arcs.step_coefficients``)."""
     weights, units = points.shares, points.units
     start = weights / np.linalg.norm(weights @ units)
     mean = start @ units
@@ -137,7 +139,7 @@ def one_step(points: NearPoints) -> np.ndarray:
 
 
 def arc(points: NearPoints, t: float) -> FixedMixture:
-    """SLERP's coefficients at ``t`` (Shoemake 1985) for two points as they are."""
+    """Returns SLERP's coefficients at ``t`` (Shoemake 1985) for two points as they are."""
     angle = angles(points.units[0], points.units[1])
     ends = np.array([1 - t, t])
     return points.closed(ends * sinc(ends * angle) / sinc(angle), {"angle": float(angle), "arc": True})

@@ -34,7 +34,7 @@ class DeltaMoments:
         return bool(torch.isfinite(self.gram).all() & torch.isfinite(self.shifts).all())
 
     def rotations(self, dtype: torch.dtype) -> list[Tensor]:
-        """For each delta the rotation, float64 ``[blocks, b, b]``, that takes W nearest to W + D_i.
+        """Returns for each delta the rotation, float64 ``[blocks, b, b]``, that takes W nearest to W + D_i.
 
         Solved in ``dtype``, with one factorisation of the Gram matrix; equal moments once.
         """
@@ -56,7 +56,7 @@ class DeltaMoments:
         return found
 
     def explained(self, rotations: Sequence[Tensor]) -> float | None:
-        """The mean share of ``|D_i|^2`` that the rotations explain; None where no delta is.
+        """Returns the mean share of ``|D_i|^2`` that the rotations explain; None where no delta is.
 
         ``|D|^2 - |D - W X|^2 = 2 <X, W^T D> - <X, W^T W X>``, for a rotation I + X.
         """
@@ -70,17 +70,17 @@ class DeltaMoments:
 
 
 def less_identity(rotation: Tensor) -> Tensor:
-    """``R - I`` of rotations ``[..., b, b]``."""
+    """Returns ``R - I`` of rotations ``[..., b, b]``."""
     return rotation - torch.eye(rotation.shape[-1], dtype=rotation.dtype)
 
 
 def angle_of(rotation: Tensor) -> float:
-    """How far a rotation ``[blocks, b, b]`` turns, in radians: root mean square over directions."""
+    """Returns how far a rotation ``[blocks, b, b]`` turns, in radians: root mean square over directions."""
     chord = float(less_identity(rotation).norm()) / math.sqrt(rotation.shape[0] * rotation.shape[1])
     return 2 * math.asin(min(1.0, chord / 2))
 
 
 def defect_of(rotation: Tensor) -> float:
-    """The largest entry of ``R^T R - I``."""
+    """Returns the largest entry of ``R^T R - I``."""
     turn = less_identity(rotation)
     return float((turn + turn.mT + turn.mT @ turn).abs().max())

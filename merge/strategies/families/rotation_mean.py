@@ -38,7 +38,7 @@ class RotationMean:
 def rotation_mean(
     rotations: Sequence[Tensor], weights: Sequence[float], chart: str, corrected: bool
 ) -> RotationMean:
-    """The rotation whose generator is the weighted mean of the generators of ``rotations``.
+    """Returns the rotation whose generator is the weighted mean of the generators of ``rotations``.
 
     The generator of R is its logarithm, or in the Cayley chart ``(R - I) (R + I)^-1``. Generators that point
     different ways shorten each other, N of them by about the root of N; ``corrected`` lengthens their mean

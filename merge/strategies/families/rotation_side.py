@@ -33,7 +33,7 @@ class RotationSide:
 
     @staticmethod
     def of(case: Case, side: str, block_size: int) -> RotationSide:
-        """The side of a matrix.
+        """Returns the side of a matrix.
 
         Args:
             case: the task; its result is a matrix.
@@ -65,11 +65,11 @@ class RotationSide:
         return 8 * self.blocks * self.size**2
 
     def split(self, matrix: Tensor) -> Tensor:
-        """``[blocks, n, size]``: the rotated side last, cut into blocks."""
+        """Returns ``[blocks, n, size]``: the rotated side last, cut into blocks."""
         seen = matrix.mT if self.output else matrix
         return seen.unflatten(1, (self.blocks, self.size)).transpose(0, 1)
 
     def times(self, matrix: Tensor, right: Tensor) -> Tensor:
-        """The matrix with ``right [blocks, size, size]`` applied to its rotated side."""
+        """Returns the matrix with ``right [blocks, size, size]`` applied to its rotated side."""
         product = (self.split(matrix) @ right.to(matrix.dtype)).transpose(0, 1).flatten(1)
         return product.mT if self.output else product

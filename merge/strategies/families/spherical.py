@@ -64,7 +64,7 @@ class Points:
 
     @staticmethod
     def of(gram: Gram, shares: tuple[float, ...], zero: str = "zero") -> Points:
-        """Points from their Gram data.
+        """Returns points from their Gram data.
 
         Where those are not finite (a parent holds NaN or Inf) all points count as zero, so that one bad
         value does not become a bad tensor.
@@ -85,7 +85,8 @@ class Points:
         return (self.shares * self.norms).sum(-1)
 
     def faces(self, mean: Tensor) -> Tensor:
-        """Whether ``[...]`` any point pulls, and one shortest arc leads to each that does from ``mean``."""
+        """Returns whether ``[...]`` any point pulls, and one shortest arc leads to each that does from
+        ``mean``."""
         pulls = self.pulling > 0
         opposite = manifolds.angle_between(mean.unsqueeze(-2), self.units) > math.pi - NEGLIGIBLE
         return pulls.any(-1) & ~(opposite & pulls).any(-1)
@@ -96,7 +97,7 @@ class Points:
         return self.measured & ~(self.pulling > 0).any(-1)
 
     def reason(self, defined: Tensor) -> Figures:
-        """Why a tensor has no mean direction, in words; nothing where it has one, and for batches."""
+        """Returns why a tensor has no mean direction, in words; nothing where it has one, and for batches."""
         if defined.ndim or bool(defined):
             return {}
         if not bool(self.measured):
@@ -106,7 +107,7 @@ class Points:
         return {"reason": "opposite models have no mean direction: their linear mean"}
 
     def over_points(self, coefficients: Tensor) -> Tensor:
-        """Coefficients of the units as coefficients of the points."""
+        """Returns coefficients of the units as coefficients of the points."""
         return coefficients / torch.where(self.norms > 0, self.norms, torch.ones_like(self.norms))
 
 
@@ -126,7 +127,7 @@ def _finite(gram: Gram, finite: Tensor) -> Gram:
 
 
 def closed(coefficients: Tensor, shares: Tensor) -> Tensor:
-    """Coefficients ``[..., N]`` that sum to 1 but for rounding, made to do so; others as they are.
+    """Returns coefficients ``[..., N]`` that sum to 1 but for rounding, made to do so; others as they are.
 
     Equal parents then come back equal, and a lone one bit for bit.
     """
@@ -135,14 +136,14 @@ def closed(coefficients: Tensor, shares: Tensor) -> Tensor:
 
 
 def about_base(mixture: Mixture) -> Mixture:
-    """A mixture of differences from the base, as one of the parents and the base."""
+    """Returns a mixture of differences from the base, as one of the parents and the base."""
     rest = 1 - mixture.parents.sum(-1)
     rest = torch.where(rest.abs() <= _ROUNDING, torch.zeros_like(rest), rest)
     return dataclasses.replace(mixture, base=rest)
 
 
 def arc_mixture(gram: Gram, t: float, zero: str = "zero") -> Mixture:
-    """SLERP's coefficients at ``t``, for two points as they are.
+    """Returns SLERP's coefficients at ``t``, for two points as they are.
 
     Those of the straight line where there is no arc: a point is zero, or they are opposite.
     """
@@ -168,7 +169,7 @@ def _arc_figures(points: Points, angle: Tensor, arc: Tensor) -> Figures:
 
 
 def quick_arc(gram: NearGram, t: float) -> FixedMixture | None:
-    """:func:`arc_mixture` of near points."""
+    """Returns :func:`arc_mixture` of near points."""
     points = NearPoints.of(gram, (1 - t, t))
     return None if points is None else near_points.arc(points, t)
 
@@ -224,13 +225,13 @@ class AbstractSphericalStrategy(AbstractStrategy):
         return near_points.about_base(found) if found is not None and has_base else found
 
     def quick_mean(self, points: NearPoints) -> FixedMixture | None:
-        """``direction`` at its length, for near points; None where it is not so simple."""
+        """Returns ``direction`` at its length, for near points; None where it is not so simple."""
         del points
         return None
 
     @abc.abstractmethod
     def direction(self, points: Points) -> tuple[Tensor, Tensor, Figures]:
-        """The merged direction.
+        """Returns the merged direction.
 
         Returns:
             Coefficients of the points ``[..., N]`` that give a vector of norm 1, where ``[...]`` there is

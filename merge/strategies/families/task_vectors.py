@@ -103,6 +103,6 @@ def added_norms(block: Block, terms: Callable[..., Sequence[Thinned]], arguments
 
 
 def ratios(sums: np.ndarray) -> tuple[float, ...]:
-    """What gives thinned task vectors their L1 norm back; 1 where nothing was left to scale."""
+    """Returns what gives thinned task vectors their L1 norm back; 1 where nothing was left to scale."""
     whole, thinned = sums.tolist()
     return tuple(a / b if b > 0 else 1.0 for a, b in zip(whole, thinned, strict=True))
