@@ -2,7 +2,8 @@
 
 geoopt's models clamp arccosh and artanh, which loses every distance below 1e-7. Here distances are of the
 difference of two points: `2 asinh(|p - q|_L / 2)` on the hyperboloid (Ratcliffe 2019, section 3.2), in the
-ball `2 artanh |(-y) + z|` with the Möbius difference written without cancellation (Ungar 2008).
+ball `2 artanh |(-y) + z|` with the Möbius difference written without cancellation (Ungar 2008). Far from the
+origin the form's two parts nearly cancel too; there it is a sum of squares along and across a direction.
 """
 
 import torch
@@ -23,6 +24,10 @@ def minkowski(u: Tensor, v: Tensor, *, keepdim: bool = False) -> Tensor:
     """Returns the form `-u_0 v_0 + sum_i u_i v_i` over the last dimension."""
     whole = u * v
     return whole[..., 1:].sum(-1, keepdim=keepdim) - (whole[..., :1] if keepdim else whole[..., 0])
+
+
+_REACH = 5.0
+"""Length up to which a vector keeps 12 digits in the ball: its point is `2 exp(-2 |x|)` from the edge."""
 
 
 class AbstractHyperbolic(AbstractManifold):
@@ -73,11 +78,20 @@ class Lorentz(AbstractHyperbolic):
         return self.proju(x, torch.cat([-u[..., :1], u[..., 1:]], -1))
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False) -> Tensor:
-        del x
-        return minkowski(u, u if v is None else v, keepdim=keepdim)
+        """Returns `<u, v>_L` of two tangents as a sum without cancellation.
+
+        A tangent's first coordinate follows from the others, `u_0 = x . u / x_0`, so with their parts along x
+        and across it the form is `across . across + along along / x_0^2`.
+        """
+        other = u if v is None else v
+        way = _direction(x[..., 1:])
+        along, beside = _apart(u[..., 1:], way)
+        along_too, beside_too = _apart(other[..., 1:], way)
+        product = (beside * beside_too).sum(-1, keepdim=True) + along * along_too / x[..., :1].square()
+        return product if keepdim else product[..., 0]
 
     def norm(self, x: Tensor, u: Tensor, *, keepdim: bool = False) -> Tensor:
-        return self.inner(x, u, keepdim=keepdim).clamp_min(0).sqrt()
+        return self.inner(x, u, keepdim=keepdim).sqrt()
 
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
         length = self.norm(x, u, keepdim=True)
@@ -86,17 +100,15 @@ class Lorentz(AbstractHyperbolic):
     retr = expmap
 
     def minimal_log(self, point: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-        distance = self.dist(point, other, keepdim=True)
-        tangent = self.proju(point, other - point) / sinhc(distance)
+        square = _chord_square(point, other)
+        distance = 2 * torch.asinh(square.sqrt() / 2)
+        space = (other - point - square / 2 * point)[..., 1:] / sinhc(distance)
+        time = (point[..., 1:] * space).sum(-1, keepdim=True) / point[..., :1]
+        tangent = torch.cat([time, space], -1)
         return tangent, torch.zeros(tangent.shape[:-1], dtype=torch.bool, device=tangent.device)
 
     def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
-        # The first coordinate's difference is taken from the others', which keep their digits.
-        space = x[..., 1:] - y[..., 1:]
-        total = x[..., 1:] + y[..., 1:]
-        time = (space * total).sum(-1, keepdim=True) / (x[..., :1] + y[..., :1])
-        chord = (space.square().sum(-1, keepdim=True) - time.square()).clamp_min(0).sqrt()
-        distance = 2 * torch.asinh(chord / 2)
+        distance = 2 * torch.asinh(_chord_square(x, y).sqrt() / 2)
         return distance if keepdim else distance[..., 0]
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
@@ -124,6 +136,30 @@ class Lorentz(AbstractHyperbolic):
         return None
 
 
+def _direction(vector: Tensor) -> Tensor:
+    """A unit vector along a vector; zero where that is zero."""
+    length = vector.norm(dim=-1, keepdim=True)
+    return vector / torch.where(length > 0, length, torch.ones_like(length))
+
+
+def _apart(vector: Tensor, way: Tensor) -> tuple[Tensor, Tensor]:
+    """How long a vector is along a unit vector `[..., 1]`, and what lies across it."""
+    along = (vector * way).sum(-1, keepdim=True)
+    return along, vector - along * way
+
+
+def _chord_square(x: Tensor, y: Tensor) -> Tensor:
+    """`<y - x, y - x>_L` `[..., 1]` of two points of the hyperboloid, as a sum without cancellation.
+
+    With the difference d of their last coordinates in a part a along `s = x + y` and a part b across it, the
+    first coordinates differ by `a |s| / s_0`, so the form is `|b|^2 + a^2 (1 - |s|^2 / s_0^2)`, and
+    `s_0^2 - |s|^2 = 4 + <y - x, y - x>_L`.
+    """
+    along, across = _apart(y[..., 1:] - x[..., 1:], _direction(x[..., 1:] + y[..., 1:]))
+    share = (along / (x[..., :1] + y[..., :1])).square()
+    return (across.square().sum(-1, keepdim=True) + 4 * share) / (1 - share)
+
+
 class PoincareBall(AbstractHyperbolic):
     """Points `[..., n]` of the open unit ball; a vector of R^n lifts into it by the exponential at zero.
 
@@ -133,6 +169,7 @@ class PoincareBall(AbstractHyperbolic):
     """
 
     name = "PoincareBall"
+    undefined = "holds NaN or Inf, or is longer than 5, where the ball's edge has taken its digits"
 
     def projx(self, x: Tensor) -> Tensor:
         """Draws what lies at the edge or beyond it just inside."""
@@ -191,7 +228,7 @@ class PoincareBall(AbstractHyperbolic):
         """Takes the exponential at zero of `values [..., n]`, at half its speed: `tanh(|x|) x / |x|`."""
         length = values.norm(dim=-1, keepdim=True)
         scale = torch.where(length > 0, torch.tanh(length) / torch.where(length > 0, length, 1.0), 1.0)
-        inside = (length[..., 0] < 18) & torch.isfinite(values).all(-1)
+        inside = (length[..., 0] <= _REACH) & torch.isfinite(values).all(-1)
         return Lifted(self.projx(scale * values), torch.zeros_like(values[..., 0]), inside)
 
     def lower(self, point: Tensor, rest: Tensor) -> Tensor:

@@ -6,11 +6,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from merge_models.manifolds.arcs import weighted_sum
 from merge_models.manifolds.base import AbstractManifold
 from merge_models.manifolds.lifting import Lifted
 
 _CURVATURE = math.sqrt(0.5)
 """Sectional curvatures lie between -1/2 and 0 (Bridson & Haefliger 1999, II.10)."""
+
+
+_HALVINGS = 8
+"""How often Newton's step is halved at most before it is taken as it is."""
+
+_CLOSE = 1e-2
+"""How far the equation of Newton's step may stay unsolved, relative to its right side, far from the mean."""
 
 
 def _symmetric(matrix: Tensor) -> Tensor:
@@ -54,38 +62,40 @@ class PositiveDefinite(AbstractManifold):
         return x @ _symmetric(u) @ x
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False) -> Tensor:
-        first = torch.linalg.solve(x, u)
-        second = first if v is None else torch.linalg.solve(x, v)
-        product = (first * second.mT).sum(dim=(-2, -1))
+        factor = _factor(x)
+        first = _seen_from(factor, u)
+        product = (first * (first if v is None else _seen_from(factor, v))).sum(dim=(-2, -1))
         return product[..., None, None] if keepdim else product
 
     def norm(self, x: Tensor, u: Tensor, *, keepdim: bool = False) -> Tensor:
         return self.inner(x, u, keepdim=keepdim).clamp_min(0).sqrt()
 
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
-        root, inverse = _roots(x)
-        return _symmetric(root @ _of_eigenvalues(inverse @ _symmetric(u) @ inverse, torch.exp) @ root)
+        factor = _factor(x)
+        values, vectors = torch.linalg.eigh(_symmetric(_seen_from(factor, u)))
+        reached = factor @ (vectors * (values / 2).exp().unsqueeze(-2))
+        return reached @ reached.mT
 
     retr = expmap
 
     def minimal_log(self, point: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-        root, inverse = _roots(point)
-        # Of the difference, so that near matrices keep their digits.
-        inside = _of_eigenvalues(inverse @ _symmetric(other - point) @ inverse, torch.log1p)
-        tangent = _symmetric(root @ inside @ root)
+        factor = _factor(point)
+        axes, lengths = _axes(factor, _factor(other))
+        back = factor @ axes
+        tangent = _symmetric((back * lengths.unsqueeze(-2)) @ back.mT)
         return tangent, torch.zeros(tangent.shape[:-2], dtype=torch.bool, device=tangent.device)
 
     def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
-        _, inverse = _roots(x)
-        values = torch.linalg.eigvalsh(_symmetric(inverse @ _symmetric(y - x) @ inverse))
-        length = torch.log1p(values).norm(dim=-1)
+        _, lengths = _axes(_factor(x), _factor(y))
+        length = lengths.norm(dim=-1)
         return length[..., None, None] if keepdim else length
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Returns parallel transport `E v E^T` with `E = (Q P^-1)^1/2` (Sra & Hosseini 2015)."""
-        root, inverse = _roots(x)
-        moved = root @ _of_eigenvalues(inverse @ y @ inverse, torch.sqrt) @ inverse
-        return moved @ v @ moved.mT
+        factor = _factor(x)
+        axes, lengths = _axes(factor, _factor(y))
+        moved = factor @ (axes * (lengths / 2).exp().unsqueeze(-2)) @ axes.mT
+        return moved @ _seen_from(factor, v) @ moved.mT
 
     def magnitude(self, point: Tensor) -> Tensor:
         return point.new_full(point.shape[:-2], math.sqrt(point.shape[-1]))
@@ -98,8 +108,23 @@ class PositiveDefinite(AbstractManifold):
         bound = torch.where(tiny, 1 + length.square() / 3, safe / torch.tanh(safe))
         return gradient / (weights * bound).sum(-1)[..., None, None]
 
+    def mean_start(self, points: Tensor, weights: Tensor) -> Tensor:
+        """Returns the log-Euclidean mean (Arsigny et al. 2007): the mean itself where points commute."""
+        tiny = torch.finfo(points.dtype).tiny
+        logs = _of_eigenvalues(points, lambda values: values.clamp_min(tiny).log())
+        return _of_eigenvalues(weighted_sum(weights, logs), torch.exp)
+
     def mean_step(self, point: Tensor, logs: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
-        return self.safe_step(point, logs, weights, gradient)
+        """Returns Newton's step, halved until the gradient is smaller where it leads.
+
+        Seen from the mean, a point's logarithm is `U diag(m) U^T`, and the Hessian of half its squared
+        distance is `V -> U (z coth z * U^T V U) U^T`, `z_jk = (m_j - m_k) / 2`. Far points have large ones in
+        some directions and small ones in others: following the gradient takes hundreds of steps there.
+        """
+        factor = _factor(point)
+        lengths, axes = torch.linalg.eigh(_symmetric(_seen_from(factor.unsqueeze(-3), logs)))
+        step = _newton(axes, lengths, weights, _symmetric(_seen_from(factor, gradient)))
+        return _symmetric(factor @ _damped(step, axes, lengths, weights) @ factor.mT)
 
     def mean_is_unique(self, mean: Tensor, points: Tensor, weights: Tensor) -> Tensor:
         del mean, points
@@ -127,8 +152,74 @@ class PositiveDefinite(AbstractManifold):
         return None
 
 
-def _roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """The symmetric square root and its inverse."""
+def _factor(matrix: Tensor) -> Tensor:
+    """`F` with `F F^T = matrix`: Cholesky's, where there is one, as it keeps small eigenvalues' digits."""
+    factor, failed = torch.linalg.cholesky_ex(_symmetric(matrix))
+    if not bool(failed.any()):
+        return factor
     values, vectors = torch.linalg.eigh(_symmetric(matrix))
-    root = values.clamp_min(torch.finfo(values.dtype).tiny).sqrt().unsqueeze(-2)
-    return (vectors * root) @ vectors.mT, (vectors / root) @ vectors.mT
+    root = vectors * values.clamp_min(torch.finfo(values.dtype).tiny).sqrt().unsqueeze(-2)
+    return torch.where((failed == 0)[..., None, None], factor, root)
+
+
+def _seen_from(factor: Tensor, tangent: Tensor) -> Tensor:
+    """A tangent at `F F^T` as one at the identity: `F^-1 u F^-T`."""
+    half = torch.linalg.solve(factor, tangent)
+    return torch.linalg.solve(factor, half.mT).mT
+
+
+def _axes(factor: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """`U` and `m` with `F^-1 Q F^-T = U diag(exp m) U^T`, from the factors of both points.
+
+    They are singular vectors of `F^-1 G`, so that no product is made whose small eigenvalues are rounding.
+    """
+    axes, values, _ = torch.linalg.svd(torch.linalg.solve(factor, other))
+    return axes, 2 * values.clamp_min(torch.finfo(values.dtype).tiny).log()
+
+
+def _newton(axes: Tensor, lengths: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
+    """Solves the Hessian's equation for a batch `[B, d, d]` by conjugate gradients."""
+    half = (lengths.unsqueeze(-1) - lengths.unsqueeze(-2)) / 2
+    tiny = half.abs() < 1e-4
+    safe = torch.where(tiny, torch.ones_like(half), half)
+    stretch = torch.where(tiny, 1 + half.square() / 3, safe / torch.tanh(safe))
+
+    def hessian(tangent: Tensor) -> Tensor:
+        turned = axes.mT @ tangent.unsqueeze(-3) @ axes
+        return weighted_sum(weights, axes @ (stretch * turned) @ axes.mT)
+
+    size = gradient.square().sum(dim=(-2, -1), keepdim=True)
+    wanted = size * size.clamp(max=_CLOSE**2)
+    solution, left, way, now = torch.zeros_like(gradient), gradient, gradient, size
+    for _ in range(gradient.shape[-1] ** 2):
+        going = now > wanted
+        if not bool(going.any()):
+            break
+        bent = hessian(way)
+        along = torch.where(going, now / (way * bent).sum(dim=(-2, -1), keepdim=True), torch.zeros_like(now))
+        solution, left = solution + along * way, left - along * bent
+        then = left.square().sum(dim=(-2, -1), keepdim=True)
+        way = left + torch.where(going, then / now, torch.zeros_like(now)) * way
+        now = then
+    return solution
+
+
+def _damped(step: Tensor, axes: Tensor, lengths: Tensor, weights: Tensor) -> Tensor:
+    """A step `[B, d, d]` at the identity, halved until the mean of the logarithms is shorter after it."""
+    roots = axes * (lengths / 2).exp().unsqueeze(-2)
+
+    def gradient_after(tangent: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(tangent)
+        back = (vectors * (-values / 2).exp().unsqueeze(-2)) @ vectors.mT
+        seen, apart, _ = torch.linalg.svd(back.unsqueeze(-3) @ roots)
+        apart = 2 * apart.clamp_min(torch.finfo(apart.dtype).tiny).log()
+        return weighted_sum(weights, (seen * apart.unsqueeze(-2)) @ seen.mT).norm(dim=(-2, -1))
+
+    before = weighted_sum(weights, (axes * lengths.unsqueeze(-2)) @ axes.mT).norm(dim=(-2, -1))
+    scale = torch.ones_like(before)
+    for _ in range(_HALVINGS):
+        longer = gradient_after(scale[..., None, None] * step) > before
+        if not bool(longer.any()):
+            break
+        scale = torch.where(longer, scale / 2, scale)
+    return scale[..., None, None] * step

@@ -22,7 +22,7 @@ from merge_models.merge.planning.making import make_task
 from merge_models.merge.planning.quantised import check_not_quantised
 from merge_models.merge.planning.task import Fit, Task
 
-NUMERICS = 5
+NUMERICS = 6
 """Raised whenever a kernel or strategy gives other bytes than before: unfinished merges then begin anew."""
 
 
