@@ -42,11 +42,11 @@ def checked_weights(values: Any) -> tuple[float, ...] | None:
     """
     if values is None:
         return None
-    found = tuple(values) if isinstance(values, Iterable) else (values,)
+    given = tuple(values) if isinstance(values, Iterable) else (values,)
     try:
         if isinstance(values, (str, Mapping)):
             raise TypeError
-        return tuple(float(value) for value in found)
+        return tuple(float(value) for value in given)
     except (TypeError, ValueError):
         raise MergeError(f"weights are numbers, one per parent, not {printable(repr(values), 80)}") from None
 
@@ -81,9 +81,11 @@ def checked_shares(values: Any, count: int) -> tuple[float, ...]:
         MergeError: they are others, or not one for each parent.
     """
     given = checked_weights(values)
-    found = (1.0,) * count if given is None else given
-    if len(found) != count:
-        raise MergeError(f"{counted(len(found), 'weight')} for {counted(count, 'parent')}; give one for each")
-    if not all(w >= 0 for w in found) or not 0 < sum(found) < float("inf"):
+    shares = (1.0,) * count if given is None else given
+    if len(shares) != count:
+        raise MergeError(
+            f"{counted(len(shares), 'weight')} for {counted(count, 'parent')}; give one for each"
+        )
+    if not all(w >= 0 for w in shares) or not 0 < sum(shares) < float("inf"):
         raise MergeError("parents' weights must be finite, none negative, and one positive")
-    return found
+    return shares

@@ -91,16 +91,16 @@ def read_calibration(source: str | os.PathLike[str] = BUILT_IN) -> Text:
     """
     if source == BUILT_IN:
         files = sorted(_DATA.glob("*.txt"))
-        found = [
+        documents = [
             (file.stem.partition("-")[0], text) for file in files for text in _documents(read_text(file))
         ]
-        return Text(BUILT_IN, _by_domain(found), _digest(files))
+        return Text(BUILT_IN, _by_domain(documents), _digest(files))
     file = Path(source)
     if file.suffix in (".jsonl", ".ndjson"):
-        found = [(row.optional("domain", "text"), row.text("text")) for row in read_rows(file)]
+        documents = [(row.optional("domain", "text"), row.text("text")) for row in read_rows(file)]
     else:
-        found = [("text", text) for text in _documents(read_text(file))]
-    domains = _by_domain(found)
+        documents = [("text", text) for text in _documents(read_text(file))]
+    domains = _by_domain(documents)
     if len(domains) > MAX_DOMAINS:
         raise MergeError(
             f"{printable(str(file), 400)}: has {len(domains)} domains; use at most {MAX_DOMAINS}, or leave"

@@ -134,8 +134,8 @@ def _names(taken: Any, number: int) -> Mapping[str, str] | None:
 
 def _origins(models: Sequence[str], recorded: Sequence[_Recorded]) -> tuple[Mapping[str, str], ...] | None:
     """What was taken of each model; None unless that is known of all."""
-    found = [one.names for one in _recorded_as(models, recorded) if one is not None and one.names is not None]
-    return tuple(found) if len(found) == len(models) else None
+    names = [one.names for one in _recorded_as(models, recorded) if one is not None and one.names is not None]
+    return tuple(names) if len(names) == len(models) else None
 
 
 def _share(value: Any) -> float | None:
@@ -229,20 +229,20 @@ _EQUAL = (
 def _matched(parents: Sequence[str], made_from: Sequence[_Recorded]) -> list[float]:
     """The recorded share of each parent, by place or else by name; nothing unless there is one for each."""
     shares = [None if one is None else one.share for one in _recorded_as(parents, made_from)]
-    found = [share for share in shares if share is not None]
-    return found if len(found) == len(shares) else []
+    known = [share for share in shares if share is not None]
+    return known if len(known) == len(shares) else []
 
 
 def _recorded_as(models: Sequence[str], recorded: Sequence[_Recorded]) -> list[_Recorded | None]:
     """What each model is recorded as, by place or else by name."""
-    left, found = list(recorded), []
+    left, matched = list(recorded), []
     for model in models:
         same = [known for known in left if known.place == model]
         same += [known for known in left if short_name(known.place) == short_name(model)]
         if same:
             left.remove(same[0])
-        found.append(same[0] if same else None)
-    return found
+        matched.append(same[0] if same else None)
+    return matched
 
 
 def _normalised(weights: Sequence[float]) -> tuple[float, ...]:

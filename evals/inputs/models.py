@@ -189,9 +189,9 @@ def _model_class(label: str, config: Mapping[str, Any]) -> Any:
 
     named = config.get("architectures")
     name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
-    found = getattr(transformers, name, None) if name.isidentifier() else None
-    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-        return found
+    model_class = getattr(transformers, name, None) if name.isidentifier() else None
+    if isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel):
+        return model_class
     kind = config.get("model_type")
     if not name and kind in auto.MODEL_MAPPING_NAMES:
         masked = kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES

@@ -26,10 +26,10 @@ def most_positions(config: Mapping[str, Any]) -> int | None:
     """Returns the most tokens that a model reads, by its config.json; None where that does not say."""
     parts = [config, *(config[key] for key in _PARTS if isinstance(config.get(key), dict))]
     said = [part.get(key) for part in parts for key in _KEYS]
-    found = [n for n in said if isinstance(n, int) and not isinstance(n, bool) and n > 0]
+    limits = [n for n in said if isinstance(n, int) and not isinstance(n, bool) and n > 0]
     padding = config.get("pad_token_id", 1)
     lost = padding + 1 if config.get("model_type") in _BEHIND_PADDING and isinstance(padding, int) else 0
-    return min(found) - lost if found else None
+    return min(limits) - lost if limits else None
 
 
 def fitting_length(

@@ -16,12 +16,12 @@ def leaving(
     above: float = math.inf,
 ) -> list[tuple[SiteActivations, float]]:
     """Returns sites whose value leaves the band."""
-    found = []
+    sites = []
     for site in evaluation.activations.sites if evaluation.activations else ():
         number = value(site)
         if number is not None and (number < below or number > above):
-            found.append((site, number))
-    return found
+            sites.append((site, number))
+    return sites
 
 
 def variance_ratio(site: SiteActivations) -> float | None:

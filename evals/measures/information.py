@@ -160,8 +160,8 @@ def correlation(normal: Tensor, ridge: float) -> Tensor:
     """Returns ``g'g / (T - 1)`` of ``[T, n]``, its means taken out, plus the ridge on the diagonal: [n,
     n]."""
     centred = normal - normal.mean(0)
-    found = centred.T @ centred / max(len(normal) - 1, 1)
-    return found + ridge * torch.eye(normal.shape[1], dtype=found.dtype)
+    covariance = centred.T @ centred / max(len(normal) - 1, 1)
+    return covariance + ridge * torch.eye(normal.shape[1], dtype=covariance.dtype)
 
 
 def measures(covariance: Tensor, blocks: Sequence[slice], samples: int | None) -> tuple[Tensor, Tensor]:
@@ -205,11 +205,11 @@ def _omegas(covariances: Sequence[Tensor], blocks: Sequence[slice], samples: int
 def _shuffled(normal: Tensor, blocks: Sequence[slice], ridge: float, rng: np.random.Generator) -> np.ndarray:
     """Omega with each block's samples in an order of its own: blocks keep their inside, and share nothing."""
     samples = len(normal)
-    found = []
+    terms = []
     for _ in range(SHUFFLES):
         parts = [normal[torch.from_numpy(rng.permutation(samples)), block] for block in blocks]
-        found.append(correlation(torch.cat(parts, dim=1), ridge))
-    return _omegas(found, blocks, samples)
+        terms.append(correlation(torch.cat(parts, dim=1), ridge))
+    return _omegas(terms, blocks, samples)
 
 
 def _resampled(
@@ -223,11 +223,11 @@ def _resampled(
     """Omega of samples drawn again with replacement, whole sequences at a time; ranks are not taken anew."""
     groups = np.arange(len(normal)) if sequences is None else np.unique(sequences, return_inverse=True)[1]
     number = int(groups.max()) + 1
-    found = []
+    layers = []
     for _ in range(count):
         times = np.bincount(rng.integers(number, size=number), minlength=number)[groups]
-        found.append(correlation(normal[torch.from_numpy(np.repeat(np.arange(len(normal)), times))], ridge))
-    return _omegas(found, blocks, len(normal))
+        layers.append(correlation(normal[torch.from_numpy(np.repeat(np.arange(len(normal)), times))], ridge))
+    return _omegas(layers, blocks, len(normal))
 
 
 def _reading(
@@ -273,8 +273,8 @@ def diagnose_information(
     for site in samples.sites:
         if site.site != "residual":
             continue
-        found = samples.read(site)
-        held = {name: torch.from_numpy(found[name]).float() for name in (*parents, merge)}
+        values = samples.read(site)
+        held = {name: torch.from_numpy(values[name]).float() for name in (*parents, merge)}
         between.append(_between(held, parents, merge, shares, site.layer, options))
         groups = _unit_groups(next(iter(held.values())).shape[1])
         bases = [_components([held[p][:, g] for p in parents], shares, GROUP_DIMENSIONS) for g in groups]

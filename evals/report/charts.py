@@ -367,23 +367,23 @@ def _heat(
 
 def information_profile(evaluation: Evaluation) -> Profile | None:
     """Returns O-information by depth: between parents and merge with its null, and within each model."""
-    found = evaluation.information
-    if found is None:
+    information = evaluation.information
+    if information is None:
         return None
-    systems = [*found.between, *(o for row in found.within.values() for o in row)]
+    systems = [*information.between, *(o for row in information.within.values() for o in row)]
     layers = sorted({o.layer for o in systems if o.layer is not None})
     if not layers:
         return None
     panels = []
-    if any(o.o_information for o in found.between):
-        line_, band = _system(found.between, layers, "parents and merge", "merge", 0)
+    if any(o.o_information for o in information.between):
+        line_, band = _system(information.between, layers, "parents and merge", "merge", 0)
         panels.append(Panel("Between parents and merge", (line_,), (band,) if band else ()))
-    if any(o.o_information for row in found.within.values() for o in row):
+    if any(o.o_information for row in information.within.values() for o in row):
         roles: dict[str, Role] = {model.name: model.role for model in evaluation.models}
         place = {parent.name: n for n, parent in enumerate(evaluation.parents)}
         lines = [
             _system(row, layers, model, roles.get(model, "base"), place.get(model, 0))[0]
-            for model, row in found.within.items()
+            for model, row in information.within.items()
         ]
         panels.append(Panel("Within layers of each model", tuple(lines)))
     chart = Profile(
@@ -403,14 +403,14 @@ def _system(
 ) -> tuple[Series, Band | None]:
     by_layer = {o.layer: o for o in row}
     at = [by_layer.get(layer) for layer in layers]
-    found = [o.o_information if o else None for o in at]
+    values = [o.o_information if o else None for o in at]
     series = Series(
         name,
         role,
         index,
-        tuple(e.value if e else None for e in found),
-        tuple(e.low if e else None for e in found),
-        tuple(e.high if e else None for e in found),
+        tuple(e.value if e else None for e in values),
+        tuple(e.low if e else None for e in values),
+        tuple(e.high if e else None for e in values),
     )
     null = [
         (o.null_mean, o.null_std) if o and o.null_mean is not None and o.null_std is not None else None

@@ -29,8 +29,8 @@ class Fact(NamedTuple):
 
 def furthest(sites: Iterable[SiteActivations], field: str) -> tuple[SiteActivations, Estimate] | None:
     """Returns the site whose ratio is furthest from 1, by a factor: variance can shrink and blow up."""
-    found = [(site, e) for site in sites if (e := getattr(site, field)) is not None]
-    return max(found, key=lambda pair: _factor(pair[1].value)) if found else None
+    pairs = [(site, e) for site in sites if (e := getattr(site, field)) is not None]
+    return max(pairs, key=lambda pair: _factor(pair[1].value)) if pairs else None
 
 
 def _factor(ratio: float) -> float:
@@ -39,8 +39,8 @@ def _factor(ratio: float) -> float:
 
 def lowest(sites: Iterable[SiteActivations], field: str) -> tuple[SiteActivations, Estimate] | None:
     """Returns the site with the smallest ratio."""
-    found = [(site, e) for site in sites if (e := getattr(site, field)) is not None]
-    return min(found, key=lambda pair: pair[1].value) if found else None
+    pairs = [(site, e) for site in sites if (e := getattr(site, field)) is not None]
+    return min(pairs, key=lambda pair: pair[1].value) if pairs else None
 
 
 def place(site: SiteActivations) -> str:
@@ -64,13 +64,13 @@ def facts(evaluation: Evaluation) -> list[Fact]:
 
 
 def _activation_facts(evaluation: Evaluation) -> list[Fact]:
-    found = evaluation.activations
-    if found is None:
+    activations = evaluation.activations
+    if activations is None:
         return []
     told = []
     for worst, label in (
-        (furthest(found.sites, "variance_ratio"), "Variance ratio furthest from 1"),
-        (lowest(found.sites, "effective_rank_ratio"), "Lowest effective-rank ratio"),
+        (furthest(activations.sites, "variance_ratio"), "Variance ratio furthest from 1"),
+        (lowest(activations.sites, "effective_rank_ratio"), "Lowest effective-rank ratio"),
     ):
         if worst:
             told.append(
@@ -89,8 +89,8 @@ def nearest_parent(evaluation: Evaluation) -> tuple[str, Estimate] | None:
     """Returns the parent whose predictions the merge's are closest to, by KL."""
     head = evaluation.activations.head if evaluation.activations else None
     parents = {parent.name for parent in evaluation.parents}
-    found = [(d.model, d.kl) for d in head.divergences if d.model in parents] if head else []
-    return min(found, key=lambda pair: pair[1].value) if found else None
+    divergences = [(d.model, d.kl) for d in head.divergences if d.model in parents] if head else []
+    return min(divergences, key=lambda pair: pair[1].value) if divergences else None
 
 
 def loss_gap(evaluation: Evaluation) -> float | None:
@@ -133,20 +133,20 @@ def _task_facts(evaluation: Evaluation) -> list[Fact]:
 
 
 def _weight_facts(evaluation: Evaluation) -> list[Fact]:
-    found = evaluation.weights
-    if found is None:
+    weights = evaluation.weights
+    if weights is None:
         return []
     told = []
-    if found.delta_norm_ratio is not None:
-        told.append(Fact("Delta norm", number(found.delta_norm_ratio), "of the parents' mean delta"))
-    elif found.norm_ratio is not None:
-        told.append(Fact("Weight norm", number(found.norm_ratio), "of the parents' mean"))
-    if found.effective_parents is not None:
+    if weights.delta_norm_ratio is not None:
+        told.append(Fact("Delta norm", number(weights.delta_norm_ratio), "of the parents' mean delta"))
+    elif weights.norm_ratio is not None:
+        told.append(Fact("Weight norm", number(weights.norm_ratio), "of the parents' mean"))
+    if weights.effective_parents is not None:
         told.append(
-            Fact("Effective parents", number(found.effective_parents), f"of {len(evaluation.parents)}")
+            Fact("Effective parents", number(weights.effective_parents), f"of {len(evaluation.parents)}")
         )
-    if found.sign_conflict is not None:
-        told.append(Fact("Sign conflict", percent(found.sign_conflict), "of the shared coordinates"))
+    if weights.sign_conflict is not None:
+        told.append(Fact("Sign conflict", percent(weights.sign_conflict), "of the shared coordinates"))
     return told
 
 
@@ -171,10 +171,10 @@ def missing(evaluation: Evaluation) -> list[str]:
 
 def refusals(evaluation: Evaluation) -> list[str]:
     """Returns why an O-information was refused, each reason once."""
-    found = evaluation.information
-    if found is None:
+    information = evaluation.information
+    if information is None:
         return []
-    systems = [*found.between, *(o for row in found.within.values() for o in row)]
+    systems = [*information.between, *(o for row in information.within.values() for o in row)]
     return list(dict.fromkeys(o.refused for o in systems if o.refused))
 
 

@@ -42,24 +42,24 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: Collection[
 
 
 def _verdict(evaluation: Evaluation) -> list[str]:
-    found = evaluation.verdict
+    verdict = evaluation.verdict
     title = "## Evaluation of the merge"
     parents = ", ".join(markdown_code(parent.name) for parent in evaluation.parents)
     base = f", base {markdown_code(evaluation.base.name)}" if evaluation.base else ""
     models = f"{markdown_code(evaluation.merge.name)} against its parents {parents}{base}."
-    if found is None:
+    if verdict is None:
         return [title, models]
-    score = f" Score {number(found.score)}." if found.score is not None else ""
-    status = f"**{STATUS_MARKS[found.status]} {STATUS_WORDS[found.status]}.**"
-    line = f"{status} {markdown_prose(conclusion(found))}".rstrip()
-    basis = f"Judged by {found.basis}.{score}"
-    listed = [_finding(finding) for finding in found.findings]
+    score = f" Score {number(verdict.score)}." if verdict.score is not None else ""
+    status = f"**{STATUS_MARKS[verdict.status]} {STATUS_WORDS[verdict.status]}.**"
+    line = f"{status} {markdown_prose(conclusion(verdict))}".rstrip()
+    basis = f"Judged by {verdict.basis}.{score}"
+    listed = [_finding(finding) for finding in verdict.findings]
     return [
         title,
         line,
         f"{models} {basis}",
         *(["### Findings", "\n".join(listed)] if listed else []),
-        *_skills(found),
+        *_skills(verdict),
     ]
 
 
@@ -141,20 +141,20 @@ def _predictions(evaluation: Evaluation) -> list[str]:
 
 
 def _sentences(evaluation: Evaluation) -> list[str]:
-    found = evaluation.activations.sentences if evaluation.activations else ()
-    if not found:
+    sentences = evaluation.activations.sentences if evaluation.activations else ()
+    if not sentences:
         return []
     likeness = [one for one in shown("sentence") if one.card]
-    rows = [[markdown_code(s.model), *(measured(getattr(s, one.key)) for one in likeness)] for s in found]
+    rows = [[markdown_code(s.model), *(measured(getattr(s, one.key)) for one in likeness)] for s in sentences]
     return ["### Sentence vectors", table(["Model", *(one.heading for one in likeness)], rows)]
 
 
 def _tasks(evaluation: Evaluation) -> list[str]:
-    found = evaluation.tasks
-    if found is None or not found.scores:
+    tasks = evaluation.tasks
+    if tasks is None or not tasks.scores:
         return []
     rows = []
-    for first, by_model, recovery in score_rows(found):
+    for first, by_model, recovery in score_rows(tasks):
         arrow = "↑" if first.higher_is_better else "↓"
         scores = [by_model.get(model.name) for model in evaluation.models]
         rows.append(
@@ -166,29 +166,31 @@ def _tasks(evaluation: Evaluation) -> list[str]:
         )
     head = ["Task", *(markdown_code(model.name) for model in evaluation.models), "Recovery"]
     told = ["### Tasks", table(head, rows)]
-    if found.mean_recovery is not None or found.least_recovery is not None:
-        least = f" ({markdown_code(found.least_recovered)})" if found.least_recovered else ""
+    if tasks.mean_recovery is not None or tasks.least_recovery is not None:
+        least = f" ({markdown_code(tasks.least_recovered)})" if tasks.least_recovered else ""
         told.append(
-            f"Mean recovery {percent(found.mean_recovery)}, least {percent(found.least_recovery)}{least}."
+            f"Mean recovery {percent(tasks.mean_recovery)}, least {percent(tasks.least_recovery)}{least}."
         )
     return told
 
 
 def _generation(evaluation: Evaluation) -> list[str]:
-    found = evaluation.tasks.generation if evaluation.tasks else ()
-    if not found:
+    generations = evaluation.tasks.generation if evaluation.tasks else ()
+    if not generations:
         return []
     signs = [one for one in shown("text") if one.card]
-    rows = [[markdown_code(g.model), *(value_of(one, getattr(g, one.key)) for one in signs)] for g in found]
+    rows = [
+        [markdown_code(g.model), *(value_of(one, getattr(g, one.key)) for one in signs)] for g in generations
+    ]
     head = ["Generated text", *(one.heading for one in signs)]
     return ["### Generated text", table(head, rows)]
 
 
 def _weights(evaluation: Evaluation) -> list[str]:
-    found = evaluation.weights
-    if found is None:
+    weights = evaluation.weights
+    if weights is None:
         return []
-    depth = [d for d in found.depth if d.layer is not None]
+    depth = [d for d in weights.depth if d.layer is not None]
     drawn = [one for one in shown("layer") if one.card and one.drawing]
     known = [one for one in drawn if any(getattr(d, one.key) is not None for d in depth)]
     if not known:
@@ -219,9 +221,9 @@ def _repair(evaluation: Evaluation) -> list[str]:
 
 def _method(evaluation: Evaluation) -> list[str]:
     told = [*missing(evaluation), *refusals(evaluation), *evaluation.notes]
-    found = evaluation.activations
-    if found is not None:
-        c = found.calibration
+    activations = evaluation.activations
+    if activations is not None:
+        c = activations.calibration
         domains = f" ({', '.join(c.domains)})" if c.domains else ""
         told.insert(
             0, f"Text: {c.source}{domains}, {c.tokens:,} tokens in {c.sequences:,} sequences, seed {c.seed}."

@@ -39,11 +39,11 @@ def lay_out_tokenizer(folder: Path, clean: Path) -> bool:
     Raises:
         CheckpointError: a file is too large or malformed.
     """
-    found = _link_tokenizer(folder, clean)
+    link = _link_tokenizer(folder, clean)
     config = read_json(folder / "config.json")
     kept = {key: config[key] for key in _CONFIG_KEYS if isinstance(config.get(key), str)}
     _write(clean / "config.json", kept)
-    return found
+    return link
 
 
 def lay_out_model(model: DiskSource, clean: Path) -> bool:
@@ -103,11 +103,11 @@ def _write_weights(model: DiskSource, clean: Path) -> None:
 
 
 def _link_tokenizer(folder: Path, clean: Path) -> bool:
-    found = False
+    changed = False
     for name in find_sidecars(folder).copied:
         if not is_tokenizer_file(Path(name).name):
             continue
-        found = True
+        changed = True
         (clean / name).parent.mkdir(exist_ok=True)
         if Path(name).name in _SETTINGS:
             _write(clean / name, _kept(read_json(folder / name), _LEADS_ELSEWHERE))
@@ -115,7 +115,7 @@ def _link_tokenizer(folder: Path, clean: Path) -> bool:
             raise CheckpointError(f"{folder / name}: larger than {MAX_JSON >> 20} MiB; refused")
         else:
             (clean / name).symlink_to((folder / name).resolve())
-    return found
+    return changed
 
 
 def _kept(settings: Mapping[str, object], leads_elsewhere: tuple[str, ...]) -> dict[str, object]:

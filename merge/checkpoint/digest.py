@@ -137,14 +137,14 @@ def digest_stored(info: TensorInfo, kind: str = STRONG) -> str:
     try:
         descriptor = os.open(info.file, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            found = digest_range(descriptor, info.offset, info.nbytes, kind)
+            digest = digest_range(descriptor, info.offset, info.nbytes, kind)
         finally:
             os.close(descriptor)
     except OSError as error:
         raise CheckpointError(f"{where}: cannot be read: {error.strerror}; check the disk") from None
-    if found is None:
+    if digest is None:
         raise CheckpointError(f"{where}: the file ends inside it; copy the file again")
-    return found
+    return digest
 
 
 def digest_bytes(data: bytes) -> str:

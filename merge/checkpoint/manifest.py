@@ -77,12 +77,12 @@ def parts_of(model: DiskSource, results: Container[str] = ()) -> list[Part]:
         results: names of what earlier recipes of the same file make.
     """
     base, adapter = split_adapter(model.label, results)
-    found = []
+    places = []
     for text, path in zip([base] if adapter is None else [base, adapter], model.paths, strict=True):
         repositories = hub_repositories(text) if text not in results else []
         revision = hub_revision(path) if repositories else None
-        found.append(Part(text, path, repositories[0] if repositories else None, revision, text in results))
-    return found
+        places.append(Part(text, path, repositories[0] if repositories else None, revision, text in results))
+    return places
 
 
 def described(parts: Mapping[str, Part]) -> dict[str, Any]:
@@ -140,8 +140,8 @@ def _hub_claim(file: Path) -> dict[str, str]:
 def small_files(model: DiskSource) -> list[Path]:
     """Returns the config, tokenizer and other small files of a model's folders that a merge may read."""
     folders = {path if path.is_dir() else path.parent for path in (*model.paths, model.tokenizer_folder)}
-    found = {file for folder in folders for pattern in WANTED for file in folder.glob(pattern)}
-    return sorted(file for file in found if file.name != MANIFEST and _is_small(file))
+    files = {file for folder in folders for pattern in WANTED for file in folder.glob(pattern)}
+    return sorted(file for file in files if file.name != MANIFEST and _is_small(file))
 
 
 def _is_small(file: Path) -> bool:

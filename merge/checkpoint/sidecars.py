@@ -180,9 +180,9 @@ def resized_config(config: Mapping[str, Any], rows: int, new_rows: int) -> dict[
     """
     result = copy.deepcopy(dict(config))
     places = [result, *(nested for nested in result.values() if isinstance(nested, dict))]
-    found = [(place, key) for place in places for key in place if key.startswith("vocab_size")]
-    same = [(place, key) for place, key in found if place[key] == rows]
-    for place, key in same or found[:1]:
+    entries = [(place, key) for place in places for key in place if key.startswith("vocab_size")]
+    same = [(place, key) for place, key in entries if place[key] == rows]
+    for place, key in same or entries[:1]:
         place[key] = new_rows
     return result
 

@@ -148,18 +148,18 @@ def _counting(section: Mapping[str, Any], prefix: str) -> list[str]:
     One that names a side is that side's alone. The others are everybody's, but the encoder's where the
     decoder has its own, as in T5 (``num_layers`` and ``num_decoder_layers``) and BART.
     """
-    side, found = _side(prefix), _counts_of(section)
-    anyone = [key for key, of in found.items() if of is None]
-    own = [key for key, of in found.items() if of is not None and of == side]
+    side, counts = _side(prefix), _counts_of(section)
+    anyone = [key for key, of in counts.items() if of is None]
+    own = [key for key, of in counts.items() if of is not None and of == side]
     if side == "decoder" and own:
         return own
-    return [*own, *anyone] or (list(found) if side is None else [])
+    return [*own, *anyone] or (list(counts) if side is None else [])
 
 
 def _counts_of(section: Mapping[str, Any]) -> dict[str, str | None]:
     """The keys of a section that count layers, and the side that each of them names."""
-    found = {key: match.group("of") for key in section if (match := _COUNT.match(key))}
-    sides = {key: None if of == "hidden" else of for key, of in found.items()}
+    counted = {key: match.group("of") for key in section if (match := _COUNT.match(key))}
+    sides = {key: None if of == "hidden" else of for key, of in counted.items()}
     return {key: of for key, of in sides.items() if type(section[key]) is int}
 
 

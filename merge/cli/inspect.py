@@ -30,8 +30,8 @@ def inspect_command(
     from merge_models.evals.inspect import inspect_parents
     from merge_models.evals.report import to_text
 
-    found = inspect_parents(models, base, headers_only=headers_only, **options)
+    inspection = inspect_parents(models, base, headers_only=headers_only, **options)
     width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
-    click.echo(found.to_json() if as_json else to_text(found, width))
-    if not found.compatible:
+    click.echo(inspection.to_json() if as_json else to_text(inspection, width))
+    if not inspection.compatible:
         sys.exit(FAILED)

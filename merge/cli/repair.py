@@ -64,8 +64,10 @@ def repair_command(target: str, **options: Any) -> None:
         from merge_models.evals.report.outlets import write_outlets
 
         depths = [Weights(), Activations(information=False)]
-        found = evaluate(out, family.parents, weights=weights, measures=depths, text=text, running=running)
-        write_outlets(found.model_copy(update={"repair": report}), outlets)
+        evaluation = evaluate(
+            out, family.parents, weights=weights, measures=depths, text=text, running=running
+        )
+        write_outlets(evaluation.model_copy(update={"repair": report}), outlets)
     if not quiet:
         tell_outlets(outlets)
 

@@ -24,9 +24,9 @@ def verify(out: Path, inputs: bool, threads: int | None) -> None:
     from merge_models.merge.checkpoint.threads import default_threads
     from merge_models.merge.publishing.verify import verify as compare
 
-    found = compare(out, inputs=inputs, threads=threads or default_threads())
+    verification = compare(out, inputs=inputs, threads=threads or default_threads())
     conclude(
-        found.problems,
-        f"{out}: {counted(found.tensors, 'tensor')} and {counted(found.files, 'file')} are as they"
-        f" were written{' and read' if inputs else ''} ({shown_size(found.bytes)})",
+        verification.problems,
+        f"{out}: {counted(verification.tensors, 'tensor')} and {counted(verification.files, 'file')} are as"
+        f" they were written{' and read' if inputs else ''} ({shown_size(verification.bytes)})",
     )

@@ -56,12 +56,12 @@ _SIGNATURES = {
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
     """Returns the compiled kernels, or None where there are none."""
-    found = native_library()
-    if found is not None:
+    kernels = native_library()
+    if kernels is not None:
         for name, (result, arguments) in _SIGNATURES.items():
-            function = getattr(found, f"merge_models_{name}")
+            function = getattr(kernels, f"merge_models_{name}")
             function.restype, function.argtypes = result, arguments
-    return found
+    return kernels
 
 
 def library_for(*spans: Span | None) -> ctypes.CDLL | None:

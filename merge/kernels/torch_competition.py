@@ -54,13 +54,13 @@ def _deltas(sources: Sequence[Span], base: Span) -> list[Tensor]:
 
 def _scores(deltas: Sequence[Tensor], sizes: Sequence[Range]) -> list[Tensor]:
     whole = torch.stack([delta.double() for delta in deltas]).sum(0).to(deltas[0].dtype)
-    found = []
+    parts = []
     for delta, (low, high) in zip(deltas, sizes, strict=True):
         size = (delta.abs().clamp(low, high) - low) * (_over(high, low, delta.dtype) if high > low else 1.0)
         falls = (size * size - 1.0) * float(len(deltas))
         score = _tanh_of_positive(delta * whole) * _exp_of_negative(falls)
-        found.append(score.float())  # as keys are: a threshold is one of them
-    return found
+        parts.append(score.float())  # as keys are: a threshold is one of them
+    return parts
 
 
 def _over(high: float, low: float, dtype: torch.dtype) -> Tensor:

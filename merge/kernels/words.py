@@ -12,9 +12,9 @@ _ROUNDS = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB), (14, 1))
 
 def words(count: int, key: Key) -> np.ndarray:
     """Returns uint32 ``[count]``: the first so many words under a key."""
-    found = np.arange(count, dtype=np.uint32) + np.uint32(key[0])
+    counters = np.arange(count, dtype=np.uint32) + np.uint32(key[0])
     for (shift, multiplier), add in zip(_ROUNDS, (key[1], key[2], 0, 0), strict=True):
-        found ^= found >> np.uint32(shift)
-        found *= np.uint32(multiplier)
-        found += np.uint32(add)
-    return found
+        counters ^= counters >> np.uint32(shift)
+        counters *= np.uint32(multiplier)
+        counters += np.uint32(add)
+    return counters

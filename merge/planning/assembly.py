@@ -346,15 +346,15 @@ class _Piece:
             self._add(made, name, at, parents, theirs)
 
     def _rests(self, model: int, prefix: str, start: str) -> dict[str, None]:
-        found = {n[len(start) :]: None for n in self.models[model].tensors if n.startswith(start)}
-        if not found:
+        inside = {n[len(start) :]: None for n in self.models[model].tensors if n.startswith(start)}
+        if not inside:
             count = stacks(self.models[model].tensors).get(prefix, 0)
             layer = start.removeprefix(prefix).rstrip(".")
             raise PlanError(
                 f"{self.models[model].label}: has no layer {layer} in '{prefix}' (it has {count});"
                 " mend layer_range"
             )
-        return found
+        return inside
 
     def outside(self, made: _Made, name: str, at: float) -> None:
         """Makes a tensor that is in no layer."""

@@ -91,7 +91,7 @@ def _misfits(
     known: dict[tuple[str, str], set[Shape]] = defaultdict(set)
     for name, info in models[donor].tensors.items() if stacked else ():
         known[_layerless(name)].add(info.shape)
-    found = []
+    fitting = []
     for made in output:
         if place_of(made.name).prefix in stacked:
             shapes = known[_layerless(made.name)]  # more than one: sizes go by layer, as config lists may
@@ -100,8 +100,8 @@ def _misfits(
             info = find_tensor(models[donor], made.name)
             theirs = made.shape if info is None else info.shape
         if theirs != made.shape:
-            found.append(_Misfit(made, theirs))
-    return found
+            fitting.append(_Misfit(made, theirs))
+    return fitting
 
 
 def _layerless(name: str) -> tuple[str, str]:

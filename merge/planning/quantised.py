@@ -26,11 +26,11 @@ def check_not_quantised(model: Source) -> None:
     if told:
         method = told.get("quant_method", "unknown") if isinstance(told, dict) else "unknown"
         raise PlanError(f"{model.label}: is quantised ({printable(str(method))}); dequantise it first")
-    found = _scaled(model)
-    if found:
+    scaled = _scaled(model)
+    if scaled:
         raise PlanError(
-            f"{model.label}: is quantised: '{printable(found[0])}' ({model.tensors[found[0]].dtype.code}) is"
-            f" scaled by '{printable(found[1])}'; dequantise it first (multiply, and save as bfloat16)"
+            f"{model.label}: is quantised: '{printable(scaled[0])}' ({model.tensors[scaled[0]].dtype.code})"
+            f" is scaled by '{printable(scaled[1])}'; dequantise it first (multiply, and save as bfloat16)"
         )
 
 

@@ -73,7 +73,7 @@ def prepare(
     models, aides = everyone[: len(models)], everyone[len(models) :]
     assembly = assemble(loaded, models)
     template = _template(loaded, models, assembly.donor)
-    settings, alignment, found = loaded.tokenizer_settings(), None, models
+    settings, alignment, aligned = loaded.tokenizer_settings(), None, models
     if settings is not None:
         from merge_models.merge.tokenizer.alignment import align
 
@@ -84,7 +84,7 @@ def prepare(
     adapted = any(len(model.paths) > 1 for model in opened.values())
     plan = replace(plan, notes=differences(Case(loaded, plan, alignment, adapted)))
     if plan.donor != assembly.donor:
-        template = _template(loaded, found, plan.donor)
+        template = _template(loaded, aligned, plan.donor)
     donor = models[plan.donor]
     plan = replace(plan, remarks=(*plan.remarks, *matched, *_module_remarks(models, donor)))
     written = {output.name for output in plan.outputs()}

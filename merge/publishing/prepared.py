@@ -78,8 +78,8 @@ class Prepared:
     def shares(self) -> dict[str, float]:
         """Returns how much of each parent is meant to be in the merge, by label; empty where that is not
         known."""
-        found = zip(self.models, self.relatives, strict=True)
-        return {model.label: own.share for model, own in found if own.share is not None}
+        pairs = zip(self.models, self.relatives, strict=True)
+        return {model.label: own.share for model, own in pairs if own.share is not None}
 
     def binding(self) -> dict[str, Any]:
         """Returns all that the output's bytes depend on."""

@@ -135,8 +135,8 @@ class StagedOutput:
         read = {_place(info): info for task in self._plan.every_task() for info in _stored(self._plan, task)}
         missing = [info for place, info in read.items() if place not in self._inputs]
         with ThreadPoolExecutor(threads) as pool:
-            found = pool.map(lambda info: digest_stored(info, self._kinds.inputs), missing)
-            self._inputs |= dict(zip(map(_place, missing), found, strict=True))
+            digests = pool.map(lambda info: digest_stored(info, self._kinds.inputs), missing)
+            self._inputs |= dict(zip(map(_place, missing), digests, strict=True))
         return {place: self._inputs[place] for place in read}
 
 

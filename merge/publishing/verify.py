@@ -48,9 +48,9 @@ def read_manifest(out: Path) -> dict[str, Any]:
         raise CheckpointError(f"{out}: has no {MANIFEST}; name the output folder of a merge")
     record = read_json(file)
     if record.get("format") != MANIFEST_FORMAT:
-        found = printable(str(record.get("format")))
+        other = printable(str(record.get("format")))
         raise CheckpointError(
-            f"{file}: has format {found}, not {MANIFEST_FORMAT}; use the version that made it"
+            f"{file}: has format {other}, not {MANIFEST_FORMAT}; use the version that made it"
         )
     if sealed(record) != file.read_text(encoding="utf-8", errors="replace"):
         raise CheckpointError(f"{file}: was changed since it was written ({SEAL} does not fit); restore it")
@@ -85,8 +85,10 @@ def verify(out: str | os.PathLike[str], *, inputs: bool = False, threads: int = 
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / MANIFEST}: lacks {error}; restore it") from None
     with ThreadPoolExecutor(threads) as pool:
-        found = [*checks.problems, *(p for p in pool.map(lambda check: check(), checks.pending) if p)]
-    return Verification(tuple(printable(p, 2000) for p in found), checks.tensors, checks.files, checks.bytes)
+        problems = [*checks.problems, *(p for p in pool.map(lambda check: check(), checks.pending) if p)]
+    return Verification(
+        tuple(printable(p, 2000) for p in problems), checks.tensors, checks.files, checks.bytes
+    )
 
 
 class _Checks:
@@ -121,11 +123,11 @@ class _Checks:
             self._small(_located(small["path"], models), small["digest"])
         for weight in given["files"]:
             file = _located(weight["path"], models)
-            found = self._shard(file, weight["header"], pickled=weight.get("format") == PICKLE)
+            stored = self._shard(file, weight["header"], pickled=weight.get("format") == PICKLE)
             for name, digest in weight["read"].items():
-                if name in found:
-                    self._tensor(found[name], digest)
-                elif found:
+                if name in stored:
+                    self._tensor(stored[name], digest)
+                elif stored:
                     self.problems.append(f"{file}: tensor '{name}' is missing")
 
     def _small(self, file: Path, digest: str) -> None:

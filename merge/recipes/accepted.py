@@ -67,5 +67,5 @@ def check_parameters(recipe: Recipe) -> list[str]:
 
 def _given(levels: Iterable[dict[str, object]]) -> list[str]:
     """The parameters that have a value in any level, each once."""
-    found = (key for level in levels for key, value in level.items() if value is not None)
-    return list(dict.fromkeys(found))
+    keys = (key for level in levels for key, value in level.items() if value is not None)
+    return list(dict.fromkeys(keys))

@@ -107,6 +107,7 @@ class Scheduler:
             with self._changed:
                 if not self._fold(job, step.piece.number, done.moments):
                     return self._let_go(step)
+            del done  # its part may be a large matrix, and what follows may take more of them
             self._advance(job, job.total)
         with self._changed:
             self._let_go(step)
@@ -171,6 +172,7 @@ class Scheduler:
         if not pieces and job.passing is not None:
             raise MergeError(f"tensor '{job.tasks[0].name}': nothing to survey in an empty tensor")
         steps = [(job, Step(piece, job.passing, job.survey)) for piece in reversed(pieces)]
+        job.survey = None  # its steps have it, and let go of it one by one
         with self._changed:
             self._ready.extendleft(steps)
             self._changed.notify_all()

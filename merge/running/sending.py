@@ -34,8 +34,8 @@ def _unsendable(value: Any) -> str:
     if owner is not None and not isinstance(owner, type(sys)):
         return _unsendable(owner)
     thing = value if isinstance(value, type) or hasattr(value, "__qualname__") else type(value)
-    found: Any = sys.modules.get(thing.__module__)
+    place: Any = sys.modules.get(thing.__module__)
     for name in thing.__qualname__.split("."):
-        found = getattr(found, name, None)
-    importable = found is thing and thing.__module__ != "__main__"
+        place = getattr(place, name, None)
+    importable = place is thing and thing.__module__ != "__main__"
     return "" if importable else f"{thing.__module__}:{thing.__qualname__}"

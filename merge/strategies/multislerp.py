@@ -84,6 +84,6 @@ class MultiSlerp(AbstractStrategy):
         if points is None:
             return None
         scale = 1.0 if self.normalize_weights else sum(self.weight)
-        found = points.mixture(near_points.one_step(points))
-        found = FixedMixture(tuple(scale * c for c in found.parents))
-        return near_points.about_base(found) if has_base else found
+        mixture = points.mixture(near_points.one_step(points))
+        mixture = FixedMixture(tuple(scale * c for c in mixture.parents))
+        return near_points.about_base(mixture) if has_base else mixture

@@ -107,9 +107,9 @@ def _check(text: str) -> None:
 def _most_common(models: Sequence[DiskSource], donor: DiskSource) -> str | None:
     """The template that most models have; the donor's among equals, then the first."""
     own = template_of(donor)
-    found = [text for text in map(template_of, models) if text is not None]
-    counts = Counter(found)
-    return max(found, key=lambda text: (counts[text], text == own), default=None)
+    templates = [text for text in map(template_of, models) if text is not None]
+    counts = Counter(templates)
+    return max(templates, key=lambda text: (counts[text], text == own), default=None)
 
 
 def template_of(model: DiskSource) -> str | None:

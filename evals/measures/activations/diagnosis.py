@@ -64,9 +64,9 @@ class TokenSamples:
 
         Units that are massive in a parent are left out for all models. Values may be NaN where a model's are.
         """
-        found = samples_of(self._store, self._sums(site), self._parents)
+        samples = samples_of(self._store, self._sums(site), self._parents)
         rows = self._rows(site)
-        return {ref.name: s.values.numpy()[rows] for ref, s in zip(self.models, found, strict=True)}
+        return {ref.name: s.values.numpy()[rows] for ref, s in zip(self.models, samples, strict=True)}
 
     def _sums(self, site: SiteSpec):
         return [self._recordings[ref.name].moments.sites[site] for ref in self.models]
@@ -114,14 +114,18 @@ def diagnose(
         intervals = spec.site in _WITH_INTERVALS
         spectra = [spectrum(s, intervals) if s.finite else None for s in samples]
         rows = spread(sample, len(samples[0].values))
-        found = SiteOfAll(spec, samples, spectra, shares, rows, torch.from_numpy(drawn)).record()
+        record = SiteOfAll(spec, samples, spectra, shares, rows, torch.from_numpy(drawn)).record()
         release()
-        return found
+        return record
 
     refs = [r.ref for r in ordered]
-    found = {r.ref.name: r.predictions for r in ordered if r.predictions is not None}
+    predictions = {r.ref.name: r.predictions for r in ordered if r.predictions is not None}
     vectors = {r.ref.name: r.vectors for r in ordered if r.vectors is not None}
-    head = compare_predictions(found, positions, refs, sequences, drawn) if found and positions else None
+    head = (
+        compare_predictions(predictions, positions, refs, sequences, drawn)
+        if predictions and positions
+        else None
+    )
     # Small eigenproblems are several times slower with threads of their own.
     with torch_workers(torch.get_num_threads()) as pool:
         sites = tuple(pool.map(record, specs))

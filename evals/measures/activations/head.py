@@ -145,8 +145,8 @@ def head_form(model: Any, ids: Tensor) -> tuple[float, float | None] | None:
     scales += [1 / v for v in [getattr(config, "logits_scaling", None)] if v]
     for scale in scales:
         for cap in (None, getattr(config, "final_logit_softcapping", None)):
-            found = shaped(linear, scale, cap)
-            if found.shape == wanted.shape and torch.allclose(found, wanted, 1e-4, 1e-4, equal_nan=True):
+            head = shaped(linear, scale, cap)
+            if head.shape == wanted.shape and torch.allclose(head, wanted, 1e-4, 1e-4, equal_nan=True):
                 return scale, cap
     return None
 

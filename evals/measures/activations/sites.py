@@ -59,16 +59,16 @@ def find_sites(model: nn.Module) -> list[SiteSpec]:
     if not layers:
         return given_sites(model, [name for name, module in model.named_modules() if _is_leaf(module)])
     first = layers[0][0]
-    found = [SiteSpec("embedding", None, first, before=True)]
+    specs = [SiteSpec("embedding", None, first, before=True)]
     for number, (name, layer) in enumerate(layers):
         attention = _part(layer, _ATTENTION)
         mlp = _part(layer, _MLP) or _last_linear(layer, beside=attention)
         if attention is not None:
-            found.append(SiteSpec("attention", number, f"{name}.{attention}", period=len(layers)))
+            specs.append(SiteSpec("attention", number, f"{name}.{attention}", period=len(layers)))
         if mlp is not None and mlp != attention:
-            found.append(SiteSpec("mlp", number, f"{name}.{mlp}", period=len(layers)))
-        found.append(SiteSpec("residual", number, name, period=len(layers)))
-    return found
+            specs.append(SiteSpec("mlp", number, f"{name}.{mlp}", period=len(layers)))
+        specs.append(SiteSpec("residual", number, name, period=len(layers)))
+    return specs
 
 
 def given_sites(model: nn.Module, names: Iterable[str]) -> list[SiteSpec]:
@@ -127,17 +127,17 @@ def _part(layer: nn.Module, pattern: re.Pattern[str]) -> str | None:
 
 
 def _last_linear(module: nn.Module, beside: str | None = None) -> str | None:
-    found = [
+    specs = [
         name
         for name, part in module.named_modules()
         if name and _is_linear(part) and not (beside and f"{name}.".startswith(f"{_top(beside)}."))
     ]
-    return found[-1] if found else None
+    return specs[-1] if specs else None
 
 
 def _last_norm(module: nn.Module) -> str | None:
-    found = [name for name, part in module.named_modules() if name and "norm" in type(part).__name__.lower()]
-    return found[-1] if found else None
+    norms = [name for name, part in module.named_modules() if name and "norm" in type(part).__name__.lower()]
+    return norms[-1] if norms else None
 
 
 def _is_linear(module: nn.Module) -> bool:

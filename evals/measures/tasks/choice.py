@@ -44,8 +44,8 @@ def choose(model: Any, tokenizer: Any, items: Sequence[Choice], context: int) ->
                 raise item.row.error(f"a choice is longer than the model's context of {context} tokens")
             texts.append(text[cut:])
             scored.append(start - cut)
-    found = log_likelihoods(model, texts, context, context)
-    sums = iter([float(values[start - 1 :].sum()) for values, start in zip(found, scored, strict=True)])
+    likelihoods = log_likelihoods(model, texts, context, context)
+    sums = iter([float(values[start - 1 :].sum()) for values, start in zip(likelihoods, scored, strict=True)])
     plain, normalised = [], []
     for item in items:
         scores = np.array([next(sums) for _ in item.choices])

@@ -29,8 +29,8 @@ def answer(model: Any, tokenizer: Any, items: Sequence[Exact], context: int) -> 
         if not prompt:
             raise item.row.error("'prompt' gives no tokens")
         prompts.append(prompt[-max(1, context - length) :])
-    found = continuations(model, prompts, length, stops_of(model, tokenizer))
-    texts = [tokenizer.decode(ids, skip_special_tokens=False) for ids in found]
+    answers = continuations(model, prompts, length, stops_of(model, tokenizer))
+    texts = [tokenizer.decode(ids, skip_special_tokens=False) for ids in answers]
     return np.array([float(is_right(text, i.answer)) for text, i in zip(texts, items, strict=True)])
 
 

@@ -63,7 +63,7 @@ def run_harness(
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        found = harness.simple_evaluate(
+        results = harness.simple_evaluate(
             model=adapter(pretrained=model, tokenizer=tokenizer, batch_size=8, backend="causal"),
             tasks=list(tasks),
             limit=limit,
@@ -83,7 +83,7 @@ def run_harness(
         ) from None
     finally:
         logging.disable(level)
-    return list(_results(found))
+    return list(_results(results))
 
 
 def _harness() -> tuple[Any, Any]:

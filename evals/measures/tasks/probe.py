@@ -96,16 +96,16 @@ class TaskProbe:
             parents: as observed; the merge is the observed model that is neither parent nor base.
             base: as observed, where there is one.
         """
-        found = []
+        parts = []
         for key, marks in self._marks.items():
             row = self._recovery(key, marks, [parent.name for parent in parents], base.name if base else None)
             if row is not None:
-                found.append(row)
-        told = {row.task: row.fraction for row in found if row.fraction is not None}
+                parts.append(row)
+        told = {row.task: row.fraction for row in parts if row.fraction is not None}
         least = min(told, key=lambda task: told[task]) if told else None
         return TaskDiagnosis(
             scores=tuple(self._scores),
-            recovery=tuple(found),
+            recovery=tuple(parts),
             mean_recovery=mean(told.values()) if told else None,
             least_recovery=told[least] if least else None,
             least_recovered=least,
@@ -151,13 +151,13 @@ class TaskProbe:
         prompts = prompts[: self._settings.continuations]
         new = min(self._settings.new_tokens, context - length)
         stops = stops_of(model, tokenizer)
-        found = continuations(model, prompts, new, stops)
+        answers = continuations(model, prompts, new, stops)
         pairs = [
             (
                 tokenizer.decode(prompt, skip_special_tokens=True),
                 tokenizer.decode(ids[:-1] if ids and ids[-1] in stops else ids, skip_special_tokens=True),
             )
-            for prompt, ids in zip(prompts, found, strict=True)
+            for prompt, ids in zip(prompts, answers, strict=True)
         ]
         self._generation.append(count_degenerate(ref.name, pairs))
 

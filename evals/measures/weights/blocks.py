@@ -35,11 +35,11 @@ def room(use: str, nbytes: int) -> np.ndarray:
 
     Fresh memory would cost a page fault for every 4 KiB, which takes longer than what is done with them.
     """
-    found = getattr(_room, use, None)
-    if found is None or found.nbytes < nbytes:
-        found = np.empty(nbytes, np.uint8)
-        setattr(_room, use, found)
-    return found[:nbytes]
+    array = getattr(_room, use, None)
+    if array is None or array.nbytes < nbytes:
+        array = np.empty(nbytes, np.uint8)
+        setattr(_room, use, array)
+    return array[:nbytes]
 
 
 def scratch(stored: Sequence[Stored], elements: int) -> list[np.ndarray]:

@@ -139,17 +139,17 @@ def align(
             continue
         total += info.count
         asked = [one.takes_part(info.name) for one in relatives]
-        found = [one.find(info) for one in relatives]
+        tensors = [one.find(info) for one in relatives]
         for number, one in enumerate(relatives):
-            fits = found[number] or not asked[number] or one.is_alike(info) or one.has_other_tokens(info)
+            fits = tensors[number] or not asked[number] or one.is_alike(info) or one.has_other_tokens(info)
             fitting[number] += info.count if fits else 0
         problems += [
             one.difference(info)
-            for one, wanted, f in zip(relatives, asked, found, strict=True)
+            for one, wanted, f in zip(relatives, asked, tensors, strict=True)
             if wanted and f is None and not one.is_of_another_depth(info.name)
         ]
         whose = tuple(number for number in range(len(parents)) if asked[number])
-        own = tuple(f for number in whose if (f := found[number]) is not None)
+        own = tuple(f for number in whose if (f := tensors[number]) is not None)
         complete = own if len(own) == len(whose) else ()
         families.append(
             TensorFamily(
@@ -158,7 +158,7 @@ def align(
                 merged=Stored(merged, info) if merged else None,
                 parents=complete,
                 whose=whose if complete else (),
-                base=found[-1] if complete and base is not None else None,
+                base=tensors[-1] if complete and base is not None else None,
                 index=index,
             )
         )
@@ -228,19 +228,19 @@ class _Relative:
         """Its tensor that is compared with one of the merge."""
         if self.is_of_another_depth(info.name) or not self.takes_part(info.name):
             return None
-        found = self.source.tensors.get(self._name(info))
-        fits = found is not None and found.shape == info.shape and found.dtype.is_float
-        return Stored(self.source, found) if found is not None and fits else None
+        tensor = self.source.tensors.get(self._name(info))
+        fits = tensor is not None and tensor.shape == info.shape and tensor.dtype.is_float
+        return Stored(self.source, tensor) if tensor is not None and fits else None
 
     def difference(self, info: TensorInfo) -> str:
         """Why there is none."""
         name, label = printable(self._name(info)), printable(self.source.label)
-        found = self.source.tensors.get(self._name(info))
-        if found is None:
+        tensor = self.source.tensors.get(self._name(info))
+        if tensor is None:
             return f"{label} has no tensor '{name}'"
-        if found.shape != info.shape:
-            return f"'{name}' is {list(found.shape)} in {label}, not {list(info.shape)}"
-        return f"'{name}' is {found.dtype.torch_name} in {label}, no floating tensor"
+        if tensor.shape != info.shape:
+            return f"'{name}' is {list(tensor.shape)} in {label}, not {list(info.shape)}"
+        return f"'{name}' is {tensor.dtype.torch_name} in {label}, no floating tensor"
 
     def _name(self, info: TensorInfo) -> str:
         return info.name if self.names is None else self.names.get(info.name, info.name)

@@ -59,8 +59,8 @@ class Moments:
 
 
 def _number(value: Tensor) -> float | None:
-    found = float(value)
-    return found if math.isfinite(found) else None
+    number = float(value)
+    return number if math.isfinite(number) else None
 
 
 def is_finite(stored: Stored) -> bool:

@@ -106,19 +106,23 @@ def _exact(matrix: Matrix, leading: bool) -> Spectrum | None:
     if dense.numel() <= SVD_ELEMENTS:
         u, values, _ = torch.linalg.svd(dense, full_matrices=False)
         left = u.T[:width]
-        found = values.numpy()
-        found = np.where(found > found.max() * max(dense.shape) * np.finfo(np.float64).eps, found, 0.0)
+        singular = values.numpy()
+        singular = np.where(
+            singular > singular.max() * max(dense.shape) * np.finfo(np.float64).eps, singular, 0.0
+        )
     else:
         gram = dense @ dense.T if matrix.wide else dense.T @ dense
         eigenvalues, vectors = torch.linalg.eigh(gram) if leading else (torch.linalg.eigvalsh(gram), None)
-        found = singular_values_of(eigenvalues.numpy())
+        singular = singular_values_of(eigenvalues.numpy())
         if vectors is not None:
             top = vectors[:, -width:].T.flip(0)
             left = top if matrix.wide else torch.linalg.qr(dense @ top.T)[0].T
-    rank = effective_rank(found)
+    rank = effective_rank(singular)
     if rank is None:
         return None
-    return Spectrum(matrix.unscaled(float(found.max())), 0.0, rank, 0.0, "exact", left if leading else None)
+    return Spectrum(
+        matrix.unscaled(float(singular.max())), 0.0, rank, 0.0, "exact", left if leading else None
+    )
 
 
 class _Krylov:
@@ -143,8 +147,8 @@ class _Krylov:
         self.image = torch.cat([self.image, self.matrix.normal(block)])
 
     def projected(self) -> Tensor:
-        found = self.image.double() @ self.basis.double().T
-        return (found + found.T) / 2
+        rebuilt = self.image.double() @ self.basis.double().T
+        return (rebuilt + rebuilt.T) / 2
 
 
 def _orthonormal(rows: Tensor) -> Tensor:

@@ -111,13 +111,13 @@ def predictions(evaluation: Evaluation) -> Section | None:
 
 def sentences(evaluation: Evaluation) -> Section | None:
     """Returns the section on sentence vectors; None for models that are no encoders."""
-    found = evaluation.activations.sentences if evaluation.activations else ()
-    if not found:
+    sentences = evaluation.activations.sentences if evaluation.activations else ()
+    if not sentences:
         return None
     body = table(
         "The merge's sentence vectors (mean of the last hidden states) against each model's",
         ["Model", *(one.heading for one in shown("sentence"))],
-        [[name(s.model), *(measured(getattr(s, one.key)) for one in shown("sentence"))] for s in found],
+        [[name(s.model), *(measured(getattr(s, one.key)) for one in shown("sentence"))] for s in sentences],
         label="Sentence vectors",
     )
     return Section("sentences", "Sentence vectors", [body])

@@ -34,7 +34,7 @@ def _finding_badge(status: Status) -> Html:
 
 def verdict(evaluation: Evaluation) -> Html:
     """Returns what a reader must know, on the first screen."""
-    found = evaluation.verdict
+    verdict = evaluation.verdict
     parents = [name(parent.name) for parent in evaluation.parents]
     origin = tag(
         "p",
@@ -44,11 +44,13 @@ def verdict(evaluation: Evaluation) -> Html:
         class_="origin",
     )
     head = tag("h1", name(evaluation.merge.name))
-    if found is None:
+    if verdict is None:
         return tag("div", head, origin, _fact_list(evaluation), class_="verdict none")
-    score = f"score {number(found.score)}, " if found.score is not None else ""
-    line = tag("p", badge(found.status), " ", tag("span", f"{score}judged by {found.basis}", class_="basis"))
-    summary = conclusion(found)
+    score = f"score {number(verdict.score)}, " if verdict.score is not None else ""
+    line = tag(
+        "p", badge(verdict.status), " ", tag("span", f"{score}judged by {verdict.basis}", class_="basis")
+    )
+    summary = conclusion(verdict)
     return tag(
         "div",
         head,
@@ -56,10 +58,10 @@ def verdict(evaluation: Evaluation) -> Html:
         line,
         tag("p", prose(summary), class_="summary") if summary else None,
         _fact_list(evaluation),
-        _findings(found),
-        _by_layer(found),
-        _by_skill(found),
-        class_=f"verdict {found.status}",
+        _findings(verdict),
+        _by_layer(verdict),
+        _by_skill(verdict),
+        class_=f"verdict {verdict.status}",
     )
 
 

@@ -60,18 +60,18 @@ def method(evaluation: Evaluation) -> Section:
 
 
 def _calibration(evaluation: Evaluation) -> list[Html]:
-    found = evaluation.activations
-    if found is None:
+    activations = evaluation.activations
+    if activations is None:
         return []
-    c = found.calibration
+    c = activations.calibration
     facts_ = [
         ("Source", name(c.source)),
         ("SHA-256 of the text", tag("code", c.digest)),
         ("Tokens", f"{c.tokens:,} in {c.sequences:,} sequences, the first of each left out"),
         ("Domains", ", ".join(f"{domain} {n:,}" for domain, n in c.domains.items()) or "one"),
         ("Seed", str(c.seed)),
-        ("Sample", f"{found.sample:,} tokens for CKA, drift and O-information{_spectrum(found)}"),
-        ("Time", f"{number(found.seconds)} s for activations" + _weight_time(evaluation)),
+        ("Sample", f"{activations.sample:,} tokens for CKA, drift and O-information{_spectrum(activations)}"),
+        ("Time", f"{number(activations.seconds)} s for activations" + _weight_time(evaluation)),
     ]
     listed = [[tag("dt", label), tag("dd", value)] for label, value in facts_]
     return [tag("h3", "Calibration text"), tag("dl", listed, class_="definitions")]

@@ -18,10 +18,10 @@ from merge_models.evals.schema import (
 
 def tasks(evaluation: Evaluation) -> Section | None:
     """Scores with recovery; the mean never without the minimum."""
-    found = evaluation.tasks
-    if found is None or not (found.scores or found.recovery):
+    tasks = evaluation.tasks
+    if tasks is None or not (tasks.scores or tasks.recovery):
         return None
-    body = [_recovery_line(found), score_table(evaluation, found)]
+    body = [_recovery_line(tasks), score_table(evaluation, tasks)]
     return Section("tasks", "Tasks", body)
 
 
@@ -87,19 +87,19 @@ def _meter(share: float | None) -> Html:
 
 def generation(evaluation: Evaluation) -> Section | None:
     """Returns the section on degenerate text, with samples to read; None where nothing was continued."""
-    found = evaluation.tasks.generation if evaluation.tasks else ()
-    if not found:
+    generations = evaluation.tasks.generation if evaluation.tasks else ()
+    if not generations:
         return None
     counters = table(
         GENERATION.definition,
         ["Model", "Continuations", *(one.heading for one in shown("text"))],
         [
             [name(g.model), f"{g.n:,}", *(value_of(one, getattr(g, one.key)) for one in shown("text"))]
-            for g in found
+            for g in generations
         ],
         label="Generated text",
     )
-    return Section("generation", "Generated text", [counters, [_samples(g, evaluation) for g in found]])
+    return Section("generation", "Generated text", [counters, [_samples(g, evaluation) for g in generations]])
 
 
 def _samples(g: Generation, evaluation: Evaluation) -> Html | None:

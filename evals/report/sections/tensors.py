@@ -15,23 +15,25 @@ from merge_models.evals.schema import (
 def weights(evaluation: Evaluation) -> Section | None:
     """Returns the section on weights: maps of tensor kind by depth, the whole model's figures, tensors
     outside the stack."""
-    found = evaluation.weights
-    if found is None:
+    weights = evaluation.weights
+    if weights is None:
         return None
     drawn = charts.weight_heats(evaluation)
     shares = [
         [
             name(parent.name),
             number(parent.weight),
-            number(found.parent_share[n])
-            if found.parent_share and n < len(found.parent_share)
+            number(weights.parent_share[n])
+            if weights.parent_share and n < len(weights.parent_share)
             else UNDEFINED,
-            number(found.delta_norms[n]) if found.delta_norms and n < len(found.delta_norms) else UNDEFINED,
-            *(number(v) for v in (found.cosine[n] if found.cosine and n < len(found.cosine) else ())),
+            number(weights.delta_norms[n])
+            if weights.delta_norms and n < len(weights.delta_norms)
+            else UNDEFINED,
+            *(number(v) for v in (weights.cosine[n] if weights.cosine and n < len(weights.cosine) else ())),
         ]
         for n, parent in enumerate(evaluation.parents)
     ]
-    cosines = [["Cosine to ", name(p.name)] for p in evaluation.parents] if found.cosine else []
+    cosines = [["Cosine to ", name(p.name)] for p in evaluation.parents] if weights.cosine else []
     body = [
         tag("p", "Weights are a screening: they need no forward pass, and activations decide."),
         _whole(evaluation),
@@ -48,11 +50,11 @@ def weights(evaluation: Evaluation) -> Section | None:
 
 
 def _whole(evaluation: Evaluation) -> Html | None:
-    found = evaluation.weights
-    if found is None:
+    weights = evaluation.weights
+    if weights is None:
         return None
-    scalars = [d for d in shown("model") if isinstance(getattr(found, d.key), float | int)]
-    known = [(d.label, value_of(d, getattr(found, d.key))) for d in scalars]
+    scalars = [d for d in shown("model") if isinstance(getattr(weights, d.key), float | int)]
+    known = [(d.label, value_of(d, getattr(weights, d.key))) for d in scalars]
     return (
         tag("dl", [tag("div", tag("dt", a), tag("dd", tag("b", b))) for a, b in known], class_="facts small")
         if known
@@ -62,10 +64,10 @@ def _whole(evaluation: Evaluation) -> Html | None:
 
 def _outside(evaluation: Evaluation) -> Html | None:
     """Tensors that no heat map shows: embedding, final norm, head."""
-    found = [t for t in evaluation.weights.tensors if t.layer is None] if evaluation.weights else []
-    if not found:
+    outside = [t for t in evaluation.weights.tensors if t.layer is None] if evaluation.weights else []
+    if not outside:
         return None
-    drawn = [d for d in shown("tensor") if d.drawing and any(getattr(t, d.key) is not None for t in found)]
+    drawn = [d for d in shown("tensor") if d.drawing and any(getattr(t, d.key) is not None for t in outside)]
     rows = [
         [
             name(t.name),
@@ -73,8 +75,10 @@ def _outside(evaluation: Evaluation) -> Html | None:
             *(value_of(d, getattr(t, d.key)) for d in drawn),
             "yes" if t.finite else "no",
         ]
-        for t in found[:200]
+        for t in outside[:200]
     ]
     head = ["Tensor", "Shape", *(d.label for d in drawn), "Finite"]
-    caption = "Tensors outside the layers" + (f", the first 200 of {len(found)}" if len(found) > 200 else "")
+    caption = "Tensors outside the layers" + (
+        f", the first 200 of {len(outside)}" if len(outside) > 200 else ""
+    )
     return table(caption, head, rows, label="Tensors outside the layers")

@@ -141,7 +141,7 @@ def _parse(key: bytes, line: bytes) -> dict[str, Any] | None:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Returns what differs between two bindings, in the user's words; empty where nothing does."""
-    found = []
+    records = []
     for part in dict.fromkeys([*old, *new]):
         before, after = old.get(part), new.get(part)
         if before == after:
@@ -150,10 +150,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
             keys = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
             shown = ", ".join(_change(key, before.get(key), after.get(key)) for key in keys[:3])
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            found.append(f"{part}: {shown}{more}")
+            records.append(f"{part}: {shown}{more}")
         else:
-            found.append(part)
-    return "; ".join(found)
+            records.append(part)
+    return "; ".join(records)
 
 
 def _change(key: str, before: Any, after: Any) -> str:

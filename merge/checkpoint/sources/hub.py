@@ -57,8 +57,8 @@ def hub_repositories(name: str) -> list[str]:
 
 def hub_revision(path: Path) -> str | None:
     """Returns the commit that a folder of huggingface_hub's cache holds; None for any other folder."""
-    found = re.fullmatch(r"[0-9a-f]{40}", path.name)
-    return path.name if found and path.parent.name == "snapshots" else None
+    commit = re.fullmatch(r"[0-9a-f]{40}", path.name)
+    return path.name if commit and path.parent.name == "snapshots" else None
 
 
 def cached(repository: str, revision: str) -> Path | None:

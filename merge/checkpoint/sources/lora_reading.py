@@ -82,12 +82,12 @@ class AdapterReading:
         self._check_settings()
         modules: dict[str, dict[str, TensorInfo]] = {}
         for name, info in adapter.tensors.items():
-            found = _FACTOR.fullmatch(name)
-            if found is None:
+            match = _FACTOR.fullmatch(name)
+            if match is None:
                 self._replace(name, info)
             else:
-                end = ".bias" if found["end"] == "bias" else ""
-                modules.setdefault(found["module"], {})[found["kind"] + end] = info
+                end = ".bias" if match["end"] == "bias" else ""
+                modules.setdefault(match["module"], {})[match["kind"] + end] = info
         self._square = self._squares_transposed(modules)
         for module, parts in modules.items():
             self._adapt(module, parts)

@@ -60,9 +60,9 @@ def _renamed(own: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, str
         if name in wanted:
             continue
         other = name.removeprefix(remove) if remove and name.startswith(remove) else add + name
-        found = [n for n in (other, _norm(name), _norm(other)) if n in wanted and n not in own]
-        if found:
-            names[name] = found[0]
+        matches = [n for n in (other, _norm(name), _norm(other)) if n in wanted and n not in own]
+        if matches:
+            names[name] = matches[0]
     return names if len({*names.values()}) == len(names) else {}
 
 

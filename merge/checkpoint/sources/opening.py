@@ -129,11 +129,11 @@ def weight_files(path: Path, label: str = "", *, allow_pickle: bool = False) -> 
     if index is not None:
         return _files_of_index(path, index, (".safetensors",))
     adapters = [file for file in path.glob(f"{_ADAPTER}*") if (path / _ADAPTER_CONFIG).is_file()]
-    found = sorted(file for file in path.glob("*.safetensors") if file not in adapters)
-    if len(found) == 1:
-        return found
-    if found:
-        names = ", ".join(printable(file.name) for file in found[:4])
+    files = sorted(file for file in path.glob("*.safetensors") if file not in adapters)
+    if len(files) == 1:
+        return files
+    if files:
+        names = ", ".join(printable(file.name) for file in files[:4])
         raise CheckpointError(
             f"{path}: several weight files ({names}) and no index; name one file, or add the index"
         )
@@ -175,21 +175,21 @@ def _may_be_weights(file: Path) -> bool:
 def _index_file(path: Path) -> Path | None:
     if (path / f"model{_INDEX_SUFFIX}").is_file():
         return path / f"model{_INDEX_SUFFIX}"
-    found = sorted(path.glob(f"*{_INDEX_SUFFIX}"))
-    if len(found) > 1:
-        names = ", ".join(printable(file.name) for file in found[:3])
+    indexes = sorted(path.glob(f"*{_INDEX_SUFFIX}"))
+    if len(indexes) > 1:
+        names = ", ".join(printable(file.name) for file in indexes[:3])
         raise CheckpointError(f"{path}: several indexes ({names}); leave one, or name one weight file")
-    return found[0] if found else None
+    return indexes[0] if indexes else None
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    found = read_json(index).get("weight_map")
-    strings = isinstance(found, dict) and all(isinstance(v, str) for v in found.values())
-    if not strings or not found:
+    weight_map = read_json(index).get("weight_map")
+    strings = isinstance(weight_map, dict) and all(isinstance(v, str) for v in weight_map.values())
+    if not strings or not weight_map:
         raise CheckpointError(
             f"{index}: has no weight_map from tensor names to file names; download it again"
         )
-    return found
+    return weight_map
 
 
 def _files_of_index(path: Path, index: Path, suffixes: tuple[str, ...]) -> list[Path]:

@@ -184,8 +184,10 @@ def _load(file: Path, stream: IO[bytes]) -> Any:
     except OSError:
         raise
     except Exception as error:  # torch raises whatever a wrong pickle leads it to
-        found = _FORBIDDEN.search(str(error))
-        reason = f"wants to call {printable(found[1])}" if found else "is not a pickle of weights alone"
+        forbidden = _FORBIDDEN.search(str(error))
+        reason = (
+            f"wants to call {printable(forbidden[1])}" if forbidden else "is not a pickle of weights alone"
+        )
         raise CheckpointError(f"{file}: {reason}; refused: nothing of it was run") from None
 
 

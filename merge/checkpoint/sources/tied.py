@@ -31,8 +31,8 @@ def find_tensor(model: Source, name: str) -> TensorInfo | None:
         return model.tensors[alias]
     if is_head(name) and says_tied(model.config, name) is not False:
         part = name.rpartition(".lm_head.")[0] or name.rpartition(".embed_out.")[0]
-        found = [n for n in model.tensors if n.endswith(EMBEDDINGS) and n.startswith(part)]
-        return model.tensors[found[0]] if len(found) == 1 else None
+        embeddings = [n for n in model.tensors if n.endswith(EMBEDDINGS) and n.startswith(part)]
+        return model.tensors[embeddings[0]] if len(embeddings) == 1 else None
     return None
 
 

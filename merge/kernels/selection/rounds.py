@@ -40,8 +40,8 @@ def by_rounds(count: int, series: Series, sizes: Sizes) -> Generator[Pass, Momen
     searches = [[_narrowed(0, 19, top[s, 0], size) for size in row] for s, row in enumerate(wanted)]
     (middle,) = yield Pass(_counts, (series, _firsts(searches)))
     _narrow(searches, 7, middle)
-    found = yield from _last_round(searches, series, totals.blocks)
-    return with_edges(wanted, found, totals.elements)
+    keys = yield from _last_round(searches, series, totals.blocks)
+    return with_edges(wanted, keys, totals.elements)
 
 
 def nth_keys(keys: np.ndarray, places: Sequence[int]) -> list[int]:
@@ -142,11 +142,11 @@ def _within_segments(
     starts = [[-(-segment * blocks // segments) for segment, _ in row] for row in places]
     longest = -(-blocks // segments)
     (spread,) = yield Pass(_ties_by_block, (series, _firsts(searches), starts, longest))
-    found = []
+    windows = []
     for s, row in enumerate(places):
         ends = [run_out(spread[s, w], quota) for w, (_, quota) in enumerate(row)]
-        found.append([(starts[s][w] + place, quota) for w, (place, quota) in enumerate(ends)])
-    return found
+        windows.append([(starts[s][w] + place, quota) for w, (place, quota) in enumerate(ends)])
+    return windows
 
 
 def _ties_by_block(

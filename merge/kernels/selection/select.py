@@ -34,9 +34,9 @@ def largest(
     """
     sample = sample or (yield from sample_of(elements))
     if sample is not None:
-        found = yield from by_sample(sample, series, sizes, elements)
-        if found is not None:
-            return found
+        cuts = yield from by_sample(sample, series, sizes, elements)
+        if cuts is not None:
+            return cuts
     return (yield from by_rounds(count, series, sizes))
 
 

@@ -75,9 +75,9 @@ class LiftedMean:
         shares = torch.tensor([share for share, _ in used], dtype=torch.float64)
         values = torch.stack([x.double().reshape(-1, *self.event) for _, x in used], 1)
         points = values if base is None else values - base.double().reshape(-1, 1, *self.event)
-        mean, found = self._mean(points, shares)
+        mean, exists = self._mean(points, shares)
         flat = _average(points, shares)
-        merged = torch.where(found.reshape(-1, *[1] * len(self.event)), mean, flat)
+        merged = torch.where(exists.reshape(-1, *[1] * len(self.event)), mean, flat)
         if base is not None:
             merged += base.double().reshape(-1, *self.event)
         # The way onto the manifold and back rounds; parents that agree need not go.
@@ -92,11 +92,11 @@ class LiftedMean:
         safe = torch.where(defined.reshape(-1, *[1] * (points.dim() - 1)), points, _sound(points))
         lifted = manifold.lift(safe) if not bool(defined.all()) else lifted
         mean = manifolds.frechet_mean(manifold, lifted.point, shares)
-        found = defined & mean.converged & lifted.defined.all(1)
-        if not self.averages and not bool(found.all()):
+        exists = defined & mean.converged & lifted.defined.all(1)
+        if not self.averages and not bool(exists.all()):
             why = mean.reason if bool(defined.all()) else f"a point {manifold.undefined}"
             raise PlanError(f"{why}; leave it out (only:), or set otherwise: linear")
-        return manifold.lower(mean.point, _average(lifted.rest, shares)), found
+        return manifold.lower(mean.point, _average(lifted.rest, shares)), exists
 
 
 def _average(values: Tensor, shares: Tensor) -> Tensor:

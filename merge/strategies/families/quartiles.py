@@ -49,9 +49,9 @@ def quartiles(elements: int) -> Generator[Pass, Moments, Quartiles]:
         return [[totals.elements - int(quarter * (totals.elements - 1)) for quarter in _QUARTERS]]
 
     sample, (listed,) = yield from sample_beside(elements, _divergences)
-    found = np.concatenate(listed.parts)
-    (cuts,) = yield from largest(1, partial(_series, found), sizes, elements, sample)
-    return found, [cut.key for cut in cuts]
+    values = np.concatenate(listed.parts)
+    (cuts,) = yield from largest(1, partial(_series, values), sizes, elements, sample)
+    return values, [cut.key for cut in cuts]
 
 
 def _series(found: np.ndarray, block: Block) -> tuple[list[Span], None]:

@@ -131,10 +131,10 @@ def _full_push(centre: Tensor, covariances: Tensor, shares: Tensor) -> Push:
     from merge_models.manifolds.gaussians import BuresWasserstein, optimal_map
 
     own = covariances[-1]
-    found = frechet_mean(BuresWasserstein(), covariances[:-1], shares, tolerance=1e-6, max_iterations=50)
-    stretch = optimal_map(own, found.point) - torch.eye(len(own), dtype=torch.float64)
-    figures = _lost(own.diagonal(), found.point.diagonal())
-    figures |= {"residual": float(found.residual), "converged": bool(found.converged)}
+    mean = frechet_mean(BuresWasserstein(), covariances[:-1], shares, tolerance=1e-6, max_iterations=50)
+    stretch = optimal_map(own, mean.point) - torch.eye(len(own), dtype=torch.float64)
+    figures = _lost(own.diagonal(), mean.point.diagonal())
+    figures |= {"residual": float(mean.residual), "converged": bool(mean.converged)}
     return Push(centre, stretch, figures)
 
 

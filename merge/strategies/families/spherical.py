@@ -221,8 +221,8 @@ class AbstractSphericalStrategy(AbstractStrategy):
     def quick(self, gram: NearGram, has_base: bool) -> FixedMixture | None:
         """Returns ``mixture`` of one tensor without torch, where nothing is degenerate."""
         points = NearPoints.of(gram.about_reference() if has_base else gram, shares_of(self.weight))
-        found = None if points is None else self.quick_mean(points)
-        return near_points.about_base(found) if found is not None and has_base else found
+        mixture = None if points is None else self.quick_mean(points)
+        return near_points.about_base(mixture) if mixture is not None and has_base else mixture
 
     def quick_mean(self, points: NearPoints) -> FixedMixture | None:
         """Returns ``direction`` at its length, for near points; None where it is not so simple."""

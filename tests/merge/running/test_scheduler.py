@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import Tensor
 
-from merge_models.merge import prepare, run_recipe
+from merge_models.merge import merge, prepare, run_recipe
+from merge_models.merge.contract.block import Block
+from merge_models.merge.contract.case import Case
+from merge_models.merge.contract.kernel import Kernel, Moments, Pass, Survey
+from merge_models.merge.contract.strategy import AbstractStrategy
 from merge_models.merge.recipes.recipe import parse_recipe
+from merge_models.merge.strategies.families.blocks import torch_kernel
 from tests.helpers import assert_same_bits, read_folder, tensors, write_folder
 
 LAYERS = ("model.layers.0.", "model.layers.1.")
@@ -102,3 +110,50 @@ def test_the_layout_of_files_changes_no_byte(method: str, tmp_path: Path) -> Non
     for other in found[1:]:
         for name, value in found[0].items():
             assert_same_bits(other[name], value, name)
+
+
+class Known:
+    """What a survey of a test returns; counted while anyone has it."""
+
+    alive: ClassVar[int] = 0
+    most: ClassVar[int] = 0
+
+    def __init__(self) -> None:
+        Known.alive += 1
+        Known.most = max(Known.most, Known.alive)
+
+    def __del__(self) -> None:
+        Known.alive -= 1
+
+
+def _nothing(block: Block) -> Moments:
+    return (torch.zeros(1, dtype=torch.float64),)
+
+
+def _survey(elements: int) -> Survey:
+    yield Pass(_nothing)
+    return Known()
+
+
+@dataclass(frozen=True)
+class Surveyed(AbstractStrategy):
+    """Merges after a survey that returns what could be a large matrix."""
+
+    name: ClassVar[str] = "surveyed"
+
+    def kernel(self, case: Case) -> Kernel:
+        return torch_kernel(case, self._first, survey=_survey)
+
+    def _first(self, block: Block, survey: Known) -> Tensor:
+        del survey
+        return block.parents[0]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_tensor_s_survey_is_let_go_of_with_its_last_block(threads: int) -> None:
+    """A model's surveys together may be as large as the model."""
+    Known.alive = Known.most = 0
+    states = [{f"w{n}": torch.randn(8, 8) for n in range(30)} for _ in range(2)]
+    merge(states, Surveyed(), threads=threads)
+    gc.collect()
+    assert Known.most <= 2 * threads + 1 and Known.alive == 0
