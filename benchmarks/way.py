@@ -10,6 +10,7 @@ to write to.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 import threading
@@ -64,6 +65,11 @@ def watched_merge(folder: Path) -> Watch:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.way",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         pairs = watched_merge(Path(folder)).pairs
     modules = {module for pair in pairs for module in pair if module.startswith("merge_models.merge.")}
