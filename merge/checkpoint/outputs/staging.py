@@ -17,6 +17,7 @@ import numpy as np
 from merge_models.merge.checkpoint.digest import digest_bytes, digest_range
 from merge_models.merge.checkpoint.guard import read_json
 from merge_models.merge.checkpoint.header import printable
+from merge_models.merge.checkpoint.open_files import OpenFiles
 from merge_models.merge.checkpoint.outputs.journal import Journal, binding_digest, differences
 from merge_models.merge.checkpoint.outputs.layout import Layout
 from merge_models.merge.checkpoint.outputs.lock import lock_file
@@ -114,7 +115,9 @@ class Staging:
         self._layout = layout
         self._overwrite = overwrite
         self._journal: Journal | None = None
-        self._files: list[int] = []
+        self._files = OpenFiles()
+        self._made_as: dict[Path, tuple[int, int]] = {}
+        self._is_open = False
         self._writers = 0
         self._changed = threading.Condition()
         self._parents = [folder for folder in target.parents if not folder.exists()]
@@ -206,18 +209,23 @@ class Staging:
         for shard in self._layout.shards:
             file = self.folder / shard.name
             try:
-                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
-                descriptor = os.open(file, flags, 0o666)
-                self._files.append(descriptor)
-                if os.fstat(descriptor).st_size > shard.nbytes:
-                    os.ftruncate(descriptor, shard.nbytes)
-                _reserve(descriptor, shard.nbytes)
-                os.pwrite(descriptor, shard.header, 0)
+                borrowed = self._files.borrow(file, _make)
+                try:
+                    descriptor = borrowed.descriptor
+                    status = os.fstat(descriptor)
+                    self._made_as[file] = status.st_dev, status.st_ino
+                    if status.st_size > shard.nbytes:
+                        os.ftruncate(descriptor, shard.nbytes)
+                    _reserve(descriptor, shard.nbytes)
+                    os.pwrite(descriptor, shard.header, 0)
+                finally:
+                    self._files.give_back(borrowed)
             except OSError as error:
                 raise CheckpointError(
                     f"{file}: {shard.nbytes} bytes cannot be reserved: {error.strerror}; make room, or choose"
                     " another disk or a larger shard size"
                 ) from None
+        self._is_open = True
 
     def _remove_others(self) -> None:
         """Small files are made again at the end; nothing that the merge does not make may stay."""
@@ -260,16 +268,35 @@ class Staging:
     def _open_file(self, shard: int) -> Iterator[int]:
         """A shard's descriptor, which nobody closes meanwhile."""
         with self._changed:
-            if not self._files:
+            if not self._is_open:
                 raise CheckpointError(f"{self.target}: the merge was stopped")
             self._writers += 1
-            descriptor = self._files[shard]
         try:
-            yield descriptor
+            file = self.folder / self._layout.shards[shard].name
+            try:
+                borrowed = self._files.borrow(file, self._reopen)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{file}: cannot be opened again: {error.strerror}; raise the limit of open files"
+                    " (ulimit -n), or choose a larger shard size"
+                ) from None
+            try:
+                yield borrowed.descriptor
+            finally:
+                self._files.give_back(borrowed)
         finally:
             with self._changed:
                 self._writers -= 1
                 self._changed.notify_all()
+
+    def _reopen(self, file: Path) -> int:
+        """Opens a shard again that was closed to make room; it must be the one that was made."""
+        descriptor = os.open(file, _WRITING)
+        status = os.fstat(descriptor)
+        if (status.st_dev, status.st_ino) != self._made_as[file]:
+            os.close(descriptor)
+            raise CheckpointError(f"{file}: was replaced while it was written; run the merge again")
+        return descriptor
 
     def note(self, record: Mapping[str, Any]) -> None:
         """Adds a line to the journal."""
@@ -392,11 +419,18 @@ class Staging:
     def _close_files(self) -> None:
         """Closes the shards once begun writes are through: a worker may outlive a stopped merge."""
         with self._changed:
-            files, self._files = self._files, []
+            self._is_open = False
             while self._writers:
                 self._changed.wait()
-            for descriptor in files:
-                os.close(descriptor)
+        self._files.close()
+
+
+_WRITING = os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+"""Flags of a shard; where it is a link, what that leads to is not opened."""
+
+
+def _make(file: Path) -> int:
+    return os.open(file, _WRITING | os.O_CREAT, 0o666)
 
 
 def staging_home(target: Path) -> Path:

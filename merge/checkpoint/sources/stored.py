@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ from merge_models.merge.checkpoint.header import (
     printable,
     stamp,
 )
+from merge_models.merge.checkpoint.open_files import OpenFile, OpenFiles
 from merge_models.merge.errors import ChangedError, CheckpointError
 
 
@@ -39,8 +40,7 @@ class Checkpoint:
     config: dict[str, Any]
     metadata: dict[str, str]
     stamps: dict[Path, tuple[int, ...]]
-    _descriptors: dict[Path, int] = field(default_factory=dict, repr=False, compare=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    _opened: OpenFiles = field(default_factory=OpenFiles, repr=False, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -73,42 +73,45 @@ class Checkpoint:
         """
         data = buffer[: stop - start]
         view, position, done = data, info.offset + start, 0
-        descriptor = self._descriptors.get(info.file) or self._descriptor(info.file)
-        while done < data.nbytes:
-            try:
-                got = os.preadv(descriptor, [cast("Any", view)], position + done)
-            except OSError as error:
-                raise CheckpointError(
-                    f"{info.file}: tensor '{printable(info.name)}' cannot be read: {error.strerror};"
-                    " check the disk, or copy the file again"
-                ) from None
-            if got == 0:
-                raise ChangedError(
-                    f"{info.file}: ended inside tensor '{printable(info.name)}': it changed meanwhile;"
-                    " run it again when it is complete"
-                )
-            done += got
-            view = data[done:]
+        borrowed = self._borrow(info.file)
+        try:
+            while done < data.nbytes:
+                got = os.preadv(borrowed.descriptor, [cast("Any", view)], position + done)
+                if got == 0:
+                    raise ChangedError(
+                        f"{info.file}: ended inside tensor '{printable(info.name)}': it changed meanwhile;"
+                        " run it again when it is complete"
+                    )
+                done += got
+                view = data[done:]
+        except OSError as error:
+            raise CheckpointError(
+                f"{info.file}: tensor '{printable(info.name)}' cannot be read: {error.strerror};"
+                " check the disk, or copy the file again"
+            ) from None
+        finally:
+            self._opened.give_back(borrowed)
         return data
 
     def stored(self, info: TensorInfo) -> tuple[TensorInfo, ...]:
         return (info,)
 
-    def _descriptor(self, file: Path) -> int:
-        """Opens a file of the checkpoint once, for all threads."""
-        with self._lock:
-            if file not in self._descriptors:
-                try:
-                    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-                except FileNotFoundError:
-                    raise ChangedError(f"{file}: has changed: it is no longer there; run it again") from None
-                except OSError as error:
-                    raise CheckpointError(f"{file}: cannot be opened: {error.strerror}") from None
-                if stamp(descriptor) != self.stamps[file]:
-                    os.close(descriptor)
-                    raise ChangedError(f"{file}: has changed since its header was read; run it again")
-                self._descriptors[file] = descriptor  # once checked: readers look here without the lock
-            return self._descriptors[file]
+    def _borrow(self, file: Path) -> OpenFile:
+        try:
+            return self._opened.borrow(file, self._open)
+        except FileNotFoundError:
+            raise ChangedError(f"{file}: has changed: it is no longer there; run it again") from None
+        except OSError as error:
+            limit = "; raise the limit of open files (ulimit -n)" if error.errno == errno.EMFILE else ""
+            raise CheckpointError(f"{file}: cannot be opened: {error.strerror}{limit}") from None
+
+    def _open(self, file: Path) -> int:
+        """Opens a file of the checkpoint, which must be the one whose header was read."""
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        if stamp(descriptor) != self.stamps[file]:
+            os.close(descriptor)
+            raise ChangedError(f"{file}: has changed since its header was read; run it again")
+        return descriptor
 
     def check_unchanged(self) -> None:
         """Checks that every file is the one whose header was read, under its name and where it was read.
@@ -117,22 +120,17 @@ class Checkpoint:
             ChangedError: one was cut, rewritten, replaced or removed.
         """
         for file, seen in self.stamps.items():
-            places: list[int | Path] = [file]
-            with self._lock:
-                places += [self._descriptors[file]] if file in self._descriptors else []
-            for place in places:
-                try:
-                    same = stamp(place) == seen
-                except OSError:
-                    same = False
-                if not same:
-                    raise ChangedError(
-                        f"{file}: has changed while it was read; run it again when it is complete"
-                    )
+            borrowed = self._opened.borrow_open(file)
+            try:
+                same = stamp(file) == seen and (borrowed is None or stamp(borrowed.descriptor) == seen)
+            except OSError:
+                same = False
+            finally:
+                if borrowed is not None:
+                    self._opened.give_back(borrowed)
+            if not same:
+                raise ChangedError(f"{file}: has changed while it was read; run it again when it is complete")
 
     def close(self) -> None:
         """Closes the files that reading has opened."""
-        with self._lock:
-            for descriptor in self._descriptors.values():
-                os.close(descriptor)
-            self._descriptors.clear()
+        self._opened.close()
