@@ -15,6 +15,7 @@ from merge_models.merge.contract.case import Inputs
 from merge_models.merge.contract.parameters import parameters_of
 from merge_models.merge.contract.strategy import BaseModel
 from merge_models.merge.errors import PlanError, RecipeError
+from merge_models.merge.planning.buffers import is_computed
 from merge_models.merge.planning.roles import roles_of
 from merge_models.merge.recipes.accepted import check_parameters
 from merge_models.merge.recipes.hints import gradients_for_models
@@ -40,9 +41,6 @@ _REST = "default"
 """mergekit's name for the one module of a model without modules, and for what is in no other one."""
 
 _ALONE = "the only model that is listed"
-
-_DERIVED = ("position_ids", "rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
-"""Buffers that some versions of transformers saved and all compute."""
 
 
 @dataclass(frozen=True)
@@ -173,19 +171,24 @@ class _Made:
     ) -> None:
         """Takes an output tensor, unless none of its parents has it, or any may lack it; as it is without a
         strategy."""
-        lacking = [
-            models[model].label for model, theirs in parents if find_tensor(models[model], theirs) is None
-        ]
-        if len(lacking) == len(parents):
+        used = base if strategy is not None and strategy.base_use.is_origin else None
+        places = [*parents, *([] if used is None else [used])]
+        infos = [find_tensor(models[model], theirs) for model, theirs in places]
+        lacking = [models[place[0]].label for place, info in zip(places, infos, strict=True) if info is None]
+        kept = [info for info in infos if info is not None]
+        if not any(infos[: len(parents)]):
             only_base = base is not None and find_tensor(models[base[0]], base[1]) is not None
             owner = models[base[0]] if base and only_base else next(m for m in models if name in m.tensors)
             reason = "only the base has it" if only_base else f"{lacking[0]}, which decides here, has none"
             self.dropped.append((name, owner.label, reason))
-        elif lacking and name.endswith(_DERIVED):
+        elif lacking and is_computed(name, kept):
             reason = "a buffer that not all models keep; computed when loaded"
             self.dropped.append((name, lacking[0], reason))
+        elif len({info.dtype.is_float for info in kept}) > 1 and is_computed(name, kept):
+            whole = next(n for n, info in enumerate(infos) if info is not None and not info.dtype.is_float)
+            note = "a buffer of whole numbers, which other models hold as floating point"
+            self.assignments.append(Assignment(name, Inputs((places[whole],)), None, note))
         else:
-            used = base if strategy is not None and strategy.base_use.is_origin else None
             note = _ALONE if strategy is None else ""
             self.assignments.append(Assignment(name, Inputs(tuple(parents), used), strategy, note))
 
