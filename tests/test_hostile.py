@@ -99,6 +99,10 @@ LINKS: dict[str, tuple[Callable[[Path], Any], bool]] = {
     "inside the folder": (_link("tokenizer.json", "spare.json"), False),
     "same name in another folder": (_link("tokenizer.json", "../other/tokenizer.json"), False),
     "of no interest": (_link("notes.docx", "../secret.json"), False),
+    "a blob of the Hub's cache": (_link("tokenizer.json", "../hub/models--o--m/blobs/0123"), False),
+    "what else is in that cache": (_link("tokenizer.json", "../hub/models--o--m/refs/main"), True),
+    "its token": (_link("tokenizer.json", "../hub/models--o--m/blobs/../../token"), True),
+    "blobs of something else": (_link("tokenizer.json", "../keys/blobs/0123"), True),
 }
 
 
@@ -108,6 +112,9 @@ def test_links_that_lead_out_of_a_model(case: str, tmp_path: Path) -> None:
     (tmp_path / "secret.json").write_text('{"password": 1}')
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "tokenizer.json").write_text("{}")
+    for name in ("models--o--m/blobs/0123", "models--o--m/refs/main", "token", "../keys/blobs/0123"):
+        (tmp_path / "hub" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "hub" / name).write_text("{}")
     folder = write_folder(tmp_path / "a", tensors(1), files={"spare.json": "{}"})
     make(folder)
     before = listing(tmp_path)

@@ -24,9 +24,10 @@ _UNBOUNDED = re.compile(r"[*+{]")
 def check_inside(folder: Path, name: str) -> Path:
     """Returns the path of a small file in a model's folder, which no link may lead elsewhere.
 
-    A link may lead to a file in the folder, to the Hub cache's blobs, or to a file that has the same path
-    in another folder (as in a folder of links to a model). Otherwise reading, and copying to the output,
-    could give away a file that has nothing to do with the model.
+    A link may lead to a file in the folder, to the blobs of a model in the Hub's cache (as ``--local-dir`` of
+    older ``huggingface-cli download`` has them), or to a file that has the same path in another folder (as in
+    a folder of links to a model). Otherwise reading, and copying to the output, could give away a file that
+    has nothing to do with any model.
 
     Raises:
         CheckpointError: it leads elsewhere.
@@ -38,7 +39,7 @@ def check_inside(folder: Path, name: str) -> Path:
         return file
     inside = real.startswith(os.path.join(home, "")) or real.endswith(os.sep + os.path.normpath(name))
     blobs = Path(real).parent
-    if not inside and not (blobs.name == "blobs" and home.startswith(os.path.join(blobs.parent, ""))):
+    if not inside and not (blobs.name == "blobs" and blobs.parent.name.startswith("models--")):
         raise CheckpointError(
             f"{printable(str(file), 400)}: is a link to {printable(real)}, which is no part of the model;"
             " put the file itself there, or remove it"

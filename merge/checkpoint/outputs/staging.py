@@ -43,12 +43,21 @@ def check_target(target: Path, inputs: list[Path], overwrite: bool) -> None:
         raise CheckpointError(f"output {target}: {error.strerror}; choose another output") from None
 
 
+_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
+"""Endings of weight files: who names one does not expect a folder."""
+
+
 def _check_place(target: Path, inputs: list[Path]) -> None:
     resolved = target.resolve()
     for path in inputs:
         other = path.resolve()
         if resolved == other or other in resolved.parents or resolved in other.parents:
             raise CheckpointError(f"output {target} and input {path} overlap; choose another output")
+    if target.suffix in _FILES and not target.is_dir():
+        raise CheckpointError(
+            f"output {target} has the name of a file, and a merge is written as a folder; name one, such as"
+            f" {target.with_suffix('')}"
+        )
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise CheckpointError(f"output {target} exists and is no folder; choose another output")
     here = Path.cwd()

@@ -794,3 +794,19 @@ def test_time_of_the_callers_own_functions_is_no_time_of_the_merge(tmp_path: Pat
     began = time.monotonic()
     result = run_recipe(recipe, tmp_path / "out", planned=wait, review=wait)
     assert 0 < result.seconds < time.monotonic() - began - 0.6
+
+
+@pytest.mark.parametrize("name", ["merged.safetensors", "merged.bin", "merged.pt", "merged.gguf"])
+def test_an_output_named_like_a_file_is_refused(tmp_path: Path, name: str) -> None:
+    parents = write_models(tmp_path, 2)
+    with pytest.raises(CheckpointError, match=r"a merge is written as a folder; name one, such as .*merged$"):
+        merge_folders(parents, tmp_path / name)
+    assert not (tmp_path / name).exists()
+    (tmp_path / name).mkdir()  # who has a folder of that name means it
+    merge_folders(parents, tmp_path / name)
+    assert (tmp_path / name / "model.safetensors").is_file()
+
+
+def test_an_output_whose_name_has_a_dot_is_a_folder(tmp_path: Path) -> None:
+    merge_folders(write_models(tmp_path, 2), tmp_path / "model-v1.5")
+    assert (tmp_path / "model-v1.5" / "model.safetensors").is_file()
