@@ -35,6 +35,7 @@ class OpenFile:
 
 
 _lock = threading.Lock()
+_returned = threading.Condition(_lock)
 _oldest_first: dict[OpenFile, tuple[OpenFiles, Path]] = {}
 """Every file that is open, of all checkpoints and outputs, the one that was opened first at the start."""
 
@@ -44,6 +45,7 @@ class OpenFiles:
 
     def __init__(self) -> None:
         self._open: dict[Path, OpenFile] = {}
+        self._is_shut = False
 
     def borrow(self, file: Path, opening: Callable[[Path], int]) -> OpenFile:
         """Returns a file, open until it is given back; the oldest one that nobody uses may be closed.
@@ -53,9 +55,11 @@ class OpenFiles:
             opening: opens it where it is not open, and checks that it is the file that it should be.
 
         Raises:
-            OSError: it cannot be opened.
+            OSError: it cannot be opened, or none is opened any more.
         """
         with _lock:
+            if self._is_shut:
+                raise OSError(errno.EBADF, "no longer in use", os.fspath(file))
             borrowed = self._open.get(file)
             if borrowed is None:
                 while len(_oldest_first) >= most_open() and _close_oldest():
@@ -69,6 +73,8 @@ class OpenFiles:
         """Lets the file be closed when room is needed."""
         with _lock:
             borrowed.users -= 1
+            if self._is_shut:
+                _returned.notify_all()
 
     def borrow_open(self, file: Path) -> OpenFile | None:
         """Returns a file that is open until it is given back; None where it is not open."""
@@ -83,6 +89,19 @@ class OpenFiles:
         with _lock:
             for file in [*self._open]:
                 _close(self, file)
+
+    def shut(self) -> None:
+        """Closes all of them as soon as they are given back; from now on none is opened."""
+        with _returned:
+            self._is_shut = True
+            while any(known.users for known in self._open.values()):
+                _returned.wait()
+        self.close()
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether no file is opened any more."""
+        return self._is_shut
 
     def forget(self, file: Path) -> OpenFile:
         """Returns a file that is about to be closed, and knows it no more."""

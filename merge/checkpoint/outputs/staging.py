@@ -6,9 +6,7 @@ import errno
 import json
 import os
 import shutil
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +15,7 @@ import numpy as np
 from merge_models.merge.checkpoint.digest import digest_bytes, digest_range
 from merge_models.merge.checkpoint.guard import read_json
 from merge_models.merge.checkpoint.header import printable
-from merge_models.merge.checkpoint.open_files import OpenFiles
+from merge_models.merge.checkpoint.open_files import OpenFile, OpenFiles
 from merge_models.merge.checkpoint.outputs.journal import Journal, binding_digest, differences
 from merge_models.merge.checkpoint.outputs.layout import Layout
 from merge_models.merge.checkpoint.outputs.lock import lock_file
@@ -122,13 +120,11 @@ class Staging:
         self.folder = self.home / "new"
         self._old, self._journal_file = self.home / "old", self.home / "journal"
         self._layout = layout
+        self._paths = [self.folder / shard.name for shard in layout.shards]
         self._overwrite = overwrite
         self._journal: Journal | None = None
         self._files = OpenFiles()
         self._made_as: dict[Path, tuple[int, int]] = {}
-        self._is_open = False
-        self._writers = 0
-        self._changed = threading.Condition()
         self._parents = [folder for folder in target.parents if not folder.exists()]
         try:
             self._lock = self._take()
@@ -234,7 +230,6 @@ class Staging:
                     f"{file}: {shard.nbytes} bytes cannot be reserved: {error.strerror}; make room, or choose"
                     " another disk or a larger shard size"
                 ) from None
-        self._is_open = True
 
     def _remove_others(self) -> None:
         """Small files are made again at the end; nothing that the merge does not make may stay."""
@@ -253,50 +248,40 @@ class Staging:
         """
         shard, offset = self._layout.places[name]
         view, done = memoryview(cast("Any", data)).cast("B"), 0
-        with self._open_file(shard) as descriptor:
+        borrowed = self._borrow(shard)
+        try:
             while done < len(view):
-                try:
-                    done += os.pwrite(descriptor, view[done:], offset + start + done)
-                except OSError as error:
-                    file = self.folder / self._layout.shards[shard].name
-                    raise CheckpointError(
-                        f"{file}: tensor '{printable(name)}' cannot be written: {error.strerror}; make room,"
-                        " or choose another disk"
-                    ) from None
+                done += os.pwrite(borrowed.descriptor, view[done:], offset + start + done)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self._paths[shard]}: tensor '{printable(name)}' cannot be written: {error.strerror};"
+                " make room, or choose another disk"
+            ) from None
+        finally:
+            self._files.give_back(borrowed)
 
     def digest(self, name: str, nbytes: int, kind: str) -> str | None:
         """Returns the digest of a tensor as it is staged; None where it cannot be read."""
         shard, offset = self._layout.places[name]
-        with self._open_file(shard) as descriptor:
-            try:
-                return digest_range(descriptor, offset, nbytes, kind)
-            except OSError:
-                return None
-
-    @contextmanager
-    def _open_file(self, shard: int) -> Iterator[int]:
-        """A shard's descriptor, which nobody closes meanwhile."""
-        with self._changed:
-            if not self._is_open:
-                raise CheckpointError(f"{self.target}: the merge was stopped")
-            self._writers += 1
+        borrowed = self._borrow(shard)
         try:
-            file = self.folder / self._layout.shards[shard].name
-            try:
-                borrowed = self._files.borrow(file, self._reopen)
-            except OSError as error:
-                raise CheckpointError(
-                    f"{file}: cannot be opened again: {error.strerror}; raise the limit of open files"
-                    " (ulimit -n), or choose a larger shard size"
-                ) from None
-            try:
-                yield borrowed.descriptor
-            finally:
-                self._files.give_back(borrowed)
+            return digest_range(borrowed.descriptor, offset, nbytes, kind)
+        except OSError:
+            return None
         finally:
-            with self._changed:
-                self._writers -= 1
-                self._changed.notify_all()
+            self._files.give_back(borrowed)
+
+    def _borrow(self, shard: int) -> OpenFile:
+        """Returns a shard that nobody closes until it is given back."""
+        try:
+            return self._files.borrow(self._paths[shard], self._reopen)
+        except OSError as error:
+            if self._files.is_shut:
+                raise CheckpointError(f"{self.target}: the merge was stopped") from None
+            raise CheckpointError(
+                f"{self._paths[shard]}: cannot be opened again: {error.strerror}; raise the limit of open"
+                " files (ulimit -n), or choose a larger shard size"
+            ) from None
 
     def _reopen(self, file: Path) -> int:
         """Opens a shard again that was closed to make room; it must be the one that was made."""
@@ -427,11 +412,7 @@ class Staging:
 
     def _close_files(self) -> None:
         """Closes the shards once begun writes are through: a worker may outlive a stopped merge."""
-        with self._changed:
-            self._is_open = False
-            while self._writers:
-                self._changed.wait()
-        self._files.close()
+        self._files.shut()
 
 
 _WRITING = os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)

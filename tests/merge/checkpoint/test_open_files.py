@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,28 @@ def test_an_output_that_is_not_the_one_that_was_made_is_not_written_to(
     with pytest.raises(CheckpointError, match=words):
         merge(parents, Linear(), out=tmp_path / "out", shard_size=64, threads=1, progress=progress)
     assert not (tmp_path / "out").exists()
+
+
+def test_shutting_waits_for_what_is_borrowed_and_opens_no_more(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    files, order = OpenFiles(), []
+
+    def opening(file: Path) -> int:
+        return os.open(file, os.O_RDONLY)
+
+    borrowed = files.borrow(tmp_path / "a", opening)
+
+    def shut() -> None:
+        files.shut()
+        order.append("shut")
+
+    closer = threading.Thread(target=shut)
+    closer.start()
+    closer.join(timeout=0.1)
+    assert closer.is_alive() and os.pread(borrowed.descriptor, 1, 0) == b"a"
+    order.append("given back")
+    files.give_back(borrowed)
+    closer.join(timeout=10)
+    assert order == ["given back", "shut"]
+    with pytest.raises(OSError, match="no longer in use"):
+        files.borrow(tmp_path / "a", opening)
