@@ -7,6 +7,7 @@ than the reading that it saves.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -26,24 +27,26 @@ class HeldBlocks:
         self._free: dict[int, list[np.ndarray]] = {}
         self._lock = threading.Lock()
 
-    def admit(self, nbytes: int) -> bool:
-        """Sets so many bytes aside for a block, if they are there."""
+    def lend(self, sizes: Sequence[int]) -> list[np.ndarray] | None:
+        """Returns uint8 buffers for a block, of these sizes; None where the budget has no room for all."""
+        total = sum(sizes)
         with self._lock:
-            if nbytes > self._left:
-                return False
-            self._left -= nbytes
-            return True
+            if total > self._left:
+                return None
+            self._left -= total
+            known = [self._take(nbytes) for nbytes in sizes]
+        pairs = zip(known, sizes, strict=True)
+        return [np.empty(size, np.uint8) if buffer is None else buffer for buffer, size in pairs]
 
-    def lend(self, nbytes: int) -> np.ndarray:
-        """Returns a uint8 buffer out of what was set aside."""
-        with self._lock:
-            free = self._free.get(nbytes)
-            if free:
-                return free.pop()
-            while self._made + nbytes > self._budget and self._drop_one():
-                pass
-            self._made += nbytes
-        return np.empty(nbytes, dtype=np.uint8)
+    def _take(self, nbytes: int) -> np.ndarray | None:
+        """A buffer that is free; None where one has to be made, for which room is made."""
+        free = self._free.get(nbytes)
+        if free:
+            return free.pop()
+        while self._made + nbytes > self._budget and self._drop_one():
+            pass
+        self._made += nbytes
+        return None
 
     def _drop_one(self) -> bool:
         """Lets go of a buffer that nobody uses, where there is one."""

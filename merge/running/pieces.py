@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -35,7 +34,7 @@ class Piece:
         """Number of elements."""
         return self.stop - self.start
 
-    @cached_property
+    @property
     def place(self) -> tuple[str, int]:
         """What tells it from all other pieces."""
         return self.task.name, self.start

@@ -95,19 +95,22 @@ class BlockReader:
             self._memory.give_back(held.lent)
 
     def _hold(self, piece: Piece) -> list[Span] | None:
-        if piece.place not in self._held:
-            refs = [read.ref for read in piece.task.reads]
-            parts = [_part(piece, use) for use in range(len(refs))]
-            sizes = [
-                (stop - start) * ref.info.dtype.size for ref, (start, stop) in zip(refs, parts, strict=True)
-            ]
-            if not self._memory.admit(sum(sizes)):
+        place = piece.place
+        held = self._held.get(place)
+        if held is None:
+            reads, parts = piece.task.reads, [_part(piece, use) for use in range(len(piece.task.reads))]
+            lent = self._memory.lend(
+                [
+                    (stop - start) * read.ref.info.dtype.size
+                    for read, (start, stop) in zip(reads, parts, strict=True)
+                ]
+            )
+            if lent is None:
                 return None
-            lent = [self._memory.lend(size) for size in sizes]
-            places = zip(refs, parts, lent, strict=True)
-            spans = [self._elements(ref, *part, buffer) for ref, part, buffer in places]
-            self._held[piece.place] = _Held(spans, lent)
-        return self._held[piece.place].spans
+            inputs = zip(reads, parts, lent, strict=True)
+            spans = [self._elements(read.ref, *part, buffer) for read, part, buffer in inputs]
+            held = self._held[place] = _Held(spans, lent)
+        return held.spans
 
     def _into(self, piece: Piece, use: int, buffers: Buffers, shown: bool = False) -> Span:
         ref, _, is_whole = piece.task.reads[use]
