@@ -39,7 +39,9 @@ def recipe_of(method: str, path: Path, base: Path, parents: list[Path]) -> Path:
     return path
 
 
-def rounds(before: Contender, after: Contender, recipe: Path, runs: int, threads: int):
+def rounds(
+    before: Contender, after: Contender, recipe: Path, runs: int, threads: int
+) -> list[tuple[Sample, Sample]]:
     """Pairs of samples (before, after); the first, which warms up, is left out."""
     pairs: list[tuple[Sample, Sample]] = []
     for number in range(runs + 1):
@@ -80,7 +82,7 @@ def main() -> None:
     args = parser.parse_args()
     args.dir = args.dir.resolve()
     speed.prepare(args)
-    before, after = installed("before", args.before), installed("after", Path(sys.executable))
+    before, after = installed("before", args.before.absolute()), installed("after", Path(sys.executable))
     medians: list[float] = []
     with tempfile.TemporaryDirectory(dir=args.dir, prefix="paired-") as folder:
         for method in args.methods.split(","):

@@ -20,6 +20,9 @@ FEWEST = 8
 SHARE = 2
 """One in so many of a process's descriptors may be a weight file's; the others are the caller's."""
 
+_FULL = (errno.EMFILE, errno.ENFILE)
+"""What a system says where no more files may be open."""
+
 
 @dataclass(eq=False)
 class OpenFile:
@@ -28,10 +31,12 @@ class OpenFile:
     Attributes:
         descriptor: of the file.
         users: how many use it now.
+        is_left: whether it is to be closed by the last of them.
     """
 
     descriptor: int
     users: int = 0
+    is_left: bool = False
 
 
 _lock = threading.Lock()
@@ -73,6 +78,8 @@ class OpenFiles:
         """Lets the file be closed when room is needed."""
         with _lock:
             borrowed.users -= 1
+            if borrowed.is_left and not borrowed.users:
+                os.close(borrowed.descriptor)
             if self._is_shut:
                 _returned.notify_all()
 
@@ -85,7 +92,7 @@ class OpenFiles:
             return borrowed
 
     def close(self) -> None:
-        """Closes all of them."""
+        """Closes all of them; those that someone uses are closed when they are given back."""
         with _lock:
             for file in [*self._open]:
                 _close(self, file)
@@ -108,6 +115,11 @@ class OpenFiles:
         return self._open.pop(file)
 
 
+def advice(error: OSError, otherwise: str) -> str:
+    """Returns what to do where a file cannot be opened: raise the limit, if that was the reason."""
+    return "raise the limit of open files (ulimit -n)" if error.errno in _FULL else otherwise
+
+
 def most_open() -> int:
     """Returns how many weight files may be open at a time, by the limit of this process."""
     if sys.platform == "win32":
@@ -124,7 +136,7 @@ def _opened(file: Path, opening: Callable[[Path], int]) -> int:
         try:
             return opening(file)
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE) or not _close_oldest():
+            if error.errno not in _FULL or not _close_oldest():
                 raise
 
 
@@ -140,4 +152,6 @@ def _close_oldest() -> bool:
 def _close(owner: OpenFiles, file: Path) -> None:
     known = owner.forget(file)
     del _oldest_first[known]
-    os.close(known.descriptor)
+    known.is_left = known.users > 0
+    if not known.is_left:
+        os.close(known.descriptor)

@@ -133,7 +133,7 @@ def _room(number: int, count: int) -> tuple[Sequence[np.ndarray], Sequence[np.nd
 
 
 def count_shared(sources: Sequence[Span], base: Span, low: int) -> np.ndarray:
-    """Returns how many elements of each source lie above ``low``, shared and alone, int64 ``[2, N]``."""
+    """Returns how many keys of each source lie above ``low``: int64 ``[2, N]``, shared and alone."""
     library = compiled.library_for(*sources, base)
     if library is None:
         from merge_models.merge.kernels import torch_keys

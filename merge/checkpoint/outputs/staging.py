@@ -15,7 +15,7 @@ import numpy as np
 from merge_models.merge.checkpoint.digest import digest_bytes, digest_range
 from merge_models.merge.checkpoint.guard import read_json
 from merge_models.merge.checkpoint.header import printable
-from merge_models.merge.checkpoint.open_files import OpenFile, OpenFiles
+from merge_models.merge.checkpoint.open_files import OpenFile, OpenFiles, advice
 from merge_models.merge.checkpoint.outputs.journal import Journal, binding_digest, differences
 from merge_models.merge.checkpoint.outputs.layout import Layout
 from merge_models.merge.checkpoint.outputs.lock import lock_file
@@ -40,6 +40,9 @@ def check_target(target: Path, inputs: list[Path], overwrite: bool) -> None:
     except OSError as error:
         raise CheckpointError(f"output {target}: {error.strerror}; choose another output") from None
 
+
+_WRITING = os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+"""Flags of a shard; where it is a link, what that leads to is not opened."""
 
 _FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 """Endings of weight files: who names one does not expect a folder."""
@@ -278,9 +281,9 @@ class Staging:
         except OSError as error:
             if self._files.is_shut:
                 raise CheckpointError(f"{self.target}: the merge was stopped") from None
+            fix = advice(error, "run the merge again")
             raise CheckpointError(
-                f"{self._paths[shard]}: cannot be opened again: {error.strerror}; raise the limit of open"
-                " files (ulimit -n), or choose a larger shard size"
+                f"{self._paths[shard]}: cannot be opened again: {error.strerror}; {fix}"
             ) from None
 
     def _reopen(self, file: Path) -> int:
@@ -413,10 +416,6 @@ class Staging:
     def _close_files(self) -> None:
         """Closes the shards once begun writes are through: a worker may outlive a stopped merge."""
         self._files.shut()
-
-
-_WRITING = os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
-"""Flags of a shard; where it is a link, what that leads to is not opened."""
 
 
 def _make(file: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from merge_models.merge.checkpoint.header import (
     printable,
     stamp,
 )
-from merge_models.merge.checkpoint.open_files import OpenFile, OpenFiles
+from merge_models.merge.checkpoint.open_files import OpenFile, OpenFiles, advice
 from merge_models.merge.errors import ChangedError, CheckpointError
 
 
@@ -102,8 +101,8 @@ class Checkpoint:
         except FileNotFoundError:
             raise ChangedError(f"{file}: has changed: it is no longer there; run it again") from None
         except OSError as error:
-            limit = "; raise the limit of open files (ulimit -n)" if error.errno == errno.EMFILE else ""
-            raise CheckpointError(f"{file}: cannot be opened: {error.strerror}{limit}") from None
+            fix = advice(error, "check the disk, and who may read it")
+            raise CheckpointError(f"{file}: cannot be opened: {error.strerror}; {fix}") from None
 
     def _open(self, file: Path) -> int:
         """Opens a file of the checkpoint, which must be the one whose header was read."""

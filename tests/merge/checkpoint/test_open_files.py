@@ -141,7 +141,11 @@ def test_an_output_that_is_not_the_one_that_was_made_is_not_written_to(
             if harm == "replaced":
                 last.write_bytes(b"another's")
 
-    words = "cannot be opened again" if harm == "removed" else "was replaced while it was written"
+    words = (
+        "cannot be opened again: .*; run the merge again$"
+        if harm == "removed"
+        else "was replaced while it was written"
+    )
     with pytest.raises(CheckpointError, match=words):
         merge(parents, Linear(), out=tmp_path / "out", shard_size=64, threads=1, progress=progress)
     assert not (tmp_path / "out").exists()
@@ -170,3 +174,16 @@ def test_shutting_waits_for_what_is_borrowed_and_opens_no_more(tmp_path: Path) -
     assert order == ["given back", "shut"]
     with pytest.raises(OSError, match="no longer in use"):
         files.borrow(tmp_path / "a", opening)
+
+
+def test_what_is_in_use_is_closed_when_it_is_given_back(tmp_path: Path) -> None:
+    """A worker that outlives a stopped merge reads on from the file that it began with."""
+    (tmp_path / "a").write_text("a")
+    files, before = OpenFiles(), len(os.listdir("/dev/fd"))
+    borrowed = files.borrow(tmp_path / "a", lambda file: os.open(file, os.O_RDONLY))
+    files.close()
+    assert os.pread(borrowed.descriptor, 1, 0) == b"a"
+    files.give_back(borrowed)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.pread(borrowed.descriptor, 1, 0)
+    assert len(os.listdir("/dev/fd")) == before and not open_files._oldest_first
