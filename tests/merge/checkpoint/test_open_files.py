@@ -142,7 +142,7 @@ def test_an_output_that_is_not_the_one_that_was_made_is_not_written_to(
                 last.write_bytes(b"another's")
 
     words = (
-        "cannot be opened again: .*; run the merge again$"
+        "cannot be opened again: .*; run the merge again; "
         if harm == "removed"
         else "was replaced while it was written"
     )
